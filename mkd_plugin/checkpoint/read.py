@@ -1,0 +1,73 @@
+"""Reading a checkpoint without running what is in it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+__all__ = ['install_safe_loader', 'read_checkpoint', 'weights_of']
+
+
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or it would run code, or it holds no dict.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint {path}.')
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[-1] if 'WeightsUnpickler' not in str(error) else unsafe_name(str(error))
+        raise ValueError(
+            f'{path} was refused: it holds more than tensors and plain values ({reason}). Nothing in it was run. '
+            'Checkpoints of this package, and state dicts saved with torch.save, can be read.'
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f'{path} cannot be read as a checkpoint: is it complete? ({error})') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dict of weights.')
+    return checkpoint
+
+
+def unsafe_name(message: str) -> str:
+    """The part of torch's long message that names what was refused."""
+    lines = [line.strip() for line in message.splitlines() if 'WeightsUnpickler' in line or 'GLOBAL' in line]
+    return lines[0][:200] if lines else message[:200]
+
+
+def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: the whole dict, or what lies under ``state_dict`` or ``model``.
+
+    Raises:
+        ValueError: There are no tensors, for example because the file is an optimizer's state only.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    weights = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise ValueError(f"{source} holds no weights: its entries are {sorted(map(str, checkpoint))[:10]}.")
+    return weights
+
+
+def install_safe_loader() -> None:
+    """Make mmengine read local checkpoints through :func:`read_checkpoint`.
+
+    onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file runs code through
+    ``load_from``, ``--resume`` and ``init_cfg``.
+    """
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return read_checkpoint(filename, map_location)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)

@@ -1,0 +1,73 @@
+"""What a checkpoint of ours holds: plain values only, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from mkd_plugin.engine.stages import bare_model
+from mkd_plugin.registry import HOOKS
+from mkd_plugin.version import __version__
+
+__all__ = ['PortableCheckpointHook']
+
+
+@HOOKS.register_module()
+class PortableCheckpointHook(Hook):
+    """Makes a checkpoint readable with ``torch.load(weights_only=True)``, and says what network is in it.
+
+    * The log's history, which mmengine stores as objects, is stored as lists and restored on resume.
+    * ``meta['mkd_plugin']`` names the network, the student's pixel statistics, the stage and the version, so that
+      ``mkd_plugin.load_student`` can rebuild it without reading the config.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Replace objects by plain values, and add the provenance."""
+        hub = checkpoint['message_hub']
+        hub['log_scalars'] = {name: pack(buffer) for name, buffer in hub['log_scalars'].items()}
+        hub['runtime_info'] = {name: value for name, value in hub['runtime_info'].items() if is_plain(value)}
+        model = bare_model(runner)
+        network = model.backbone
+        checkpoint['meta']['mkd_plugin'] = dict(
+            version=__version__,
+            stage=runner.message_hub.get_info('mkd_stage', None),
+            backbone=dict(
+                arch=asdict(network.arch),
+                img_size=network.img_size,
+                patch_size=network.patch_size,
+                in_channels=network.in_channels,
+            ),
+            **dict(zip(('pixel_mean', 'pixel_std'), map(list, model.pixel_statistics()), strict=True)),
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Give mmengine its objects back."""
+        scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+        for name, value in scalars.items():
+            if isinstance(value, dict):
+                scalars[name] = unpack(value)
+
+
+def pack(buffer: HistoryBuffer) -> dict[str, Any]:
+    """A log's history as plain lists."""
+    values, counts = buffer.data
+    return {'values': values.tolist(), 'counts': counts.tolist(), 'max_length': buffer.max_length}
+
+
+def unpack(packed: dict[str, Any]) -> HistoryBuffer:
+    """The inverse of :func:`pack`."""
+    return HistoryBuffer(packed['values'], packed['counts'], packed['max_length'])
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``weights_only`` loading accepts a value."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic))

@@ -1,0 +1,49 @@
+"""What the surrounding model tells the components it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mkd_plugin.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from mkd_plugin.models.masking.base import Masking
+    from mkd_plugin.models.teachers.base import Teacher
+
+__all__ = ['DistillContext', 'StudentContext']
+
+
+@dataclass(frozen=True)
+class StudentContext:
+    """The student, as teachers and maskings need to know it.
+
+    Attributes:
+        network: The student itself, for teachers that copy it.
+        pixel_mean: Per channel, of the images the student gets, in units of the stored image (0 … 255).
+        pixel_std: Likewise.
+    """
+
+    network: VisionTransformer
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and row."""
+        return self.network.grid
+
+    @property
+    def num_patches(self) -> int:
+        """L."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class DistillContext:
+    """Everything an objective is checked against when it is built."""
+
+    student: StudentContext
+    teachers: Mapping[str, Teacher]
+    masking: Masking

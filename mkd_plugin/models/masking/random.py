@@ -1,0 +1,52 @@
+"""Uniform random masking (MAE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.lessons import Lessons
+from mkd_plugin.models.masking.base import Masking
+from mkd_plugin.registry import MODELS
+from mkd_plugin.structures import TokenMask
+
+__all__ = ['RandomMasking']
+
+
+@MODELS.register_module()
+class RandomMasking(Masking):
+    """Hides a random subset of fixed size, uniformly over all subsets.
+
+    Args:
+        student: The student, for its grid.
+        ratio: Share of hidden patches; floor(L · (1 − ratio)) stay visible.
+        num_visible: The number of visible patches itself, instead of ``ratio``.
+
+    Raises:
+        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden.
+    """
+
+    def __init__(
+        self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None
+    ) -> None:
+        super().__init__(student=student)
+        if (ratio is None) == (num_visible is None):
+            raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
+        if ratio is not None and not 0 < ratio < 1:
+            raise ValueError(f'ratio={ratio}: it must lie in (0, 1). To hide nothing, use NoMasking.')
+        # The nearest integer wins over a rounding error such as 100 · (1 − 0.9) = 9.999…
+        visible = num_visible if ratio is None else int(round(self.num_patches * (1 - ratio), 6))
+        assert visible is not None
+        if not 1 <= visible < self.num_patches:
+            given = f'ratio={ratio}' if num_visible is None else f'num_visible={num_visible}'
+            raise ValueError(
+                f'{given} leaves {visible} of {self.num_patches} patches visible; between 1 and {self.num_patches - 1} '
+                f'are possible. Lower the ratio, or use a larger image or smaller patches.'
+            )
+        self.num_visible = visible
+
+    def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
+        """Draw one random mask an image."""
+        noise_BL = torch.rand(len(images_BCHW), self.num_patches, device=images_BCHW.device)
+        return TokenMask.from_kept(noise_BL.argsort(dim=1)[:, : self.num_visible], self.num_patches)

@@ -1,0 +1,7 @@
+"""Students: thin users of the one ViT."""
+
+from mkd_plugin.models.students.classifier import ClassifierViT
+from mkd_plugin.models.students.masked import MaskTokenViT
+from mkd_plugin.models.students.visible import VisibleViT
+
+__all__ = ['ClassifierViT', 'MaskTokenViT', 'VisibleViT']

@@ -1,0 +1,39 @@
+"""Normalisations of targets: pure functions of (…, R, D) → (…, R, D)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mkd_plugin.registry import MODELS
+
+__all__ = ['L2Normalize', 'TokenStandardize']
+
+
+@MODELS.register_module()
+class TokenStandardize(nn.Module):
+    """(x − mean) / √(variance + eps) over the channels of each token.
+
+    Args:
+        unbiased: Divide the variance by D − 1, as dBOT and MAE do (True), or by D, as LayerNorm does (False).
+        eps: Inside the root.
+    """
+
+    def __init__(self, *, unbiased: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.unbiased, self.eps = unbiased, eps
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Standardise every token."""
+        mean = target.mean(dim=-1, keepdim=True)
+        variance = target.var(dim=-1, unbiased=self.unbiased, keepdim=True)
+        return (target - mean) * (variance + self.eps).rsqrt()
+
+
+@MODELS.register_module()
+class L2Normalize(nn.Module):
+    """Every token to unit length over its channels (DMAE's reference code, MVP, MaskFeat)."""
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Normalise every token."""
+        return F.normalize(target, dim=-1)

@@ -1,0 +1,9 @@
+"""The one Vision Transformer that student, teacher and dense backbone are thin users of."""
+
+from mkd_plugin.models.vit.arch import Arch, resolve_arch
+from mkd_plugin.models.vit.block import Block
+from mkd_plugin.models.vit.positions import sincos_positions
+from mkd_plugin.models.vit.taps import Tap, parse_tap
+from mkd_plugin.models.vit.vit import VisionTransformer
+
+__all__ = ['Arch', 'Block', 'Tap', 'VisionTransformer', 'parse_tap', 'resolve_arch', 'sincos_positions']

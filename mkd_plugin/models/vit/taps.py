@@ -1,0 +1,54 @@
+"""Taps: the places of a transformer whose features can be read.
+
+========================  ================================================================================
+``input:i``               tokens that enter block i (``input:0`` are the embeddings)
+``block:i``               raw output of block i, before any final norm
+``relation:i``            token relations Q·Kᵀ per head of block i (Hybrid Distill)
+``output``                tokens after the last block and the final norm
+========================  ================================================================================
+
+``i`` counts from 0; negative values count from the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ['Tap', 'parse_tap']
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A parsed tap.
+
+    Attributes:
+        name: As it was written.
+        kind: 'tokens', 'relation' or 'output'.
+        position: How many blocks have run when the tap can be read; for relations, the block they belong to.
+    """
+
+    name: str
+    kind: str
+    position: int
+
+
+def parse_tap(name: str, depth: int) -> Tap:
+    """Read a tap's name for a network of ``depth`` blocks.
+
+    In a network cut to depth 0 ``block:-1`` is what enters its first block: dBOT's teacher 0 of depth 0.
+
+    Raises:
+        ValueError: The name is not a tap, or the block is out of range.
+    """
+    if name == 'output':
+        return Tap(name, 'output', depth)
+    kind, _, number = name.partition(':')
+    if kind not in ('input', 'block', 'relation') or not number.lstrip('-').isdigit():
+        raise ValueError(f"Unknown tap '{name}': use 'output', 'block:i', 'input:i' or 'relation:i' (i may be negative).")
+    index = int(number) + (depth if int(number) < 0 else 0)
+    lowest = -1 if kind == 'block' and depth == 0 else 0
+    if not lowest <= index < max(depth, lowest + 1):
+        raise ValueError(f"Tap '{name}' is out of range: the network has {depth} blocks, so i is −{depth} … {depth - 1}.")
+    if kind == 'relation':
+        return Tap(name, 'relation', index)
+    return Tap(name, 'tokens', index + (kind == 'block'))

@@ -1,0 +1,124 @@
+"""The registries: children of mmengine's root registries, mirrored into mmpretrain's.
+
+Being children of the *root* makes ``type='mkd_plugin.X'`` resolve from the scope of mmpretrain, mmdet and mmseg
+without ``custom_imports``. Being mirrored makes the plain name ``type='X'`` resolve in an mmpretrain config after
+``custom_imports=dict(imports=['mkd_plugin'])``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+__all__ = ['HOOKS', 'MODELS', 'MirroredRegistry', 'build']
+
+
+class MirroredRegistry(Registry):
+    """A registry whose members also become members of a host's registry.
+
+    Nothing is imported for it: the host learns where our members live (``locations``) and imports them when a name is
+    first looked up there.
+
+    Args:
+        name: What the members are, for messages.
+        parent: mmengine's root registry of that kind.
+        locations: Modules whose import registers the members.
+    """
+
+    def __init__(self, name: str, *, parent: Registry, locations: list[str]) -> None:
+        super().__init__(name, parent=parent, scope='mkd_plugin', locations=locations)
+        self._mirror: Registry | None = None
+
+    def mirror_into(self, host: Registry) -> None:
+        """Let ``host`` find our members by their plain names, lazily."""
+        self._mirror = host
+        host._locations = [*host._locations, *self._locations]
+        host._imported = False  # a host that has already looked its own modules up must look once more
+
+    def _register_module(
+        self, module: type, module_name: str | list[str] | None = None, force: bool = False
+    ) -> None:
+        super()._register_module(module, module_name, force)
+        if self._mirror is None:
+            return
+        names = [module.__name__] if module_name is None else module_name
+        for name in [names] if isinstance(names, str) else names:
+            taken = self._mirror.module_dict.get(name)
+            if taken is not None and taken is not module:
+                raise ValueError(
+                    f"mkd_plugin registers '{name}', but {self._mirror.scope} already has {taken.__module__}."
+                    f"{taken.__qualname__} under that name. Rename yours, or do not import both in one run."
+                )
+            self._mirror.register_module(name=name, module=module, force=True)
+
+
+MODELS = MirroredRegistry('mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models'])
+HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
+
+if find_spec('mmpretrain') is not None:
+    from mmpretrain import registry as mmpretrain_registry
+
+    for ours, theirs in ((MODELS, mmpretrain_registry.MODELS), (HOOKS, mmpretrain_registry.HOOKS)):
+        ours.mirror_into(theirs)
+
+
+def build(cfg: Any, **context: Any) -> Any:
+    """Build one of the plugin's components inside the plugin's own scope, whatever scope the run uses.
+
+    Args:
+        cfg: A config with ``type``: ours, or mmpretrain's (``mmpretrain.HOGGenerator`` or plain). Something that is built
+            already is returned as it is.
+        context: What the surrounding model tells every component of this kind (never written in a config).
+
+    Raises:
+        ValueError: The config has no ``type``, or the component has no option of a name that was given.
+    """
+    if not isinstance(cfg, dict):
+        return cfg
+    if 'type' not in cfg:
+        raise ValueError(f"A component's config needs a 'type', got only {sorted(cfg)}.")
+    cfg, component = dict(cfg), find(cfg['type'])
+    if component is None:
+        raise ValueError(
+            f"There is no component '{cfg['type']}' in mkd_plugin or mmpretrain. Ours are {sorted(MODELS.module_dict)}; "
+            "a class of another host is written with its package, for example 'mmseg.HOG'."
+        )
+    cfg['type'] = component
+    if component.__module__.startswith('mkd_plugin.'):
+        check_options(component, [key for key in cfg if key not in ('type', '_scope_')], context)
+    return MODELS.build({'_scope_': 'mkd_plugin', **cfg}, default_args=context)
+
+
+def find(name: str | type) -> type | None:
+    """The class of a component: ours by its plain name, else mmpretrain's."""
+    if not isinstance(name, str):
+        return name
+    found = MODELS.get(name)
+    return MODELS.get(f'mmpretrain.{name}') if found is None and '.' not in name else found
+
+
+def check_options(component: type, given: Iterable[str], context: Iterable[str]) -> None:
+    """Refuse a misspelt option, and say which there are.
+
+    Raises:
+        ValueError: ``component`` has no option of a name that was given.
+    """
+    allowed: set[str] = set()
+    for cls in component.__mro__:  # a subclass that passes **options on has its parent's as well
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        allowed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    unknown = sorted(set(given) - allowed)
+    if unknown:
+        options = sorted(allowed - set(context))
+        nearest = [match for key in unknown for match in difflib.get_close_matches(key, options, 1)]
+        hint = f' Did you mean {nearest}?' if nearest else ''
+        raise ValueError(f'{component.__name__} has no option {unknown}.{hint} It has {options}.')

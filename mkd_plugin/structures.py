@@ -1,0 +1,218 @@
+"""What flows between the components of a step: masks, regions of tokens, and features.
+
+Shape legend, used as suffixes in the whole package:
+
+    B images            L patches of the full grid, row-major     D width (channels of a token)
+    V visible patches   M hidden patches                          H attention heads, K channels of a head
+    N tokens of a sequence: P prefix tokens (cls first), then patches
+    R tokens of a region: [cls], then patches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ['QueryKey', 'Region', 'RegionTokens', 'TapSpec', 'TapValue', 'TokenFeatures', 'TokenMask', 'Tokens', 'take']
+
+
+def take(x_BND: Tensor, rows_BR: Tensor) -> Tensor:
+    """Pick tokens: ``out[b, r] = x[b, rows[b, r]]``, shape (B, R, D)."""
+    return x_BND.gather(1, rows_BR.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Which patches of each image are hidden from the student.
+
+    Attributes:
+        hidden_BL: bool, True = hidden.
+        ids_keep_BV: Ids of the visible patches, ascending.
+        ids_hide_BM: Ids of the hidden patches, ascending.
+        ids_restore_BL: Where patch ``l`` stands in ``cat(visible, hidden)``.
+
+    The three kinds of ids are None when the number of hidden patches differs between the images of a batch; such a
+    mask serves students that see the full length.
+    """
+
+    hidden_BL: Tensor
+    ids_keep_BV: Tensor | None = None
+    ids_hide_BM: Tensor | None = None
+    ids_restore_BL: Tensor | None = None
+
+    @classmethod
+    def from_hidden(cls, hidden_BL: Tensor, num_visible: int) -> TokenMask:
+        """A mask with the same, known number of visible patches in every image (not checked: it would synchronise)."""
+        order_BL = hidden_BL.to(torch.uint8).argsort(dim=1, stable=True)
+        return cls(
+            hidden_BL=hidden_BL,
+            ids_keep_BV=order_BL[:, :num_visible],
+            ids_hide_BM=order_BL[:, num_visible:],
+            ids_restore_BL=order_BL.argsort(dim=1),
+        )
+
+    @classmethod
+    def from_kept(cls, ids_keep_BV: Tensor, num_patches: int) -> TokenMask:
+        """A mask that shows exactly the patches ``ids_keep_BV``."""
+        hidden_BL = torch.ones(ids_keep_BV.shape[0], num_patches, dtype=torch.bool, device=ids_keep_BV.device)
+        return cls.from_hidden(hidden_BL.scatter(1, ids_keep_BV, False), ids_keep_BV.shape[1])
+
+
+@dataclass(frozen=True)
+class RegionTokens:
+    """The tokens of one batch that a loss is taken over.
+
+    Attributes:
+        patches: 'hidden', 'visible' or 'all'.
+        cls: Whether the cls token stands before them.
+        ids_BR: Patch ids, one row an image.
+        weight_BR: 1 for a token of the region (cls included), 0 for one that only fills the rectangle; None when all
+            count.
+    """
+
+    patches: str
+    cls: bool
+    ids_BR: Tensor
+    weight_BR: Tensor | None = None
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """Average an elementwise loss (B, R, …) over the region; a scalar, which a host's loss returns, stays.
+
+        Raises:
+            ValueError: The loss is not one value (or vector) per token although the tokens have weights.
+        """
+        if self.weight_BR is None:
+            return loss.mean()
+        if loss.shape[:2] != self.weight_BR.shape:
+            raise ValueError(
+                f'The number of hidden patches differs between images, so the loss must have the shape (B, R, …) = '
+                f'{tuple(self.weight_BR.shape)}, got {tuple(loss.shape)}. Use an elementwise loss on tokens, or a '
+                f'masking with a fixed number of hidden patches.'
+            )
+        loss_BR = loss.flatten(2).mean(2) if loss.dim() > 2 else loss
+        return (loss_BR * self.weight_BR).sum() / self.weight_BR.sum()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a loss is taken: 'hidden', 'visible' or 'all' patches, with '+cls' or without."""
+
+    patches: str
+    cls: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Region:
+        """Read ``'hidden+cls'`` and its like.
+
+        Raises:
+            ValueError: The text names no region.
+        """
+        patches, _, extra = text.partition('+')
+        if patches not in ('hidden', 'visible', 'all') or extra not in ('', 'cls'):
+            raise ValueError(f"region='{text}': use 'hidden', 'visible' or 'all', with '+cls' or without.")
+        return cls(patches, extra == 'cls')
+
+    def tokens(self, mask: TokenMask) -> RegionTokens:
+        """The region's tokens under this batch's mask."""
+        ids_BR = {'hidden': mask.ids_hide_BM, 'visible': mask.ids_keep_BV, 'all': None}[self.patches]
+        if ids_BR is not None:
+            return RegionTokens(self.patches, self.cls, ids_BR)
+        batch, length = mask.hidden_BL.shape
+        every_BL = torch.arange(length, device=mask.hidden_BL.device).expand(batch, length)
+        if self.patches == 'all':
+            return RegionTokens('all', self.cls, every_BL)
+        weight_BL = mask.hidden_BL if self.patches == 'hidden' else ~mask.hidden_BL
+        cls_B1 = torch.ones_like(weight_BL[:, : int(self.cls)])
+        return RegionTokens('all', self.cls, every_BL, torch.cat([cls_B1, weight_BL], 1).float())
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """What a tap gives, known before anything runs.
+
+    Attributes:
+        kind: 'tokens' or 'relation'.
+        channels: Width of a token; for relations the number of heads.
+        cls: Whether a cls token stands before the patches.
+    """
+
+    kind: str
+    channels: int
+    cls: bool = True
+
+
+class TapValue(Protocol):
+    """What a network gives at a tap; rows are picked before anything expensive is made of it."""
+
+    def at(self, rows: slice | Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token features (B, N, D)."""
+
+    x_BND: Tensor
+
+    def at(self, rows: slice | Tensor) -> Tensor:
+        """The chosen tokens, (B, R, D)."""
+        return self.x_BND[:, rows] if isinstance(rows, slice) else take(self.x_BND, rows)
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """Queries and keys of one attention layer; their product is formed for the chosen tokens only."""
+
+    q_BHNK: Tensor
+    k_BHNK: Tensor
+
+    def at(self, rows: slice | Tensor) -> Tensor:
+        """Token relations R = Q·Kᵀ per head, unscaled, (B, H, R, R) (Hybrid Distill, Sec. 3)."""
+        q, k = (self._pick(x, rows) for x in (self.q_BHNK, self.k_BHNK))
+        return q @ k.transpose(-2, -1)
+
+    @staticmethod
+    def _pick(x_BHNK: Tensor, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            return x_BHNK[:, :, rows]
+        _, heads, _, channels = x_BHNK.shape
+        return x_BHNK.gather(2, rows[:, None, :, None].expand(-1, heads, -1, channels))
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """Features of one network for one batch.
+
+    Attributes:
+        taps: Tap name → value over N tokens.
+        num_prefix: P, the prefix tokens before the patches (0 or more; the first is cls).
+        mask: The mask under which only the visible patches were computed, in the order of ``mask.ids_keep_BV``; None if
+            the patches are the full grid.
+    """
+
+    taps: Mapping[str, TapValue]
+    num_prefix: int
+    mask: TokenMask | None = None
+
+    def select(self, tap: str, region: RegionTokens) -> Tensor:
+        """A tap's value at the tokens of a region: (B, R, D), or (B, H, R, R) for relations."""
+        return self.taps[tap].at(self._rows(region))
+
+    def tokens(self, tap: str) -> Tensor:
+        """All token features of a tap, (B, N, D)."""
+        return self.taps[tap].at(slice(None))
+
+    def _rows(self, region: RegionTokens) -> slice | Tensor:
+        every_patch_in_order = self.mask is not None or region.patches == 'all'
+        if every_patch_in_order and self.num_prefix == int(region.cls):
+            return slice(None)
+        if every_patch_in_order and not region.cls:
+            return slice(self.num_prefix, None)
+        ids_BR = region.ids_BR
+        if self.mask is not None:  # the tokens stand for the visible patches: count them, not the grid
+            ids_BR = torch.arange(ids_BR.shape[1], device=ids_BR.device).expand_as(ids_BR)
+        rows_BR = ids_BR + self.num_prefix
+        return torch.cat([torch.zeros_like(rows_BR[:, :1]), rows_BR], 1) if region.cls else rows_BR
