@@ -11,17 +11,21 @@ from mkd_plugin.version import __version__
 check_hosts()  # first: the imports below fail with less helpful words
 
 from mkd_plugin import registry  # noqa: E402
-from mkd_plugin.config import get_config  # noqa: E402
+from mkd_plugin.checkpoint.read import install_safe_loader  # noqa: E402
+from mkd_plugin.config import get_ablation, get_config  # noqa: E402
 
 if TYPE_CHECKING:
     from mkd_plugin.checkpoint.student import load_student
 
-__all__ = ['__version__', 'get_config', 'load_student', 'registry']
+__all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'registry']
+
+install_safe_loader()
 
 
 def __getattr__(name: str) -> Any:
     """Import `load_student` on first use: it needs the models, which a config or a look-up does not."""
     if name == 'load_student':
         from mkd_plugin.checkpoint.student import load_student
+
         return load_student
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

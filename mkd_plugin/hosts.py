@@ -84,7 +84,7 @@ def _check_unambiguous(host: Host, found: dict[str, str]) -> None:
         return
     keep = next(iter(found))
     raise ImportError(
-        f'{" and ".join(found)} are both installed and overwrite each other\'s files of the module {host.module}: run '
+        f"{' and '.join(found)} are both installed and overwrite each other's files of the module {host.module}: run "
         f'`pip uninstall -y {" ".join(found)}`, then `{_pip_install((keep, host))}`.'
     )
 

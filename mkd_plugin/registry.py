@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,9 +42,7 @@ class MirroredRegistry(Registry):
         host._locations = [*host._locations, *self._locations]
         host._imported = False  # a host that has already looked its own modules up must look once more
 
-    def _register_module(
-        self, module: type, module_name: str | list[str] | None = None, force: bool = False
-    ) -> None:
+    def _register_module(self, module: type, module_name: str | list[str] | None = None, force: bool = False) -> None:
         super()._register_module(module, module_name, force)
         if self._mirror is None:
             return
@@ -54,7 +52,7 @@ class MirroredRegistry(Registry):
             if taken is not None and taken is not module:
                 raise ValueError(
                     f"mkd_plugin registers '{name}', but {self._mirror.scope} already has {taken.__module__}."
-                    f"{taken.__qualname__} under that name. Rename yours, or do not import both in one run."
+                    f'{taken.__qualname__} under that name. Rename yours, or do not import both in one run.'
                 )
             self._mirror.register_module(name=name, module=module, force=True)
 
@@ -112,7 +110,10 @@ def check_options(component: type, given: Iterable[str], context: Iterable[str])
     """
     allowed: set[str] = set()
     for cls in component.__mro__:  # a subclass that passes **options on has its parent's as well
-        parameters = inspect.signature(cls.__init__).parameters.values()
+        constructor: Callable[..., None] | None = vars(cls).get('__init__')
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
         allowed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break

@@ -1,7 +1,9 @@
-"""Loading weights: right, or with a reason why not."""
+"""Loading weights: right, or with a reason why not.
 
-from mkd_plugin.checkpoint.load import load_backbone
+``load``: a ViT from a file, strictly. ``read``: a file, without running what is in it. ``student``: a whole student.
+"""
+
+from mkd_plugin.checkpoint.load import LoadReport, load_backbone
 from mkd_plugin.checkpoint.read import read_checkpoint
-from mkd_plugin.checkpoint.student import LoadedStudent, load_student
 
-__all__ = ['LoadedStudent', 'load_backbone', 'load_student', 'read_checkpoint']
+__all__ = ['LoadReport', 'load_backbone', 'read_checkpoint']

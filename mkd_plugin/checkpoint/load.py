@@ -118,7 +118,9 @@ def check_coverage(
     if not uncovered:
         return
     shapes = [
-        f'{key} is {tuple(found[key].shape)} there and {tuple(own[key].shape)} here' for key in uncovered if key in found
+        f'{key} is {tuple(found[key].shape)} there and {tuple(own[key].shape)} here'
+        for key in uncovered
+        if key in found
     ]
     absent = [key for key in uncovered if key not in found]
     reasons = shapes[:4] + ([f'absent: {shorten(absent)}'] if absent else [])

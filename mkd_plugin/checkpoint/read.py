@@ -56,7 +56,7 @@ def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tens
             break
     weights = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     if not weights:
-        raise ValueError(f"{source} holds no weights: its entries are {sorted(map(str, checkpoint))[:10]}.")
+        raise ValueError(f'{source} holds no weights: its entries are {sorted(map(str, checkpoint))[:10]}.')
     return weights
 
 

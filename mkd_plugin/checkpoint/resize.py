@@ -23,6 +23,6 @@ def resize_positions(
     if old_grid == new_grid:
         return table_1ND
     prefix, patches = table_1ND[:, :num_prefix], table_1ND[:, num_prefix:]
-    image = patches.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    image = patches.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new_grid, mode='bicubic', antialias=True)
     return torch.cat([prefix, image.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)

@@ -24,11 +24,19 @@ class LoadedStudent(nn.Module):
         pixel_std: Likewise.
     """
 
+    backbone: VisionTransformer
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, backbone: VisionTransformer, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_buffer('pixel_mean', torch.tensor(pixel_mean).view(-1, 1, 1) / 255)
         self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1) / 255)
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """RGB in [0, 1] → what the backbone was trained on."""
+        return (images_BCHW - self.pixel_mean) / self.pixel_std
 
     def features(self, images_BCHW: Tensor, *, tap: str = 'block:-1', pool: str = 'mean') -> Tensor:
         """Features of images.
@@ -44,7 +52,7 @@ class LoadedStudent(nn.Module):
         Raises:
             ValueError: An unknown tap or pool, or images of another size.
         """
-        tokens = self.backbone((images_BCHW - self.pixel_mean) / self.pixel_std, taps=(tap,)).tokens(tap)
+        tokens = self.backbone(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
         if pool == 'mean':
             return tokens[:, self.backbone.num_prefix :].mean(dim=1)
         if pool == 'cls':

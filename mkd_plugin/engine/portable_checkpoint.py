@@ -9,8 +9,11 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from torch import nn
 
 from mkd_plugin.engine.stages import bare_model
+from mkd_plugin.models.context import pixel_statistics
+from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.version import __version__
 
@@ -31,18 +34,8 @@ class PortableCheckpointHook(Hook):
         hub = checkpoint['message_hub']
         hub['log_scalars'] = {name: pack(buffer) for name, buffer in hub['log_scalars'].items()}
         hub['runtime_info'] = {name: value for name, value in hub['runtime_info'].items() if is_plain(value)}
-        model = bare_model(runner)
-        network = model.backbone
         checkpoint['meta']['mkd_plugin'] = dict(
-            version=__version__,
-            stage=runner.message_hub.get_info('mkd_stage', None),
-            backbone=dict(
-                arch=asdict(network.arch),
-                img_size=network.img_size,
-                patch_size=network.patch_size,
-                in_channels=network.in_channels,
-            ),
-            **dict(zip(('pixel_mean', 'pixel_std'), map(list, model.pixel_statistics()), strict=True)),
+            version=__version__, stage=runner.message_hub.get_info('mkd_stage', None), **describe(bare_model(runner))
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -51,6 +44,17 @@ class PortableCheckpointHook(Hook):
         for name, value in scalars.items():
             if isinstance(value, dict):
                 scalars[name] = unpack(value)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Size and pixel statistics of a model's ViT; nothing for another network."""
+    network = getattr(model, 'backbone', None)
+    if not isinstance(network, VisionTransformer):
+        return {}
+    mean, std = pixel_statistics(model.data_preprocessor, network.in_channels)  # type: ignore[arg-type]
+    options = ('img_size', 'patch_size', 'in_channels')
+    backbone = dict(arch=asdict(network.arch), **{name: getattr(network, name) for name in options})
+    return dict(backbone=backbone, pixel_mean=list(mean), pixel_std=list(std))
 
 
 def pack(buffer: HistoryBuffer) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class StageHook(Hook):
 
     def _start_stage_if_due(self, runner: Runner) -> None:
         stage = self._stage(self._progress(runner))
-        teacher = bare_model(runner).teachers[self.teacher_name]
+        teacher: BootstrappedTeacher = bare_model(runner).teachers[self.teacher_name]  # type: ignore[assignment]
         if teacher.promotions >= stage - 1:
             return
         model = bare_model(runner)
@@ -191,8 +191,8 @@ def stage_schedulers(schedule: Sequence[dict[str, Any]], first_length: int, leng
                 entry['T_max'] = length - begin
         if begin >= length or (end is not None and end > first_length) or entry.get('end', 0) > length:
             raise ValueError(
-                f"{entry['type']} runs from {begin} to {end}, but a stage has only {length}: the schedule (and its warm-up) "
-                "must fit into every stage. Write param_scheduler for the first stage alone; later ones repeat it."
+                f'{entry["type"]} runs from {begin} to {end}, but a stage has only {length}: the schedule (and its warm-up) '
+                'must fit into every stage. Write param_scheduler for the first stage alone; later ones repeat it.'
             )
         stretched.append(entry)
     return stretched

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from mkd_plugin.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from mkd_plugin.models.masking.base import Masking
     from mkd_plugin.models.teachers.base import Teacher
 
-__all__ = ['DistillContext', 'StudentContext']
+__all__ = ['DistillContext', 'StudentContext', 'pixel_statistics']
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,14 @@ class DistillContext:
     student: StudentContext
     teachers: Mapping[str, Teacher]
     masking: Masking
+
+
+def pixel_statistics(preprocessor: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images a preprocessor makes, per channel, in units of the stored image; 0 and 1 if it does not
+    normalise."""
+    statistics = []
+    for name, default in (('mean', 0.0), ('std', 1.0)):
+        value = getattr(preprocessor, name, None)
+        values = [default] if value is None else value.flatten().tolist()
+        statistics.append(tuple(values * channels if len(values) == 1 else values))
+    return statistics[0], statistics[1]

@@ -15,7 +15,7 @@ import torch
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mkd_plugin.models.context import DistillContext, StudentContext
+from mkd_plugin.models.context import DistillContext, StudentContext, pixel_statistics
 from mkd_plugin.models.lessons import Lessons
 from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.models.objective import Objective
@@ -60,7 +60,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         super().__init__(backbone=build(backbone), data_preprocessor=build(preprocessor), init_cfg=init_cfg)
         if not objectives:
             raise ValueError('objectives is empty: there is nothing to learn.')
-        student = StudentContext(self.backbone, *self.pixel_statistics())
+        student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
         self._teachers: dict[str, Teacher] = {name: build(cfg, student=student) for name, cfg in teachers.items()}
         self.masking: Masking = build(masking, student=student)
         context = DistillContext(student, self._teachers, self.masking)
@@ -118,7 +118,9 @@ class MaskedDistiller(BaseSelfSupervisor):
             if name not in taps:
                 raise ValueError(f"The masking reads the teacher '{name}', but there are only {sorted(taps)}.")
             if not self._teachers[name].sees_all:
-                raise ValueError(f"The masking reads the teacher '{name}', which must then see the whole image: sees='all'.")
+                raise ValueError(
+                    f"The masking reads the teacher '{name}', which must then see the whole image: sees='all'."
+                )
             for tap in needed:
                 self._teachers[name].tap_spec(tap)  # raises if there is no such tap
             taps[name] += needed
@@ -128,16 +130,6 @@ class MaskedDistiller(BaseSelfSupervisor):
         if idle:
             raise ValueError(f'Nothing reads the teachers {idle}: name them in an objective, or leave them out.')
         return {name: tuple(dict.fromkeys(needed)) for name, needed in taps.items()}
-
-    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of the student's images in units of the stored image; 0 and 1 without normalisation."""
-        channels = self.backbone.in_channels
-        statistics = []
-        for name, default in (('mean', 0.0), ('std', 1.0)):
-            value = getattr(self.data_preprocessor, name, None)
-            values = [default] if value is None else value.flatten().tolist()
-            statistics.append(tuple(values * channels if len(values) == 1 else values))
-        return statistics[0], statistics[1]
 
     def _given_mask(self, data_samples: Any) -> TokenMask | None:
         """The mask that comes with the data, if it does.

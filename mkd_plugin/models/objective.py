@@ -61,7 +61,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if teacher not in context.teachers:
-            raise ValueError(f"An objective names the teacher '{teacher}', but there are only {sorted(context.teachers)}.")
+            raise ValueError(
+                f"An objective names the teacher '{teacher}', but there are only {sorted(context.teachers)}."
+            )
         if weight < 0:
             raise ValueError(f'weight={weight}: the weight of an objective must not be negative.')
         if normalize_prediction and normalize is None:
@@ -121,7 +123,9 @@ class Objective(nn.Module):
         if patches == 'visible' or not hides:
             return
         if not context.teachers[self.teacher].sees_all:
-            raise ValueError(f"region='{region}': the teacher '{self.teacher}' sees visible patches only. Use 'visible'.")
+            raise ValueError(
+                f"region='{region}': the teacher '{self.teacher}' sees visible patches only. Use 'visible'."
+            )
         if not context.student.network.sees_all and not all(head.reaches_hidden for head in self._heads):
             raise ValueError(
                 f"region='{region}': {type(context.student.network).__name__} shows visible patches only and "
@@ -134,7 +138,9 @@ class Objective(nn.Module):
         for head in self._heads:
             head.reset_parameters()
 
-    def forward(self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The term of the loss, and what to watch beside it.
 
         Args:
@@ -165,7 +171,7 @@ def build_loss(cfg: dict[str, Any]) -> nn.Module:
         ValueError: The config states a reduction.
     """
     if 'reduction' in cfg:
-        raise ValueError(f"loss={cfg}: leave reduction out, the objective averages over its region.")
+        raise ValueError(f'loss={cfg}: leave reduction out, the objective averages over its region.')
     pointwise = find(cfg['type']) in TORCH_LOSSES
     return build(cfg, **({'reduction': 'none'} if pointwise else {}))
 

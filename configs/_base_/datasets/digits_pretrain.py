@@ -4,7 +4,7 @@ data_preprocessor = dict(
     type='SelfSupDataPreprocessor', mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)
 
 train_dataloader = dict(
-    batch_size=144,
+    batch_size=48,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),

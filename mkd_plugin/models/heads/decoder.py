@@ -29,6 +29,7 @@ class TransformerDecoder(Head):
         num_heads: Attention heads.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0; dBOT's reference code uses the
             encoder's rate.
+        activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
     """
 
     reaches_hidden = True
@@ -43,6 +44,7 @@ class TransformerDecoder(Head):
         width: int = 512,
         num_heads: int = 16,
         drop_path_rate: float = 0.0,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         Arch(width, depth, num_heads)  # checks the sizes
@@ -50,7 +52,8 @@ class TransformerDecoder(Head):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(grid, width))
         self.layers = nn.ModuleList(
-            Block(width=width, num_heads=num_heads, drop_path=rate) for rate in drop_path_rates(drop_path_rate, depth)
+            Block(width=width, num_heads=num_heads, drop_path=rate, recompute=activation_checkpointing)
+            for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, out_width)

@@ -52,6 +52,6 @@ class NeckHead(Head):
         if region.cls or predictions_BLD.shape[-1] != self.out_width:
             raise ValueError(
                 f'{type(self.neck).__name__} predicts {predictions_BLD.shape[-1]} values a patch and no cls token; the '
-                f"target has {self.out_width} and the region {'includes' if region.cls else 'has no'} cls."
+                f'target has {self.out_width} and the region {"includes" if region.cls else "has no"} cls.'
             )
         return take(predictions_BLD, region.ids_BR)

@@ -27,9 +27,7 @@ class RandomMasking(Masking):
         ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden.
     """
 
-    def __init__(
-        self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None
-    ) -> None:
+    def __init__(self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None) -> None:
         super().__init__(student=student)
         if (ratio is None) == (num_visible is None):
             raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')

@@ -50,10 +50,14 @@ class RedundancyMasking(Masking):
         ValueError: ``drop`` is outside (0, 1), ``at`` is empty, or no patch would be left.
     """
 
-    def __init__(self, *, student: StudentContext, teacher: str, drop: float = 0.3, at: Sequence[int] = (0, 4, 8)) -> None:
+    def __init__(
+        self, *, student: StudentContext, teacher: str, drop: float = 0.3, at: Sequence[int] = (0, 4, 8)
+    ) -> None:
         super().__init__(student=student)
         if not 0 < drop < 1:
-            raise ValueError(f'drop={drop}: the share dropped at a layer must lie in (0, 1). To drop nothing, use NoMasking.')
+            raise ValueError(
+                f'drop={drop}: the share dropped at a layer must lie in (0, 1). To drop nothing, use NoMasking.'
+            )
         if not at:
             raise ValueError('at=(): name at least one block of the teacher whose input is ranked.')
         self.counts = [round(self.num_patches * (1 - drop) ** (i + 1)) for i in range(len(at))]

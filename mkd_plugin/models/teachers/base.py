@@ -71,6 +71,8 @@ class Teacher(nn.Module):
 class StudentCopy(Teacher):
     """A teacher whose network has the student's architecture and is saved with the student."""
 
+    network: VisionTransformer
+
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__(student=student)
         self.network = copy.deepcopy(student.network)

@@ -36,6 +36,8 @@ class BootstrappedTeacher(StudentCopy):
             could not be followed by the student.
     """
 
+    num_promotions: Tensor
+
     def __init__(
         self, *, student: StudentContext, start: str | dict[str, Any] = 'student', start_depth: int | None = None
     ) -> None:

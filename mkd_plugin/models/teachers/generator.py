@@ -41,7 +41,7 @@ class GeneratorTeacher(Teacher):
         if not isinstance(trial, Tensor) or trial.dim() != 3 or trial.shape[1] != student.num_patches:
             got = tuple(trial.shape) if isinstance(trial, Tensor) else type(trial).__name__
             raise ValueError(
-                f"{type(self.generator).__name__} gives {got} for one image; (1, {student.num_patches}, width) is needed: "
+                f'{type(self.generator).__name__} gives {got} for one image; (1, {student.num_patches}, width) is needed: '
                 f'one vector for each of the {student.grid[0]} × {student.grid[1]} patches.'
             )
         self.width = trial.shape[2]

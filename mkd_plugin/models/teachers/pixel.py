@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher
+from mkd_plugin.models.vit import cut_patches
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask, Tokens
 
@@ -33,7 +34,5 @@ class PixelTeacher(Teacher):
 
     def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
         """Cut the images into patches."""
-        size = self.patch_size
-        patches = images_BCHW.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # B C gh p gw p
-        pixels_BLD = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        pixels_BLD = cut_patches(images_BCHW, self.patch_size).movedim(2, 4).flatten(2)
         return TokenFeatures({'output': Tokens(pixels_BLD)}, num_prefix=0)

@@ -47,6 +47,9 @@ class ViTTeacher(Teacher):
             network.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         *,

@@ -4,6 +4,6 @@ from mkd_plugin.models.vit.arch import Arch, resolve_arch
 from mkd_plugin.models.vit.block import Block
 from mkd_plugin.models.vit.positions import sincos_positions
 from mkd_plugin.models.vit.taps import Tap, parse_tap
-from mkd_plugin.models.vit.vit import VisionTransformer
+from mkd_plugin.models.vit.vit import VisionTransformer, cut_patches
 
-__all__ = ['Arch', 'Block', 'Tap', 'VisionTransformer', 'parse_tap', 'resolve_arch', 'sincos_positions']
+__all__ = ['Arch', 'Block', 'Tap', 'VisionTransformer', 'cut_patches', 'parse_tap', 'resolve_arch', 'sincos_positions']

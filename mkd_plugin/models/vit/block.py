@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from mkd_plugin.models.vit.attention import Attention
@@ -31,10 +33,15 @@ class Block(nn.Module):
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the perceptron over ``width``.
         drop_path: Probability that a branch is skipped for an image.
+        recompute: Keep only the block's input for the backward pass and compute the rest again (activation checkpointing:
+            about a third more time, a fraction of the memory).
     """
 
-    def __init__(self, *, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, *, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, recompute: bool = False
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.ln1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width=width, num_heads=num_heads)
         self.ln2 = nn.LayerNorm(width, eps=1e-6)
@@ -51,6 +58,13 @@ class Block(nn.Module):
         Returns:
             The new tokens, and the attention's queries and keys.
         """
+        if self.recompute and torch.is_grad_enabled():
+            # not mmengine's `activation_checkpointing`: it wraps with the re-entrant form, which loses relation taps
+            result: tuple[Tensor, QueryKey] = checkpoint(self._forward, x_BND, rows_BR, use_reentrant=False)
+            return result
+        return self._forward(x_BND, rows_BR)
+
+    def _forward(self, x_BND: Tensor, rows_BR: Tensor | None) -> tuple[Tensor, QueryKey]:
         update, query_key = self.attn(self.ln1(x_BND), rows_BR)
         x_BND = (x_BND if rows_BR is None else take(x_BND, rows_BR)) + self.drop_path(update)
         return x_BND + self.drop_path(self.ffn(self.ln2(x_BND))), query_key

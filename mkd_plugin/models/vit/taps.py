@@ -44,11 +44,15 @@ def parse_tap(name: str, depth: int) -> Tap:
         return Tap(name, 'output', depth)
     kind, _, number = name.partition(':')
     if kind not in ('input', 'block', 'relation') or not number.lstrip('-').isdigit():
-        raise ValueError(f"Unknown tap '{name}': use 'output', 'block:i', 'input:i' or 'relation:i' (i may be negative).")
+        raise ValueError(
+            f"Unknown tap '{name}': use 'output', 'block:i', 'input:i' or 'relation:i' (i may be negative)."
+        )
     index = int(number) + (depth if int(number) < 0 else 0)
     lowest = -1 if kind == 'block' and depth == 0 else 0
     if not lowest <= index < max(depth, lowest + 1):
-        raise ValueError(f"Tap '{name}' is out of range: the network has {depth} blocks, so i is −{depth} … {depth - 1}.")
+        raise ValueError(
+            f"Tap '{name}' is out of range: the network has {depth} blocks, so i is −{depth} … {depth - 1}."
+        )
     if kind == 'relation':
         return Tap(name, 'relation', index)
     return Tap(name, 'tokens', index + (kind == 'block'))

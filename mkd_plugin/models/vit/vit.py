@@ -16,7 +16,14 @@ from mkd_plugin.models.vit.positions import sincos_positions
 from mkd_plugin.models.vit.taps import Tap, parse_tap
 from mkd_plugin.structures import TapSpec, TapValue, TokenFeatures, TokenMask, Tokens, take
 
-__all__ = ['PatchEmbed', 'VisionTransformer']
+__all__ = ['PatchEmbed', 'VisionTransformer', 'cut_patches']
+
+
+def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
+    """Cut images into square patches of ``size`` pixels, row-major, (B, L, C, size, size)."""
+    batch, channels, height, width = images_BCHW.shape
+    cut = images_BCHW.reshape(batch, channels, height // size, size, width // size, size)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 class PatchEmbed(nn.Module):
@@ -29,9 +36,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images_BCHW: Tensor, ids_keep_BV: Tensor | None = None) -> Tensor:
         """Embed all L patches, or the chosen V: the others are never multiplied. (B, L or V, D)."""
-        size = self.patch_size
-        patches = images_BCHW.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # B C gh p gw p
-        patches_BLC = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches_BLC = cut_patches(images_BCHW, self.patch_size).flatten(2)
         if ids_keep_BV is not None:
             patches_BLC = take(patches_BLC, ids_keep_BV)
         return F.linear(patches_BLC, self.projection.weight.flatten(1), self.projection.bias)
@@ -49,12 +54,14 @@ class VisionTransformer(BaseModule):
         in_channels: Colour channels.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less, linearly from 0.
         position: 'sincos' (fixed) or 'learned' (which starts from the same table).
+        activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report.
 
     Raises:
         ValueError: The image is not a whole number of patches; an unknown ``arch`` or ``position``.
     """
 
+    pos_embed: Tensor
     num_prefix = 1
     sees_all = False  # under a mask, only the visible patches are computed
 
@@ -67,6 +74,7 @@ class VisionTransformer(BaseModule):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         position: str = 'sincos',
+        activation_checkpointing: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -89,7 +97,13 @@ class VisionTransformer(BaseModule):
         else:
             self.register_buffer('pos_embed', table)
         self.layers = nn.ModuleList(
-            Block(width=width, num_heads=self.arch.num_heads, mlp_ratio=self.arch.mlp_ratio, drop_path=rate)
+            Block(
+                width=width,
+                num_heads=self.arch.num_heads,
+                mlp_ratio=self.arch.mlp_ratio,
+                drop_path=rate,
+                recompute=activation_checkpointing,
+            )
             for rate in drop_path_rates(drop_path_rate, self.arch.depth)
         )
         self.ln1: nn.Module = nn.LayerNorm(width, eps=1e-6)
@@ -178,7 +192,8 @@ class VisionTransformer(BaseModule):
             if position < last:
                 x_BND, query_key = self.layers[position](x_BND)
             elif relations:
-                query_key = self.layers[position].query_key(x_BND)
+                block: Block = self.layers[position]  # type: ignore[assignment]
+                query_key = block.query_key(x_BND)
             values.update({tap.name: query_key for tap in relations})
         return values
 

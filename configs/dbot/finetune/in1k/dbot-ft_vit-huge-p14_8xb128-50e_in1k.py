@@ -1,0 +1,7 @@
+# dBOT's Table A2: layer decay 0.75; of the sweep {0.8, 1.2, 1.6, 2}e-3 the default rate is 1.2e-3 (batch 1024).
+_base_ = '../../../downstream/mmpretrain/vit-huge-p14_ft_8xb128-50e_in1k.py'
+
+model = dict(
+    backbone=dict(drop_path_rate=0.3, init_cfg=dict(checkpoint='work_dirs/dbot_vit-huge-p14_8xb512-2x800e_in1k/stage_2.pth')),
+    head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]))
+optim_wrapper = dict(optimizer=dict(lr=1.2e-3), paramwise_cfg=dict(layer_decay_rate=0.75))

@@ -1,0 +1,10 @@
+# End-to-end fine-tuning on ImageNet-1K, on mmpretrain's own recipe for MAE: mean of patch tokens → new LayerNorm → linear,
+# RandAugment 9/0.5, mixup 0.8, cutmix 1.0, erasing 0.25, label smoothing 0.1, batch 1024, warm-up 5 of 50 epochs.
+# A method's config gives checkpoint, rate, layer decay and drop path.
+_base_ = ['mmpretrain::mae/benchmarks/vit-huge-p14_8xb128-coslr-50e_in1k.py']
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mkd_plugin.ClassifierViT', arch='h', img_size=224, patch_size=14, drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.')))
+default_hooks = dict(portable=dict(type='mkd_plugin.PortableCheckpointHook'))

@@ -1,0 +1,97 @@
+"""Pictures of a run: learning curves, masked inputs, and what a student attends to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mkd_plugin.checkpoint.student import LoadedStudent, load_student
+
+__all__ = ['attention_of_cls', 'plot_attention', 'plot_learning_curves']
+
+
+def read_scalars(run_dir: Path) -> list[dict[str, float]]:
+    """The training scalars of the newest log that mmengine wrote under a work dir.
+
+    Raises:
+        ValueError: There is none.
+    """
+    logs = sorted(run_dir.glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise ValueError(f'No training log (*/vis_data/scalars.json) under {run_dir}.')
+    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
+
+
+def plot_learning_curves(run_dir: Path, out: Path) -> None:
+    """Draw loss, learning rate and the spread of targets and features over the iterations of a run."""
+    rows = [row for row in read_scalars(run_dir) if 'loss' in row]
+    steps = [row['step'] for row in rows]
+    groups = [
+        ('loss', [key for key in rows[0] if key.startswith('loss_')]),
+        ('learning rate', ['lr']),
+        ('standard deviation over tokens', [key for key in rows[0] if key.endswith('_std')]),
+    ]
+    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3), layout='constrained')
+    for axis, (title, keys) in zip(axes, groups, strict=True):
+        for key in keys:
+            axis.plot(steps, [row[key] for row in rows], label=key)
+        axis.set(title=title, xlabel='epoch' if 'epoch' in rows[0] and steps[-1] <= rows[-1]['epoch'] else 'iteration')
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize='small')
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def attention_of_cls(student: LoadedStudent, images_BCHW: Tensor) -> Tensor:
+    """How much the cls token attends to each patch in the last block, mean over heads, (B, gh, gw)."""
+    backbone = student.backbone
+    tap = 'relation:-1'
+    relation_BHNN = backbone(student.normalise(images_BCHW), taps=(tap,)).tokens(tap)
+    head_width = backbone.arch.width // backbone.arch.num_heads
+    attention_BHN = (relation_BHNN[:, :, 0] / head_width**0.5).softmax(dim=-1)
+    return attention_BHN.mean(dim=1)[:, backbone.num_prefix :].unflatten(1, backbone.grid)
+
+
+def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path, num_images: int = 8) -> None:
+    """Draw, for one image of each of the first classes: input, a random 75 % masked input, and each network's attention.
+
+    Args:
+        checkpoints: Name of a row → checkpoint of a pre-training run.
+        folder: Image folder with one sub-folder a class.
+        out: PNG file.
+        num_images: Columns.
+    """
+    students = {name: load_student(path) for name, path in checkpoints.items()}
+    backbone = next(iter(students.values())).backbone
+    files = [sorted(kind.glob('*.png'))[0] for kind in sorted(folder.iterdir())[:num_images]]
+    size = (backbone.img_size, backbone.img_size)
+    pictures = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
+    images_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    length = backbone.grid[0] * backbone.grid[1]
+    order = np.random.default_rng(0).random((len(files), length)).argsort(axis=1)
+    hidden = (
+        (order >= length // 4).reshape(-1, *backbone.grid).repeat(backbone.patch_size, 1).repeat(backbone.patch_size, 2)
+    )
+    rows = {'input': images_BCHW.permute(0, 2, 3, 1).numpy()}
+    rows['masked'] = np.where(hidden[..., None], 0.5, rows['input'])
+    rows.update({name: attention_of_cls(student, images_BCHW).numpy() for name, student in students.items()})
+    figure, axes = plt.subplots(len(rows), len(files), figsize=(len(files), len(rows) + 0.2), layout='constrained')
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, fontsize='small')
+        for axis, picture in zip(line, row, strict=True):
+            axis.imshow(picture, cmap=None if picture.ndim == 3 else 'magma')
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
