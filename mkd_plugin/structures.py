@@ -150,6 +150,10 @@ class TapValue(Protocol):
 
     def at(self, rows: slice | Tensor) -> Tensor: ...
 
+    def watched(self) -> Tensor:
+        """Vectors (…, D) whose spread over tokens shows a collapse."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -160,6 +164,10 @@ class Tokens:
     def at(self, rows: slice | Tensor) -> Tensor:
         """The chosen tokens, (B, R, D)."""
         return self.x_BND[:, rows] if isinstance(rows, slice) else take(self.x_BND, rows)
+
+    def watched(self) -> Tensor:
+        """The tokens."""
+        return self.x_BND
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,10 @@ class QueryKey:
         """Token relations R = Q·Kᵀ per head, unscaled, (B, H, R, R) (Hybrid Distill, Sec. 3)."""
         q, k = (self._pick(x, rows) for x in (self.q_BHNK, self.k_BHNK))
         return q @ k.transpose(-2, -1)
+
+    def watched(self) -> Tensor:
+        """The queries: relations themselves would have to be formed once more."""
+        return self.q_BHNK
 
     @staticmethod
     def _pick(x_BHNK: Tensor, rows: slice | Tensor) -> Tensor:
@@ -206,6 +218,7 @@ class TokenFeatures:
         return self.taps[tap].at(slice(None))
 
     def _rows(self, region: RegionTokens) -> slice | Tensor:
+        assert self.mask is None or region.patches != 'hidden', 'there are no features of hidden patches'
         every_patch_in_order = self.mask is not None or region.patches == 'all'
         if every_patch_in_order and self.num_prefix == int(region.cls):
             return slice(None)

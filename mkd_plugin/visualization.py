@@ -46,7 +46,7 @@ def plot_learning_curves(run_dir: Path, out: Path) -> None:
     for axis, (title, keys) in zip(axes, groups, strict=True):
         for key in keys:
             axis.plot(steps, [row[key] for row in rows], label=key)
-        axis.set(title=title, xlabel='epoch' if 'epoch' in rows[0] and steps[-1] <= rows[-1]['epoch'] else 'iteration')
+        axis.set(title=title, xlabel='iteration')
         axis.set_ylim(bottom=0)
         axis.legend(fontsize='small')
     figure.savefig(out, dpi=120)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from rich.console import Console
@@ -25,6 +29,9 @@ from rich.table import Table
 import mkd_plugin
 from mkd_plugin.datasets import draw_labelled, write_digits
 from mkd_plugin.visualization import plot_attention, plot_learning_curves
+
+# mmpretrain imports an op that it does not need and that is not compiled here
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 STARTS = {'scratch': None, 'teacher0': 'stage_0.pth', 'stage1': 'stage_1.pth', 'stage2': 'stage_2.pth'}
 
@@ -77,22 +84,23 @@ def finetune(args: argparse.Namespace, start: str, labels: int, draw: int) -> fl
 
 
 def finetune_all(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Every start on every draw."""
-    jobs = [(labels, start, draw) for labels in args.labels for start in STARTS for draw in range(args.draws)]
-    accuracies: dict[tuple[str, int], list[float]] = {}
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task('fine-tuning', total=len(jobs))
-        for labels, start, draw in jobs:
-            progress.update(task, description=f'fine-tuning {start}, {labels} labels a class, draw {draw}')
-            accuracies.setdefault((start, labels), []).append(finetune(args, start, labels, draw))
+    """Every start on every draw, in one process of one thread per core."""
+    jobs = [(start, labels, draw) for labels in args.labels for start in STARTS for draw in range(args.draws)]
+    accuracies: dict[tuple[str, int], list[float]] = {(start, labels): [] for start, labels, _ in jobs}
+    columns = (TextColumn('fine-tuning'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    context = multiprocessing.get_context('spawn')
+    pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=torch.set_num_threads, initargs=(1,))
+    with pool, Progress(*columns, console=console) as progress:
+        task = progress.add_task('', total=len(jobs))
+        futures = [pool.submit(finetune, args, *job) for job in jobs]
+        for number, ((start, labels, draw), future) in enumerate(zip(jobs, futures, strict=True), 1):
+            accuracy = future.result()
+            accuracies[start, labels].append(accuracy)
             progress.advance(task)
+            if not console.is_terminal:  # a log file gets lines, a terminal the bar
+                print(
+                    f'[{number}/{len(jobs)}] {start}, {labels} labels a class, draw {draw}: {accuracy:.1f}', flush=True
+                )
     return [
         dict(
             start=start,
@@ -121,7 +129,6 @@ def main() -> None:
     """Run it all."""
     args, console = parse_args(), Console()
     began = time.time()
-    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
     write_digits(args.data_root)
     cfg = pretrain(args)
     pretrained = time.time()

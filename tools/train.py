@@ -9,6 +9,7 @@ The arguments are those of the hosts' own tools.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -27,7 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the rate with the real batch size')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    return parser.parse_args()
+    # torch.distributed.launch, which mim uses, passes the rank on; torchrun sets the variable instead
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
 
 
 def load_config(args: argparse.Namespace) -> Config:

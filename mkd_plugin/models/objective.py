@@ -160,7 +160,7 @@ class Objective(nn.Module):
             if self.normalize_prediction:
                 prediction = self.normalize(prediction)
             terms.append(region.mean(self.loss(prediction, target)))
-            watched = {'target_std': spread(target), 'student_std': spread(student.select(student_tap, region))}
+            watched = {'target_std': spread(target), 'student_std': spread(student.taps[student_tap].watched())}
         return self.weight * torch.stack(terms).mean(), watched
 
 
@@ -177,8 +177,9 @@ def build_loss(cfg: dict[str, Any]) -> nn.Module:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Normalisation and loss are computed in float32 even under autocast (and in float64 if that is what comes)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """Normalisation and loss are computed in float32 even under autocast (in float64 if that is what comes); class numbers
+    stay whole."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 @torch.no_grad()

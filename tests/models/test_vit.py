@@ -248,10 +248,13 @@ def test_sincos_positions__equals_maes_construction(grid, width):
             np.testing.assert_allclose(table[2 + row * grid[1] + column], wanted, atol=1e-7)
 
 
-def test_sincos_positions__equals_mmpretrains():
+def test_sincos_positions__is_mmpretrains_with_rows_and_columns_exchanged():
+    """mmpretrain's meshgrid is 'ij' where MAE's is 'xy': files of both hold tables, so a table is loaded, not rebuilt."""
     from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
-    close(sincos_positions((5, 5), 16), build_2d_sincos_position_embedding(5, 16, cls_token=True).float(), 1e-6)
+    theirs = build_2d_sincos_position_embedding(5, 16, cls_token=True)
+    exchanged = theirs[:, 1:].unflatten(1, (5, 5)).transpose(1, 2).flatten(1, 2)
+    close(sincos_positions((5, 5), 16), torch.cat([theirs[:, :1], exchanged], dim=1), 1e-6)
 
 
 def test_sincos_positions__width_must_be_a_multiple_of_4():

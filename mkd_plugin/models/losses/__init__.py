@@ -5,9 +5,10 @@ A loss maps (prediction, target) to an elementwise tensor; the objective owns re
 
 from torch import nn
 
+from mkd_plugin.models.losses.cross_entropy import TokenCrossEntropy
 from mkd_plugin.registry import MODELS
 
-__all__ = ['TORCH_LOSSES']
+__all__ = ['TORCH_LOSSES', 'TokenCrossEntropy']
 
 TORCH_LOSSES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)
 

@@ -10,48 +10,91 @@ from torch import Tensor
 
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
+from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask, Tokens
 
-__all__ = ['GeneratorTeacher']
+__all__ = ['GeneratorTeacher', 'as_tokens']
+
+
+def as_tokens(output: Any) -> Tensor:
+    """What a host's generator gives, as tokens (B, N, D); class numbers have D = 1 and an integer type.
+
+    ==================================  =============================
+    features (B, N, D)                  HOG
+    (features (B, N, D), attention)     CLIP
+    class numbers (B, N)                VQ-KD
+    class scores (B, classes, h, w)     dVAE: the best class a place
+    ==================================  =============================
+
+    Raises:
+        ValueError: Something else.
+    """
+    tokens = output[0] if isinstance(output, (tuple, list)) else output
+    if isinstance(tokens, Tensor) and tokens.dim() == 4:
+        tokens = tokens.argmax(dim=1).flatten(1)
+    if isinstance(tokens, Tensor) and tokens.dim() == 2:
+        tokens = tokens.unsqueeze(-1)
+    if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f'A target generator gave {got}; (B, N, D), (B, N) or (B, classes, h, w) is understood.')
+    return tokens
 
 
 @MODELS.register_module()
 class GeneratorTeacher(Teacher):
-    """Wraps ``generator(images)``. Its only tap is ``output``; there is no cls token.
+    """Wraps ``generator(images)``. Its only tap is ``output``.
 
-    The generator is tried on one empty image when it is built, which tells its width and grid.
+    The generator is tried on one empty image when it is built, which tells its width, grid and whether it gives cls.
 
     Args:
         student: The student, for its grid and image size.
-        generator: Config of a module that maps normalised images (B, C, H, W) to targets (B, L, D).
+        generator: Config of a module that maps normalised images (B, C, H, W) to something :func:`as_tokens` knows.
+        num_classes: For class numbers: how many classes there are, which is what the head must predict.
+        img_size: Side of the generator's input, pixels; the student's by default.
+        pixel_mean: The generator's, per channel, 0 … 255; the student's by default.
+        pixel_std: Likewise.
 
     Raises:
-        ValueError: The generator does not give one vector for each of the student's patches.
+        ValueError: The generator does not give one target for each of the student's patches; ``num_classes`` is missing
+            for class numbers, or given for features.
     """
 
-    def __init__(self, *, student: StudentContext, generator: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        student: StudentContext,
+        generator: dict[str, Any],
+        num_classes: int | None = None,
+        img_size: int | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(student=student)
         self.generator = build(generator)
         freeze(self.generator, in_checkpoints=False)
         self.train()
-        network = student.network
+        self.view = PixelView(student, img_size=img_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        side, name = student.network.img_size, type(self.generator).__name__
         with torch.no_grad():
-            trial = self.generator(torch.zeros(1, network.in_channels, network.img_size, network.img_size))
-        if not isinstance(trial, Tensor) or trial.dim() != 3 or trial.shape[1] != student.num_patches:
-            got = tuple(trial.shape) if isinstance(trial, Tensor) else type(trial).__name__
+            trial = as_tokens(self.generator(self.view(torch.zeros(1, student.network.in_channels, side, side))))
+        self.num_prefix = trial.shape[1] - student.num_patches
+        if self.num_prefix not in (0, 1):
             raise ValueError(
-                f'{type(self.generator).__name__} gives {got} for one image; (1, {student.num_patches}, width) is needed: '
-                f'one vector for each of the {student.grid[0]} × {student.grid[1]} patches.'
+                f'{name} gives {trial.shape[1]} targets for one image of {side} px; the student has '
+                f'{student.grid[0]} × {student.grid[1]} = {student.num_patches} patches (with or without cls). '
+                'Choose img_size so that both grids agree.'
             )
-        self.width = trial.shape[2]
+        if (num_classes is not None) == trial.is_floating_point():
+            raise ValueError(f'{name} gives {trial.dtype}: num_classes belongs to class numbers, got {num_classes}.')
+        self.channels = trial.shape[2] if num_classes is None else num_classes
 
     def tap_spec(self, name: str) -> TapSpec:
-        """``output``: the generator's width."""
+        """``output``: the generator's width, or its number of classes."""
         if name != 'output':
             raise ValueError(f"GeneratorTeacher has the tap 'output' only, got '{name}'.")
-        return TapSpec('tokens', self.width, cls=False)
+        return TapSpec('tokens', self.channels, cls=self.num_prefix == 1)
 
     def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
         """Run the generator on the intact images."""
-        return TokenFeatures({'output': Tokens(self.generator(images_BCHW))}, num_prefix=0)
+        return TokenFeatures({'output': Tokens(as_tokens(self.generator(self.view(images_BCHW))))}, self.num_prefix)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mkd_plugin.checkpoint.load import load_backbone
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.students.visible import VisibleViT
 from mkd_plugin.models.teachers.base import Teacher, freeze
+from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask
 
@@ -47,9 +47,6 @@ class ViTTeacher(Teacher):
             network.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(
         self,
         *,
@@ -83,7 +80,7 @@ class ViTTeacher(Teacher):
             )
         freeze(self.network, in_checkpoints=False)
         self.train()
-        self._set_statistics(student, pixel_mean, pixel_std)
+        self.view = PixelView(student, img_size=self.img_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
 
     def _build(
         self,
@@ -101,29 +98,9 @@ class ViTTeacher(Teacher):
             load_backbone(network, checkpoint, prefix=prefix)
         return network
 
-    def _set_statistics(self, student: StudentContext, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Fold (student's normalised → stored pixel → teacher's normalised) into one scale and shift per channel."""
-        student_mean, student_std, own_mean, own_std = (
-            torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
-            for values in (student.pixel_mean, student.pixel_std, mean, std)
-        )
-        scale, shift = student_std / own_std, (student_mean - own_mean) / own_std
-        self.same_pixels = bool((scale == 1).all() and (shift == 0).all())
-        self.register_buffer('scale', scale.float(), persistent=False)
-        self.register_buffer('shift', shift.float(), persistent=False)
-
     def tap_spec(self, name: str) -> TapSpec:
         """As the network's."""
         return self.network.tap_spec(name)
-
-    def view(self, images_BCHW: Tensor) -> Tensor:
-        """The student's normalised images as this teacher wants them."""
-        if not self.same_pixels:
-            images_BCHW = images_BCHW * self.scale + self.shift
-        if images_BCHW.shape[-1] != self.img_size:
-            size = (self.img_size, self.img_size)
-            images_BCHW = F.interpolate(images_BCHW, size=size, mode='bicubic', antialias=True)
-        return images_BCHW
 
     def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
         """Run the network up to the highest tap."""

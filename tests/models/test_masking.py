@@ -1,0 +1,155 @@
+"""Maskings: how many patches stay, which ones, and that every subset is as likely as any other."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mkd_plugin.models.context import StudentContext
+from mkd_plugin.registry import build
+from mkd_plugin.structures import TokenFeatures, Tokens
+
+
+def student(side=14):
+    """A student of side × side patches; a masking asks for nothing else."""
+    return StudentContext(SimpleNamespace(grid=(side, side)), (0.0,) * 3, (1.0,) * 3)
+
+
+def draw(masking, batch=2):
+    return masking(torch.zeros(batch, 3, 1, 1), lessons=None)
+
+
+@pytest.mark.parametrize(
+    ('side', 'options', 'visible'),
+    [
+        (14, dict(ratio=0.75), 49),
+        (14, dict(ratio=0.9), 19),  # 19.6, floored
+        (14, dict(ratio=0.95), 9),
+        (14, dict(ratio=0.98), 3),
+        (14, dict(ratio=0.4), 117),
+        (10, dict(ratio=0.9), 10),  # 100 · (1 − 0.9) = 9.999999999999998 in floating point
+        (10, dict(ratio=0.7), 30),
+        (14, dict(num_visible=10), 10),
+        (14, dict(num_visible=4), 4),
+        (14, dict(num_visible=195), 195),
+        (14, dict(num_visible=1), 1),
+    ],
+)
+def test_random_masking__number_of_visible_patches(side, options, visible):
+    masking = build(dict(type='RandomMasking', **options), student=student(side))
+    mask = draw(masking)
+    assert masking.num_visible == visible
+    assert (~mask.hidden_BL).sum(1).tolist() == [visible] * 2
+    assert mask.hidden_BL.shape == (2, side**2)
+    assert mask.ids_keep_BV.tolist() == [[i for i, hidden in enumerate(row) if not hidden] for row in mask.hidden_BL.tolist()]
+
+
+def test_random_masking__every_subset_is_as_likely():
+    """Chi-square over the 36 pairs of 9 patches, drawn 7200 times: 66.6 is exceeded once in a thousand."""
+    masking = build(dict(type='RandomMasking', num_visible=2), student=student(3))
+    counts = Counter(tuple(row) for row in draw(masking, batch=7200).ids_keep_BV.tolist())
+    assert len(counts) == math.comb(9, 2)
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 66.6
+
+
+def test_random_masking__follows_the_seed():
+    masking = build(dict(type='RandomMasking', ratio=0.5), student=student(4))
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(draw(masking).hidden_BL)
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0][0], masks[0][1])  # each image has its own
+
+
+def test_no_masking__shows_everything():
+    masking = build(dict(type='NoMasking'), student=student(4))
+    mask = draw(masking)
+    assert masking.num_visible == masking.num_patches == 16
+    assert not mask.hidden_BL.any()
+    assert mask.ids_keep_BV.tolist() == mask.ids_restore_BL.tolist() == [list(range(16))] * 2
+    assert mask.ids_hide_BM.shape == (2, 0)
+
+
+def cosine(one, other):
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    return dot / math.sqrt(sum(a * a for a in one)) / math.sqrt(sum(b * b for b in other))
+
+
+def kept_by_loops(layers, drop):
+    """Hybrid Distill, Sec. 3, for one image: layer by layer, drop the kept patches that are most like their average."""
+    kept = list(range(len(layers[0])))
+    for index, tokens in enumerate(layers):
+        width = len(tokens[0])
+        average = [sum(tokens[patch][c] for patch in kept) / len(kept) for c in range(width)]
+        ranked = sorted(kept, key=lambda patch: cosine(tokens[patch], average))
+        kept = sorted(ranked[: round(len(layers[0]) * (1 - drop) ** (index + 1))])
+    return kept
+
+
+@pytest.mark.parametrize('num_prefix', [0, 1, 2])
+@pytest.mark.parametrize(('drop', 'at'), [(0.3, (0, 4, 8)), (0.5, (2,)), (0.05, (0, 1, 2, 3))])
+def test_redundancy_masking__equals_loops(drop, at, num_prefix):
+    masking = build(dict(type='RedundancyMasking', teacher='mim', drop=drop, at=at), student=student(6))
+    assert masking.teacher_taps() == {'mim': tuple(f'input:{block}' for block in at)}
+    taps = {f'input:{block}': torch.randn(4, num_prefix + 36, 5, dtype=torch.float64) for block in at}
+    asked = []
+
+    def features(teacher, mask):
+        asked.append((teacher, mask))
+        return TokenFeatures({name: Tokens(value) for name, value in taps.items()}, num_prefix)
+
+    mask = masking(torch.zeros(4, 3, 1, 1), SimpleNamespace(features=features))
+    assert asked == [('mim', None)]  # the teacher's full forward, once
+    for b, kept in enumerate(mask.ids_keep_BV.tolist()):
+        layers = [taps[f'input:{block}'][b, num_prefix:].tolist() for block in at]
+        assert kept == kept_by_loops(layers, drop)
+    assert (~mask.hidden_BL).sum(1).tolist() == [masking.num_visible] * 4
+
+
+@pytest.mark.parametrize(
+    ('side', 'drop', 'blocks', 'counts'),
+    [(14, 0.3, 3, [137, 96, 67]), (14, 0.5, 1, [98]), (4, 0.25, 2, [12, 9]), (14, 0.9, 2, [20, 2])],
+)
+def test_redundancy_masking__counts(side, drop, blocks, counts):
+    """round(L · (1 − K)^i); with K = 0.3 at three layers a third of 196 patches is left."""
+    masking = build(dict(type='RedundancyMasking', teacher='mim', drop=drop, at=range(blocks)), student=student(side))
+    assert masking.counts == counts
+    assert masking.num_visible == counts[-1]
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(type='RandomMasking'), 'Give one of ratio and num_visible, got ratio=None, num_visible=None'),
+        (dict(type='RandomMasking', ratio=0.5, num_visible=3), 'Give one of ratio and num_visible, got ratio=0.5'),
+        (dict(type='RandomMasking', ratio=0.0), r'ratio=0.0: it must lie in \(0, 1\). To hide nothing, use NoMasking'),
+        (dict(type='RandomMasking', ratio=1.0), r'must lie in \(0, 1\)'),
+        (dict(type='RandomMasking', ratio=75), r'ratio=75: it must lie in \(0, 1\)'),
+        (dict(type='RandomMasking', ratio=-0.1), r'must lie in \(0, 1\)'),
+        (dict(type='RandomMasking', ratio=0.95), 'ratio=0.95 leaves 0 of 16 patches visible; between 1 and 15'),
+        (dict(type='RandomMasking', ratio=1e-9), 'ratio=1e-09 leaves 16 of 16 patches visible'),
+        (dict(type='RandomMasking', num_visible=0), 'num_visible=0 leaves 0 of 16'),
+        (dict(type='RandomMasking', num_visible=16), 'num_visible=16 leaves 16 of 16'),
+        (dict(type='RandomMasking', num_visible=-1), 'num_visible=-1 leaves -1 of 16'),
+        (dict(type='RedundancyMasking', teacher='m', drop=0.0), 'To drop nothing, use NoMasking'),
+        (dict(type='RedundancyMasking', teacher='m', drop=1.0), r'must lie in \(0, 1\)'),
+        (dict(type='RedundancyMasking', teacher='m', at=()), 'name at least one block'),
+        (dict(type='RedundancyMasking', teacher='m', drop=0.8), 'drop=0.8 at 3 layers leaves none of 16 patches'),
+        (dict(type='RandomMasking', mask_ratio=0.5), r"no option \['mask_ratio'\]. Did you mean \['ratio'\]"),
+    ],
+)
+def test_masking__wrong_options(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        build(cfg, student=student(4))
+
+
+@pytest.mark.xfail(strict=True, reason='SMELL: a number of patches that is no integer fails in the first step only')
+def test_random_masking__num_visible_must_be_an_integer():
+    with pytest.raises(ValueError, match='num_visible'):
+        build(dict(type='RandomMasking', num_visible=4.5), student=student(4))
