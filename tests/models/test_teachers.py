@@ -389,19 +389,80 @@ def test_generator_teacher__equals_calling_hog():
 
 
 def test_generator_teacher__wrong_number_of_vectors():
-    with pytest.raises(ValueError, match=r'HOGGenerator gives \(1, 196, 27\) for one image; \(1, 49, width\) .* 7 × 7 patches'):
+    with pytest.raises(ValueError, match='HOGGenerator gives 196 targets for one image of 28 px; .* 7 × 7 = 49 patches'):
         build(dict(type='GeneratorTeacher', generator=HOG), student=context_of(hog_student(4)))
 
 
-@pytest.mark.parametrize('made', ['map', 'tuple'])
-def test_generator_teacher__no_vector_a_patch(network, made):
-    class Other(nn.Module):
-        def forward(self, images):
-            return images if made == 'map' else (images,)
+class Answer(nn.Module):
+    """A generator that makes its answer of 4 × 4 means of the image's patches, (B, 3, 4, 4)."""
 
-    got = r'\(1, 3, 16, 16\)' if made == 'map' else 'tuple'
-    with pytest.raises(ValueError, match=f'Other gives {got} for one image'):
-        build(dict(type='GeneratorTeacher'), student=context_of(network), generator=Other())
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(nn.functional.avg_pool2d(images, images.shape[-1] // 4))
+
+
+def patch_means(images):
+    """(B, 16, 3), patch by patch."""
+    return torch.stack([images[:, :, r : r + 4, c : c + 4].mean((2, 3)) for r in range(0, 16, 4) for c in range(0, 16, 4)], 1)
+
+
+def as_sequence(x_BCHW):
+    return x_BCHW.flatten(2).transpose(1, 2)
+
+
+KINDS = {  # name: (a host's answer, options, channels, whether it has a cls token, the target)
+    'features': (as_sequence, {}, 3, False, patch_means),
+    'features and attention': (lambda x: (as_sequence(x), x), {}, 3, False, patch_means),
+    'features with cls': (
+        lambda x: torch.cat([x.mean((2, 3))[:, None], as_sequence(x)], 1), {}, 3, True,
+        lambda images: torch.cat([images.mean((2, 3))[:, None], patch_means(images)], 1),
+    ),
+    'class numbers': (
+        lambda x: (as_sequence(x)[..., 0] > 0).long(), dict(num_classes=2), 2, False,
+        lambda images: (patch_means(images)[..., :1] > 0).long(),
+    ),
+    'class scores': (
+        lambda x: x, dict(num_classes=3), 3, False,
+        lambda images: torch.tensor([[[max(range(3), key=token.__getitem__)] for token in one] for one in patch_means(images).tolist()]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('answer', 'options', 'channels', 'cls', 'wanted'), KINDS.values(), ids=KINDS)
+def test_generator_teacher__every_kind_of_answer(network, images, answer, options, channels, cls, wanted):
+    teacher = teacher_of(dict(type='GeneratorTeacher', generator=dict(type=Answer, answer=answer), **options), network)
+    spec, features = teacher.tap_spec('output'), teacher(images, None, ('output',))
+    assert (spec.kind, spec.channels, spec.cls, features.num_prefix) == ('tokens', channels, cls, int(cls))
+    torch.testing.assert_close(features.tokens('output'), wanted(images), rtol=1e-12, atol=1e-12)
+
+
+def test_generator_teacher__gets_its_own_pixels(network):
+    """Of another size and with other statistics than the student's."""
+    raw = torch.rand(2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, 16, 16) * 255  # constant: resizing changes nothing
+    cfg = dict(type='GeneratorTeacher', generator=dict(type=Answer, answer=as_sequence))
+    teacher = teacher_of(dict(cfg, img_size=8, pixel_mean=CLIP_MEAN, pixel_std=CLIP_STD), network)
+    seen = []
+    teacher.generator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    teacher(normalised(raw, IMAGENET_MEAN, IMAGENET_STD), None, ('output',))
+    torch.testing.assert_close(seen[0], normalised(raw, CLIP_MEAN, CLIP_STD)[..., :8, :8], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'options', 'message'),
+    [
+        (lambda x: dict(output=x), {}, r'gave dict; \(B, N, D\), \(B, N\) or \(B, classes, h, w\) is understood'),
+        (lambda x: x.flatten(), {}, r'gave \(48,\)'),
+        (lambda x: as_sequence(x)[:, :9], {}, 'Answer gives 9 targets for one image of 16 px; .* 4 × 4 = 16 patches'),
+        (lambda x: x, {}, 'gives torch.int64: num_classes belongs to class numbers, got None'),
+        (as_sequence, dict(num_classes=3), 'num_classes belongs to class numbers, got 3'),
+    ],
+)
+def test_generator_teacher__answers_that_do_not_fit(network, answer, options, message):
+    with pytest.raises(ValueError, match=message):
+        teacher_of(dict(type='GeneratorTeacher', generator=dict(type=Answer, answer=answer), **options), network)
 
 
 def test_generator_teacher__batch_norm_does_not_learn(network, images):
