@@ -108,7 +108,9 @@ def test_mean__weights_need_one_value_a_token(shape):
         region.mean(torch.zeros(shape))
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: with as many heads as tokens a relation (B, H, R, R) passes the shape check')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: with as many heads as tokens a relation (B, H, R, R) passes the shape check'
+)
 def test_mean__relation_with_as_many_heads_as_tokens():
     region = Region('hidden', False).tokens(TokenMask(RAGGED_BL))
     with pytest.raises(ValueError, match='number of hidden patches differs between images'):

@@ -6,11 +6,33 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 __all__ = ['install_safe_loader', 'read_checkpoint', 'weights_of']
+
+
+def statistic_of_history(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr`` while reading: a log's history names its own statistics through it, and nothing else may."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is refused')
+    return getattr(owner, name)
+
+
+# What mmengine's own checkpoints hold beside tensors: the log's history and numpy's arrays. mmengine's own list has the
+# real `getattr`, through which a file could reach any attribute.
+HARMLESS: list[Any] = [
+    HistoryBuffer,
+    (statistic_of_history, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    np.zeros(0).__reduce__()[0],  # numpy's constructors of arrays and scalars, wherever this version keeps them
+    np.float64(0).__reduce__()[0],
+    *(type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float32, np.float64, np.bool_)),
+]
 
 
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -24,7 +46,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, An
     if not path.is_file():
         raise FileNotFoundError(f'There is no checkpoint {path}.')
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[-1] if 'WeightsUnpickler' not in str(error) else unsafe_name(str(error))
         raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.models.context import DistillContext
-from mkd_plugin.models.heads import Head, NoHead
+from mkd_plugin.models.heads import Head
 from mkd_plugin.models.losses import TORCH_LOSSES
 from mkd_plugin.registry import build, find
 from mkd_plugin.structures import Region, TapSpec, TokenFeatures, TokenMask
@@ -102,13 +102,9 @@ class Objective(nn.Module):
                 f"'{tap}' of the teacher gives {target.kind}, '{student_tap}' of the student {source.kind}: "
                 'relations are compared with relations, tokens with tokens.'
             )
-        if target.kind == 'relation' and not isinstance(head, NoHead):
-            raise ValueError(f'Relations are compared without a head, got {type(head).__name__}: leave head out.')
-        if isinstance(head, NoHead) and target.channels != source.channels:
-            what = 'heads' if target.kind == 'relation' else 'channels'
+        if target.kind not in head.kinds:
             raise ValueError(
-                f"'{tap}' of the teacher has {target.channels} {what}, '{student_tap}' of the student {source.channels}: "
-                'add a head that maps one to the other.'
+                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_tap}' gives {source.kind}."
             )
         if self.region.cls and not target.cls:
             raise ValueError(
@@ -150,7 +146,8 @@ class Objective(nn.Module):
 
         Returns:
             weight · mean over pairs and region of L(N(T), H(S)), and the spread of targets and student features: the
-            standard deviation over tokens, averaged over channels. If one of them falls to 0, the run has collapsed.
+            standard deviation over tokens, averaged over channels, for the last pair. If one of them falls to 0, the run
+            has collapsed.
         """
         region = self.region.tokens(mask)
         terms, watched = [], {}

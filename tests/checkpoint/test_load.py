@@ -53,10 +53,19 @@ def test_load_backbone__finds_the_network_by_itself(source, save, vit_options, p
 
 
 def test_load_backbone__report_counts_what_is_not_of_the_network(source, save, vit_options):
-    state = {**prefixed(source.state_dict(), 'backbone.'), 'backbone.extra': torch.ones(1), 'head.fc.weight': torch.ones(1)}
+    state = {
+        **prefixed(source.state_dict(), 'backbone.'),
+        'backbone.extra': torch.ones(1),
+        'head.fc.weight': torch.ones(1),
+    }
     report = load_backbone(VisibleViT(**vit_options), save(state))
     assert report.unexpected == ['extra']  # what lies outside the prefix was not asked for
-    assert str(report).splitlines()[1:] == ['  matched    42', '  resized    0', '  missing    0', '  unexpected 1 (extra)']
+    assert str(report).splitlines()[1:] == [
+        '  matched    42',
+        '  resized    0',
+        '  missing    0',
+        '  unexpected 1 (extra)',
+    ]
 
 
 def test_load_report__shortens_long_lists():
@@ -96,7 +105,9 @@ def test_load_backbone__allow_missing(source, save, vit_options, allow):
     network = MaskTokenViT(**vit_options)
     before = network.mask_token.clone()
     if allow:
-        assert load_backbone(network, save(source.state_dict()), allow_missing=('mask_token',)).missing == ['mask_token']
+        assert load_backbone(network, save(source.state_dict()), allow_missing=('mask_token',)).missing == [
+            'mask_token'
+        ]
         assert torch.equal(network.mask_token, before)
     else:
         with pytest.raises(ValueError, match='1 of 43 tensors are not there. absent: mask_token'):
@@ -147,14 +158,23 @@ def test_find_prefix__top_or_backbone(prefix):
 
 
 WRONG = {
-    'width': (dict(arch=dict(ARCH, width=64)), r'\(width 64, 3 blocks, patch 4; .*cls_token is \(1, 1, 32\) there and \(1, 1, 64\) here'),
+    'width': (
+        dict(arch=dict(ARCH, width=64)),
+        r'\(width 64, 3 blocks, patch 4; .*cls_token is \(1, 1, 32\) there and \(1, 1, 64\) here',
+    ),
     'patch': (
         dict(img_size=32, patch_size=8),
         r'patch 8; .* 1 of 42 .*patch_embed.projection.weight is \(32, 3, 4, 4\) there and \(32, 3, 8, 8\) here',
     ),
     'channels': (dict(in_channels=1), r'projection.weight is \(32, 3, 4, 4\) there and \(32, 1, 4, 4\) here'),
-    'deeper': (dict(arch=dict(ARCH, depth=5)), r'5 blocks, .* 24 of 66 tensors are not there. absent: layers.3.ln1.weight'),
-    'mlp': (dict(arch=dict(ARCH, mlp_ratio=2)), r'layers.0.ffn.layers.0.0.weight is \(128, 32\) there and \(64, 32\) here'),
+    'deeper': (
+        dict(arch=dict(ARCH, depth=5)),
+        r'5 blocks, .* 24 of 66 tensors are not there. absent: layers.3.ln1.weight',
+    ),
+    'mlp': (
+        dict(arch=dict(ARCH, mlp_ratio=2)),
+        r'layers.0.ffn.layers.0.0.weight is \(128, 32\) there and \(64, 32\) here',
+    ),
 }
 
 
@@ -174,9 +194,13 @@ def test_load_backbone__file_with_more_blocks(source, save, vit_options):
         load_backbone(VisibleViT(**{**vit_options, 'arch': dict(ARCH, depth=2)}), save(source.state_dict()))
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: the number of heads is in no tensor and in no check, although our files state it')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: the number of heads is in no tensor and in no check, although our files state it'
+)
 def test_load_backbone__file_of_another_number_of_heads(source, save, vit_options):
-    meta = dict(mkd_plugin=dict(backbone=dict(arch=dict(ARCH, mlp_ratio=4.0), img_size=16, patch_size=4, in_channels=3)))
+    meta = dict(
+        mkd_plugin=dict(backbone=dict(arch=dict(ARCH, mlp_ratio=4.0), img_size=16, patch_size=4, in_channels=3))
+    )
     with pytest.raises(ValueError, match='heads'):
         network = VisibleViT(**{**vit_options, 'arch': dict(ARCH, num_heads=2)})
         load_backbone(network, save(dict(state_dict=source.state_dict(), meta=meta)))
@@ -184,7 +208,9 @@ def test_load_backbone__file_of_another_number_of_heads(source, save, vit_option
 
 def test_load_backbone__half_the_keys(source, save, vit_options):
     names = sorted(source.state_dict())[::2]
-    with pytest.raises(ValueError, match=r"looked under the prefix ''\): 21 of 42 tensors are not there. absent: .* and 15 more"):
+    with pytest.raises(
+        ValueError, match=r"looked under the prefix ''\): 21 of 42 tensors are not there. absent: .* and 15 more"
+    ):
         load_backbone(VisibleViT(**vit_options), save({name: source.state_dict()[name] for name in names}))
 
 
@@ -193,7 +219,9 @@ def test_load_backbone__other_prefix_is_named(source, save, vit_options):
         load_backbone(VisibleViT(**vit_options), save(prefixed(source.state_dict(), 'encoder.')))
 
 
-@pytest.mark.xfail(strict=True, reason='SMELL: with a wrong prefix nothing is "in the file", so the message lists no key of it')
+@pytest.mark.xfail(
+    strict=True, reason='SMELL: with a wrong prefix nothing is "in the file", so the message lists no key of it'
+)
 def test_load_backbone__wrong_prefix_lists_what_there_is(source, save, vit_options):
     with pytest.raises(ValueError, match=r'The file has: .*cls_token'):
         load_backbone(VisibleViT(**vit_options), save(source.state_dict()), prefix='teachers.boot.network.')

@@ -66,7 +66,9 @@ def test_read_checkpoint__says_what_was_refused(hostile):
 
 @pytest.mark.parametrize('legacy', [False, True])
 def test_read_checkpoint__gives_what_was_saved(tmp_path, legacy):
-    saved = dict(state_dict=WEIGHTS, meta=dict(epoch=3, classes=('a', 'b'), lr=[0.1, None]), odd=collections.OrderedDict(a=1))
+    saved = dict(
+        state_dict=WEIGHTS, meta=dict(epoch=3, classes=('a', 'b'), lr=[0.1, None]), odd=collections.OrderedDict(a=1)
+    )
     torch.save(saved, tmp_path / 'file.pth', _use_new_zipfile_serialization=not legacy)
     found = read_checkpoint(str(tmp_path / 'file.pth'))
     assert found['meta'] == saved['meta']
@@ -90,7 +92,9 @@ def test_read_checkpoint__missing_file(tmp_path, name):
 @pytest.mark.parametrize('legacy', [False, True])
 def test_read_checkpoint__truncated_file(request, tmp_path, share, legacy):
     if legacy and share == 0.1:
-        request.applymarker(pytest.mark.xfail(strict=True, raises=struct.error, reason='BUG: struct.error gets through'))
+        request.applymarker(
+            pytest.mark.xfail(strict=True, raises=struct.error, reason='BUG: struct.error gets through')
+        )
     path = tmp_path / 'file.pth'
     torch.save(dict(state_dict=WEIGHTS), path, _use_new_zipfile_serialization=not legacy)
     whole = path.read_bytes()
@@ -117,7 +121,9 @@ def test_read_checkpoint__damaged_file(tmp_path):
     assert not escaped
 
 
-@pytest.mark.parametrize('content', [b'hello world\n', b'', b'<!DOCTYPE html><html>', b'{"a": 1}', b'version https://git-lfs'])
+@pytest.mark.parametrize(
+    'content', [b'hello world\n', b'', b'<!DOCTYPE html><html>', b'{"a": 1}', b'version https://git-lfs']
+)
 def test_read_checkpoint__other_kind_of_file(tmp_path, content):
     """A download that gave a web page, a file that git-lfs did not fetch."""
     (tmp_path / 'file.pth').write_bytes(content)
@@ -125,7 +131,9 @@ def test_read_checkpoint__other_kind_of_file(tmp_path, content):
         read_checkpoint(tmp_path / 'file.pth')
 
 
-@pytest.mark.xfail(strict=True, reason='SMELL: it is said to hold "more than tensors", although it is no checkpoint at all')
+@pytest.mark.xfail(
+    strict=True, reason='SMELL: it is said to hold "more than tensors", although it is no checkpoint at all'
+)
 def test_read_checkpoint__web_page_is_not_called_hostile(tmp_path):
     (tmp_path / 'file.pth').write_bytes(b'<!DOCTYPE html><html>')
     with pytest.raises(ValueError, match='cannot be read as a checkpoint'):
@@ -149,7 +157,12 @@ def test_weights_of__finds_the_tensors(checkpoint):
 
 @pytest.mark.parametrize(
     'checkpoint',
-    [dict(optimizer=dict(state={0: dict(step=torch.ones(1))})), dict(state_dict={}), {}, dict(state={}, param_groups=[])],
+    [
+        dict(optimizer=dict(state={0: dict(step=torch.ones(1))})),
+        dict(state_dict={}),
+        {},
+        dict(state={}, param_groups=[]),
+    ],
 )
 def test_weights_of__no_weights(checkpoint):
     with pytest.raises(ValueError, match='file.pth holds no weights: its entries are'):

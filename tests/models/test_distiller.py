@@ -65,7 +65,9 @@ def test_loss__every_trainable_parameter_gets_a_gradient(build_distiller, images
     losses = losses_of(model.loss(images))
     assert set(losses) == {f'loss_{name}' for name in model.objectives}
     sum(losses.values()).backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     if type(model.masking).__name__ == 'NoMasking':
         without = [name for name in without if name != 'backbone.mask_token']
     assert without == []
@@ -106,10 +108,14 @@ def test_loss__given_masks_reproduce_a_step(build_distiller, images, method):
         assert again[name].item() == pytest.approx(value.item(), rel=rel, abs=0), name
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: a given mask has no ids for a MaskTokenViT, so the teacher sees everything')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: a given mask has no ids for a MaskTokenViT, so the teacher sees everything'
+)
 def test_loss__given_masks_reach_a_teacher_that_sees_visible_patches(build_distiller, images):
     align = dict(METHODS['dmae']['objectives']['align'])
-    model = build_distiller(backbone=SYMMETRIC, teachers=dict(mae=dict(MIM, sees='visible')), objectives=dict(align=align))
+    model = build_distiller(
+        backbone=SYMMETRIC, teachers=dict(mae=dict(MIM, sees='visible')), objectives=dict(align=align)
+    )
     drawn = []
     hook = model.masking.register_forward_hook(lambda *call: drawn.append(call[2]))
     first = model.loss(images)['loss_align'].item()
@@ -171,7 +177,9 @@ def test_loss__two_objectives_share_a_teacher(build_distiller, images):
         alone = build_distiller(objectives={name: cfg})
         state = model.state_dict()
         alone.load_state_dict({key: state[key] for key in alone.state_dict()}, strict=True)
-        assert alone.loss(images, samples)[f'loss_{name}'].item() == pytest.approx(both[f'loss_{name}'].item(), rel=1e-12)
+        assert alone.loss(images, samples)[f'loss_{name}'].item() == pytest.approx(
+            both[f'loss_{name}'].item(), rel=1e-12
+        )
 
 
 def test_loss__redundancy_masking_reads_the_teacher_that_the_objective_reads(build_distiller, images):
@@ -235,7 +243,9 @@ def test_state_dict__round_trip_gives_the_same_loss(build_distiller, images):
     assert torch.equal(model.loss(images, samples)['loss_feature'], other.loss(images, samples)['loss_feature'])
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: mmengine sums every key with 'loss' in it, so what is watched is added too")
+@pytest.mark.xfail(
+    strict=True, reason="BUG: mmengine sums every key with 'loss' in it, so what is watched is added too"
+)
 def test_parse_losses__what_is_watched_is_not_summed(build_distiller, images):
     model = build_distiller(objectives=dict(pixel_loss=FEATURE))
     results = model.loss(images)

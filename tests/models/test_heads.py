@@ -45,6 +45,7 @@ def rows_of(full_BND, hidden_BL, region):
 
 def mae_block(x, weights, heads):
     """A pre-norm block with attention written out."""
+
     def linear(name, value):
         return value @ weights[f'{name}.weight'].T + weights[f'{name}.bias']
 
@@ -161,15 +162,22 @@ def test_linear_head__equals_a_product(mask, region):
 
 
 def test_no_head__gives_features_and_relations_as_they_are(mask):
-    head = head_of(dict(type='NoHead'))
+    head = head_of(dict(type='NoHead'), out_width=12)
     q, k = torch.randn(2, 3, 2, 17, 6, dtype=torch.float64)
     features = TokenFeatures({'output': features_of().taps['output'], 'relation': QueryKey(q, k)}, num_prefix=1)
     region = Region.parse('visible+cls').tokens(mask)
-    assert torch.equal(head(features, 'output', region), rows_of(features.tokens('output'), mask.hidden_BL, 'visible+cls'))
+    assert torch.equal(
+        head(features, 'output', region), rows_of(features.tokens('output'), mask.hidden_BL, 'visible+cls')
+    )
     relation = torch.einsum('bhik,bhjk->bihj', q, k)  # rows first, so that rows_of can pick them
     relation = rows_of(relation.flatten(2), mask.hidden_BL, 'visible+cls').unflatten(2, (2, 17)).permute(0, 3, 2, 1)
     relation = rows_of(relation.flatten(2), mask.hidden_BL, 'visible+cls').unflatten(2, (2, 5)).permute(0, 2, 3, 1)
     torch.testing.assert_close(head(features, 'relation', region), relation, rtol=1e-12, atol=1e-12)
+
+
+def test_no_head__needs_the_width_of_the_target():
+    with pytest.raises(ValueError, match='it has 12 channels .* and the target 7. Give the objective a head'):
+        head_of(dict(type='NoHead'))
 
 
 @pytest.mark.parametrize('cfg', [dict(type='LinearHead'), dict(type='ProjectorHead'), DECODER])
@@ -197,7 +205,9 @@ def test_neck_head__equals_mmpretrains_decoder(mask):
     head, features = head_of(dict(type='NeckHead', neck=NECK), out_width=48), features_of(mask)
     predictions = head.neck(features.tokens('output'), mask.ids_restore_BL)
     found = head(features, 'output', Region.parse('hidden').tokens(mask))
-    assert torch.equal(found, torch.stack([row[hidden] for row, hidden in zip(predictions, mask.hidden_BL, strict=True)]))
+    assert torch.equal(
+        found, torch.stack([row[hidden] for row, hidden in zip(predictions, mask.hidden_BL, strict=True)])
+    )
 
 
 NECK_NAMES = {'embed.': 'decoder_embed.', 'layers.': 'decoder_blocks.', 'norm.': 'ln1.', 'predict.': 'decoder_pred.'}
@@ -227,8 +237,14 @@ def test_neck_head__draws_new_weights():
 
 @pytest.mark.parametrize(
     ('region', 'out_width', 'message'),
-    [('hidden+cls', 48, 'predicts 48 values a patch and no cls token; the target has 48 and the region includes cls'),
-     ('hidden', 32, 'predicts 48 values a patch and no cls token; the target has 32')],
+    [
+        (
+            'hidden+cls',
+            48,
+            'predicts 48 values a patch and no cls token; the target has 48 and the region includes cls',
+        ),
+        ('hidden', 32, 'predicts 48 values a patch and no cls token; the target has 32'),
+    ],
 )
 def test_neck_head__what_it_cannot_do(mask, region, out_width, message):
     head = head_of(dict(type='NeckHead', neck=NECK), out_width=out_width)

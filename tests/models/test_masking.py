@@ -45,7 +45,9 @@ def test_random_masking__number_of_visible_patches(side, options, visible):
     assert masking.num_visible == visible
     assert (~mask.hidden_BL).sum(1).tolist() == [visible] * 2
     assert mask.hidden_BL.shape == (2, side**2)
-    assert mask.ids_keep_BV.tolist() == [[i for i, hidden in enumerate(row) if not hidden] for row in mask.hidden_BL.tolist()]
+    assert mask.ids_keep_BV.tolist() == [
+        [i for i, hidden in enumerate(row) if not hidden] for row in mask.hidden_BL.tolist()
+    ]
 
 
 def test_random_masking__every_subset_is_as_likely():

@@ -76,7 +76,8 @@ def test_loss__mae_equals_mmpretrains(build_distiller, images, norm_pix):
         head=dict(type='MAEPretrainHead', **head),
     )).double()  # fmt: skip
     theirs.backbone.load_state_dict(ours.backbone.state_dict(), strict=True)
-    names = dict(embed='decoder_embed', layers='decoder_blocks', norm='ln1', predict='decoder_pred', pos_embed='decoder_pos_embed')
+    names = dict(embed='decoder_embed', layers='decoder_blocks', norm='ln1', predict='decoder_pred')
+    names['pos_embed'] = 'decoder_pos_embed'
     state = {}
     for name, value in ours.objectives['pixel'].heads[0].state_dict().items():
         first, *rest = name.split('.')
@@ -111,7 +112,9 @@ def test_loss__dmae(build_distiller, images, normalize):
     if normalize:
         target, prediction = (x / x.square().sum(-1, keepdim=True).sqrt() for x in (target, prediction))
     wanted = (prediction - target).abs().mean().item()
-    assert model.loss(images, given(hidden_BL))['loss_align'].item() == pytest.approx(wanted, rel=1e-6)  # scale is float32
+    assert model.loss(images, given(hidden_BL))['loss_align'].item() == pytest.approx(
+        wanted, rel=1e-6
+    )  # scale is float32
 
 
 @pytest.mark.parametrize('region', ['visible+cls', 'visible'])
@@ -129,7 +132,9 @@ def test_loss__hybrid_distills_relations(build_distiller, images, region):
     hidden_BL = hidden_masks(visible=5)
 
     def relation(network, tokens_BND, index):
-        q, k, _ = network.layers[index].attn.qkv(network.layers[index].ln1(tokens_BND)).unflatten(-1, (3, 4, 8)).unbind(2)
+        q, k, _ = (
+            network.layers[index].attn.qkv(network.layers[index].ln1(tokens_BND)).unflatten(-1, (3, 4, 8)).unbind(2)
+        )
         return torch.einsum('bihc,bjhc->bhij', q, k)
 
     network, terms = model.teachers['mim'].network, []
@@ -139,7 +144,9 @@ def test_loss__hybrid_distills_relations(build_distiller, images, region):
         ours = relation(model.backbone, student_tokens(model, images, hidden_BL, f'input:{index}'), index)
         first, errors = 0 if '+cls' in region else 1, []
         for b, hidden_L in enumerate(hidden_BL):
-            kept = ([0] if '+cls' in region else []) + [i + 1 for i, hidden in enumerate(hidden_L.tolist()) if not hidden]
+            kept = ([0] if '+cls' in region else []) + [
+                i + 1 for i, hidden in enumerate(hidden_L.tolist()) if not hidden
+            ]
             errors.append(smooth_l1(ours[b][:, first:, first:] - theirs[b][:, kept][:, :, kept], 2.0))
         terms.append(torch.stack(errors).mean())
     found = model.loss(images, given(hidden_BL))['loss_relation'].item()
@@ -183,7 +190,9 @@ def test_loss__weight_is_a_factor(build_distiller, images):
     losses = []
     for weight in (1.0, 0.25, 0.0):
         torch.manual_seed(0)
-        losses.append(build_distiller(objective=dict(weight=weight)).loss(images, given(hidden_masks()))['loss_feature'].item())
+        losses.append(
+            build_distiller(objective=dict(weight=weight)).loss(images, given(hidden_masks()))['loss_feature'].item()
+        )
     assert losses[1] == pytest.approx(losses[0] / 4, rel=1e-12)
     assert losses[2] == 0
 
@@ -228,7 +237,9 @@ def test_loss__beits_cross_entropy(build_distiller, images, masks):
     assert found == pytest.approx(sum(errors) / len(errors), rel=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: class numbers are broadcast against the scores, with a warning of torch only')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: class numbers are broadcast against the scores, with a warning of torch only'
+)
 @pytest.mark.filterwarnings('ignore:Using a target size')
 def test_objective__class_numbers_need_cross_entropy(build_distiller, images):
     with pytest.raises(ValueError):
@@ -236,7 +247,9 @@ def test_objective__class_numbers_need_cross_entropy(build_distiller, images):
         build_distiller(teachers=TOKENIZER['teachers'], objective=options).loss(images)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason='SMELL: features under a cross entropy fail in the first step')
+@pytest.mark.xfail(
+    strict=True, raises=RuntimeError, reason='SMELL: features under a cross entropy fail in the first step'
+)
 def test_objective__cross_entropy_needs_class_numbers(build_distiller, images):
     with pytest.raises(ValueError):
         build_distiller(objective=dict(loss=dict(type='TokenCrossEntropy'))).loss(images)
@@ -297,12 +310,12 @@ BAD = {
         dict(head=None, region='all'), 'NoHead cannot predict the others. Use a TransformerDecoder'
     ),
     'relation against tokens': (
-        dict(tap='relation:-1', head=None, region='visible'),
+        dict(tap='relation:-1', region='visible'),
         "'relation:-1' of the teacher gives relation, 'output' of the student tokens",
     ),
     'relation with a head': (
         dict(tap='relation:0', student='relation:0', head=dict(type='LinearHead'), region='visible'),
-        'Relations are compared without a head, got LinearHead: leave head out',
+        "LinearHead takes tokens, but 'relation:0' gives relation",
     ),
     'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'give as many taps of the student as of the teacher'),
     'negative weight': (dict(weight=-1.0), 'weight=-1.0: the weight of an objective must not be negative'),
@@ -331,9 +344,9 @@ def test_objective__parts_that_do_not_fit(build_distiller, options, message):
          "region='hidden': the teacher 'pixel' sees visible patches only. Use 'visible'"),
         ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), dict(region='all+cls'), 'sees visible patches only'),
         ('dbot', dict(boot=VIT_TEACHER), dict(head=None, region='visible'),
-         "'block:-1' of the teacher has 24 channels, 'output' of the student 32: add a head"),
+         'the student must have what the target has, but it has 32 channels .* and the target 24. Give the objective a head'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='relation:0', student='relation:0', head=None, region='visible'),
-         "'relation:0' of the teacher has 2 heads, 'relation:0' of the student 4: add a head"),
+         'it has 4 channels .or attention heads, for relations. and the target 2'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='block:2'), "Tap 'block:2' is out of range: the network has 2 blocks"),
     ],
 )  # fmt: skip
@@ -342,12 +355,18 @@ def test_objective__teachers_that_do_not_fit(build_distiller, base, teachers, op
         build_distiller(base, teachers=teachers, objective=options)
 
 
+@pytest.mark.xfail(strict=True, reason='SMELL: widths are compared before kinds, so the advice is to add a head')
+def test_objective__relation_against_tokens_without_a_head(build_distiller):
+    with pytest.raises(ValueError, match="of the teacher gives relation, 'output' of the student tokens"):
+        build_distiller(objective=dict(tap='relation:-1', head=None, region='visible'))
+
+
 @pytest.mark.xfail(strict=True, reason='SMELL: there is nothing that maps one number of heads to another')
 def test_objective__different_numbers_of_heads_get_advice_that_can_be_followed(build_distiller):
     options = dict(tap='relation:0', student='relation:0', head=None, region='visible')
     with pytest.raises(ValueError) as error:
         build_distiller(teachers=dict(boot=VIT_TEACHER), objective=options)
-    assert 'add a head that maps' not in str(error.value)
+    assert 'Give the objective a head' not in str(error.value)
 
 
 def test_objective__region_that_holds_no_token(build_distiller):
@@ -380,7 +399,9 @@ def test_objective__in_width_of_a_head_is_checked(build_distiller):
         build_distiller(objective=dict(head=dict(DECODER, in_width=31)))
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: NeckHead needs a mask in the features; found in the first step only (assert)')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: NeckHead needs a mask in the features; found in the first step only (assert)'
+)
 def test_objective__neck_head_needs_a_student_of_visible_tokens(build_distiller, images):
     neck = dict(
         type='mmpretrain.MAEPretrainDecoder', patch_size=4, num_patches=16, embed_dim=32, decoder_embed_dim=16,

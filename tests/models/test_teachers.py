@@ -22,6 +22,8 @@ from mkd_plugin.structures import TokenMask
 
 CLIP_MEAN, CLIP_STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 SEEDED = dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=3)
+
+
 class TinyGenerator(BaseModule):
     """A generator of a host: one vector a patch, with weights and a buffer."""
 
@@ -102,9 +104,7 @@ def normalised(raw_BCHW, mean, std):
 @pytest.mark.parametrize('student', ['imagenet', 'none', 'clip'])
 @pytest.mark.parametrize('teacher', ['imagenet', 'clip'])
 def test_view__equals_normalising_the_stored_image(network, student, teacher):
-    statistics = dict(
-        imagenet=(IMAGENET_MEAN, IMAGENET_STD), clip=(CLIP_MEAN, CLIP_STD), none=((0.0,) * 3, (1.0,) * 3)
-    )
+    statistics = dict(imagenet=(IMAGENET_MEAN, IMAGENET_STD), clip=(CLIP_MEAN, CLIP_STD), none=((0.0,) * 3, (1.0,) * 3))
     raw_BCHW = torch.randint(0, 256, (2, 3, 16, 16)).double()
     mean, std = statistics[teacher]
     own = build({**SEEDED, 'pixel_mean': mean, 'pixel_std': std}, student=context_of(network, *statistics[student]))
@@ -116,7 +116,9 @@ def test_view__same_statistics_cost_nothing(network, images):
     assert teacher_of(SEEDED, network).view(images) is images
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: the preprocessor gives 123.675 in float32, which is not 123.675 in float64')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: the preprocessor gives 123.675 in float32, which is not 123.675 in float64'
+)
 def test_view__same_statistics_cost_nothing_with_mmpretrains_preprocessor(build_distiller, images):
     model = build_distiller(
         teachers=dict(boot=SEEDED), data_preprocessor=dict(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
@@ -183,9 +185,15 @@ def test_vit_teacher__seeing_all_ignores_the_mask(network, images):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(img_size=20), r'has a 5 × 5 grid \(img_size=20, patch_size=4\), the student 4 × 4. Give the teacher img_size=16'),
+        (
+            dict(img_size=20),
+            r'has a 5 × 5 grid \(img_size=20, patch_size=4\), the student 4 × 4. Give the teacher img_size=16',
+        ),
         (dict(patch_size=8, img_size=16), 'has a 2 × 2 grid'),
-        (dict(checkpoint='file.pth'), r'either checkpoint=… or seed=… \(random weights\), got checkpoint=file.pth, seed=3'),
+        (
+            dict(checkpoint='file.pth'),
+            r'either checkpoint=… or seed=… \(random weights\), got checkpoint=file.pth, seed=3',
+        ),
         (dict(seed=None), 'either checkpoint=… or seed=…'),
         (dict(sees='hidden'), "sees='hidden': use 'all' or 'visible'"),
         (dict(momentum=0.9), r"no option \['momentum'\]"),
@@ -292,8 +300,11 @@ def test_bootstrapped_teacher__starts_from_another_teacher(network, images):
 
 @pytest.mark.parametrize(
     ('start', 'tap'),
-    [(dict(SEEDED, arch=dict(width=64, depth=3, num_heads=4)), 'output'), (dict(type='PixelTeacher'), 'output'),
-     (dict(SEEDED, arch=dict(width=32, depth=3, num_heads=2)), 'relation:0')],
+    [
+        (dict(SEEDED, arch=dict(width=64, depth=3, num_heads=4)), 'output'),
+        (dict(type='PixelTeacher'), 'output'),
+        (dict(SEEDED, arch=dict(width=32, depth=3, num_heads=2)), 'relation:0'),
+    ],
     ids=['width', 'no cls', 'heads'],
 )
 def test_bootstrapped_teacher__teacher_0_of_another_width(network, start, tap):
@@ -389,7 +400,9 @@ def test_generator_teacher__equals_calling_hog():
 
 
 def test_generator_teacher__wrong_number_of_vectors():
-    with pytest.raises(ValueError, match='HOGGenerator gives 196 targets for one image of 28 px; .* 7 × 7 = 49 patches'):
+    with pytest.raises(
+        ValueError, match='HOGGenerator gives 196 targets for one image of 28 px; .* 7 × 7 = 49 patches'
+    ):
         build(dict(type='GeneratorTeacher', generator=HOG), student=context_of(hog_student(4)))
 
 
@@ -406,7 +419,9 @@ class Answer(nn.Module):
 
 def patch_means(images):
     """(B, 16, 3), patch by patch."""
-    return torch.stack([images[:, :, r : r + 4, c : c + 4].mean((2, 3)) for r in range(0, 16, 4) for c in range(0, 16, 4)], 1)
+    return torch.stack(
+        [images[:, :, r : r + 4, c : c + 4].mean((2, 3)) for r in range(0, 16, 4) for c in range(0, 16, 4)], 1
+    )
 
 
 def as_sequence(x_BCHW):
@@ -426,7 +441,7 @@ KINDS = {  # name: (a host's answer, options, channels, whether it has a cls tok
     ),
     'class scores': (
         lambda x: x, dict(num_classes=3), 3, False,
-        lambda images: torch.tensor([[[max(range(3), key=token.__getitem__)] for token in one] for one in patch_means(images).tolist()]),
+        lambda images: torch.tensor([[[one.index(max(one))] for one in row] for row in patch_means(images).tolist()]),
     ),
 }  # fmt: skip
 
@@ -472,7 +487,9 @@ def test_generator_teacher__batch_norm_does_not_learn(network, images):
     assert torch.equal(teacher.generator.norm.running_mean, before)
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: init_weights is never called, so init_cfg (a checkpoint!) is ignored silently')
+@pytest.mark.xfail(
+    strict=True, reason='BUG: init_weights is never called, so init_cfg (a checkpoint!) is ignored silently'
+)
 def test_generator_teacher__init_cfg_is_obeyed(build_distiller):
     generator = dict(type=TinyGenerator, init_cfg=dict(type='Constant', layer='Conv2d', val=0.5))
     model = build_distiller('mae', teachers=dict(pixel=dict(type='GeneratorTeacher', generator=generator)))

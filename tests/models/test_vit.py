@@ -356,7 +356,9 @@ def test_mask_token__stands_in_for_hidden_patches(vit_options, images, kind):
     close(features.tokens('input:0'), wanted)
     assert features.tokens('output').isfinite().all()
     assert features.mask is None  # the tokens are the full grid
-    assert torch.equal(network(images, None).tokens('output'), network(images, TokenMask(hidden_BL & False)).tokens('output'))
+    assert torch.equal(
+        network(images, None).tokens('output'), network(images, TokenMask(hidden_BL & False)).tokens('output')
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,8 +394,14 @@ def test_resolve_arch__published_sizes(name):
 
 @pytest.mark.parametrize(
     ('name', 'kind', 'position'),
-    [('input:0', 'tokens', 0), ('block:0', 'tokens', 1), ('block:-1', 'tokens', 3), ('input:-1', 'tokens', 2),
-     ('relation:-2', 'relation', 1), ('output', 'output', 3)],
+    [
+        ('input:0', 'tokens', 0),
+        ('block:0', 'tokens', 1),
+        ('block:-1', 'tokens', 3),
+        ('input:-1', 'tokens', 2),
+        ('relation:-2', 'relation', 1),
+        ('output', 'output', 3),
+    ],
 )
 def test_parse_tap__positions(name, kind, position):
     tap = parse_tap(name, 3)
@@ -427,7 +435,11 @@ def test_parse_tap__depth_0_has_no_relation(name):
 
 
 def test_tap_spec__of_the_network(network):
-    assert [network.tap_spec(name).kind for name in ('output', 'block:0', 'relation:0')] == ['tokens', 'tokens', 'relation']
+    assert [network.tap_spec(name).kind for name in ('output', 'block:0', 'relation:0')] == [
+        'tokens',
+        'tokens',
+        'relation',
+    ]
     assert [network.tap_spec(name).channels for name in ('output', 'input:0', 'relation:0')] == [32, 32, 4]
     with pytest.raises(ValueError, match='out of range'):
         network.tap_spec('block:3')

@@ -21,9 +21,11 @@ class Head(nn.Module):
 
     Attributes:
         reaches_hidden: Whether it predicts patches that the student did not see.
+        kinds: What it can take: 'tokens', 'relation' or both.
     """
 
     reaches_hidden = False
+    kinds: tuple[str, ...] = ('tokens',)
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__()

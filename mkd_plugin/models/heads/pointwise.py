@@ -14,7 +14,21 @@ __all__ = ['LinearHead', 'NoHead', 'ProjectorHead']
 
 @MODELS.register_module()
 class NoHead(Head):
-    """The student's features themselves; for targets of the same width, and for relations."""
+    """The student's features themselves, for targets of the same width and for relations of as many heads.
+
+    Raises:
+        ValueError: The target has another width, or another number of heads.
+    """
+
+    kinds = ('tokens', 'relation')
+
+    def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__(in_width=in_width, out_width=out_width, grid=grid)
+        if in_width != out_width:
+            raise ValueError(
+                f'Without a head the student must have what the target has, but it has {in_width} channels (or attention '
+                f'heads, for relations) and the target {out_width}. Give the objective a head.'
+            )
 
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
         """(B, R, D), or (B, H, R, R) for relations."""
