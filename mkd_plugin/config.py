@@ -23,7 +23,7 @@ def get_config(name: str) -> Config:
 
     Args:
         name: Its path below `config_root()`, with or without `.py`:
-            `'dbot/dbot_vit-base-p16_2x800e_in1k'`.
+            `'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'`.
 
     Raises:
         ValueError: There is no such config; the message lists the closest names.

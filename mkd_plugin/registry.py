@@ -117,7 +117,11 @@ def check_options(component: type, given: Iterable[str], context: Iterable[str])
         allowed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
-    unknown = sorted(set(given) - allowed)
+    given = set(given)
+    filled_in = sorted(given & set(context))
+    if filled_in:
+        raise ValueError(f'{component.__name__}: leave {filled_in} out of the config, the model fills it in.')
+    unknown = sorted(given - allowed)
     if unknown:
         options = sorted(allowed - set(context))
         nearest = [match for key in unknown for match in difflib.get_close_matches(key, options, 1)]

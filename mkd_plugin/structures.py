@@ -87,14 +87,14 @@ class RegionTokens:
         """
         if self.weight_BR is None:
             return loss.mean()
-        if loss.shape[:2] != self.weight_BR.shape:
+        if loss.shape[:2] != self.weight_BR.shape or loss.dim() > 3:
             raise ValueError(
                 f'The number of hidden patches differs between images, so the loss must have the shape (B, R, …) = '
                 f'{tuple(self.weight_BR.shape)}, got {tuple(loss.shape)}. Use an elementwise loss on tokens, or a '
                 f'masking with a fixed number of hidden patches.'
             )
         loss_BR = loss.flatten(2).mean(2) if loss.dim() > 2 else loss
-        return (loss_BR * self.weight_BR).sum() / self.weight_BR.sum()
+        return (loss_BR * self.weight_BR).sum() / self.weight_BR.sum().clamp(min=1)  # 0 if nothing is hidden
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,13 @@ class TapSpec:
         kind: 'tokens' or 'relation'.
         channels: Width of a token; for relations the number of heads.
         cls: Whether a cls token stands before the patches.
+        classes: Whether it gives the number of a class, for a cross entropy; ``channels`` is then how many there are.
     """
 
     kind: str
     channels: int
     cls: bool = True
+    classes: bool = False
 
 
 class TapValue(Protocol):
@@ -217,8 +219,12 @@ class TokenFeatures:
         """All token features of a tap, (B, N, D)."""
         return self.taps[tap].at(slice(None))
 
+    def _shows(self, region: RegionTokens) -> bool:
+        assert self.mask is not None and self.mask.ids_keep_BV is not None
+        return region.patches == 'visible' or self.mask.ids_keep_BV.shape[1] == self.mask.hidden_BL.shape[1]
+
     def _rows(self, region: RegionTokens) -> slice | Tensor:
-        assert self.mask is None or region.patches != 'hidden', 'there are no features of hidden patches'
+        assert self.mask is None or self._shows(region), 'there are no features of hidden patches'
         every_patch_in_order = self.mask is not None or region.patches == 'all'
         if every_patch_in_order and self.num_prefix == int(region.cls):
             return slice(None)

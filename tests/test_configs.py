@@ -103,7 +103,7 @@ def test_ablation_row__stages_fit_the_run(method, row):
     from mkd_plugin.engine.stages import stage_schedulers
 
     cfg = get_ablation(method, row)
-    for hook in cfg.custom_hooks:
+    for hook in cfg.get('custom_hooks', []):
         if hook['type'].endswith('StageHook'):
             assert sum(hook['lengths']) == cfg.train_cfg.max_epochs
             for length in hook['lengths']:

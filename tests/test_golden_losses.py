@@ -20,7 +20,7 @@ CONFIGS = ['dbot/dbot_digits', 'mae/mae_digits', 'dmae/dmae_digits', 'hybrid_dis
 
 
 def ten_losses(name: str) -> dict[str, list[float]]:
-    """Losses of ten AdamW steps; every second step of dBOT's run starts a new stage half-way."""
+    """Losses of ten AdamW steps; dBOT starts its second stage after five."""
     torch.manual_seed(0)
     cfg = mkd_plugin.get_config(name)
     cfg.model.backbone.arch = dict(width=32, depth=4, num_heads=4)

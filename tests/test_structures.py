@@ -87,7 +87,7 @@ def mean_by_loops(loss, hidden_BL, patches, cls):
 
 @pytest.mark.parametrize('cls', [False, True])
 @pytest.mark.parametrize('patches', ['hidden', 'visible', 'all'])
-@pytest.mark.parametrize('channels', [(), (4,), (2, 3)], ids=['B R', 'B R D', 'B R D E'])
+@pytest.mark.parametrize('channels', [(), (4,)], ids=['B R', 'B R D'])
 def test_mean__ragged_masks(patches, cls, channels):
     loss = torch.rand(3, 6 + cls, *channels, dtype=torch.float64)
     found = Region(patches, cls).tokens(TokenMask(RAGGED_BL)).mean(loss)
@@ -108,19 +108,15 @@ def test_mean__weights_need_one_value_a_token(shape):
         region.mean(torch.zeros(shape))
 
 
-@pytest.mark.xfail(
-    strict=True, reason='BUG: with as many heads as tokens a relation (B, H, R, R) passes the shape check'
-)
 def test_mean__relation_with_as_many_heads_as_tokens():
     region = Region('hidden', False).tokens(TokenMask(RAGGED_BL))
     with pytest.raises(ValueError, match='number of hidden patches differs between images'):
         region.mean(torch.zeros(3, 6, 6, 6))
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: 0 / 0 when no image of the batch hides anything')
-def test_mean__empty_region_is_not_nan():
+def test_mean__empty_region_is_0():
     region = Region('hidden', False).tokens(TokenMask(torch.zeros(2, 6, dtype=torch.bool)))
-    assert region.mean(torch.ones(2, 6)).isfinite()
+    assert region.mean(torch.ones(2, 6)) == 0
 
 
 def selected_by_loops(x_BND, num_prefix, region_ids, cls, computed_ids):
@@ -150,14 +146,11 @@ def test_select__every_combination(features_of, patches, cls, num_prefix):
 
 
 @pytest.mark.parametrize('cls', [False, True])
-@pytest.mark.parametrize(
-    'patches',
-    ['hidden', pytest.param('all', marks=pytest.mark.xfail(strict=True, reason="SMELL: 'all' gives the visible ones"))],
-)
+@pytest.mark.parametrize('patches', ['hidden', 'all'])
 def test_select__hidden_patches_were_never_computed(patches, cls):
     mask = TokenMask.from_hidden(hidden_masks(), 4)
     features = TokenFeatures({'t': Tokens(torch.randn(3, 5, 2))}, num_prefix=1, mask=mask)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match='no features of hidden patches'):
         features.select('t', Region(patches, cls).tokens(mask))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -75,10 +75,14 @@ def load_backbone(
         The report, which is also logged.
 
     Raises:
-        ValueError: The file does not cover the network; the message says what is missing or has another shape.
+        ValueError: The file does not cover the network; the message says what is missing or has another shape. Or it
+            holds a network with more blocks, or other attention heads.
     """
-    weights = weights_of(read_checkpoint(path), path)
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint, path)
     prefix = find_prefix(weights) if prefix is None else prefix
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'  # the hosts take it without the dot as well
     found = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     own = network.state_dict()
     report = LoadReport(str(path))
@@ -89,7 +93,8 @@ def load_backbone(
     report.matched = [key for key in fitting if key not in report.resized]
     report.missing = [key for key in own if key not in fitting]
     report.unexpected = [key for key in found if key not in own]
-    check_coverage(report, network, found, own, prefix, allow_missing)
+    check_coverage(report, network, weights, own, prefix, allow_missing)
+    check_architecture(report, network, checkpoint)
     network.load_state_dict(fitting, strict=False)
     print_log(str(report), logger='current')
     return report
@@ -107,7 +112,7 @@ def resize_table(table_1ND: Tensor, network: VisionTransformer) -> Tensor:
 def check_coverage(
     report: LoadReport,
     network: VisionTransformer,
-    found: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     prefix: str,
     allow_missing: Sequence[str],
@@ -117,17 +122,29 @@ def check_coverage(
     uncovered = [key for key in report.missing if key not in may_be_new]
     if not uncovered:
         return
-    shapes = [
-        f'{key} is {tuple(found[key].shape)} there and {tuple(own[key].shape)} here'
-        for key in uncovered
-        if key in found
-    ]
-    absent = [key for key in uncovered if key not in found]
-    reasons = shapes[:4] + ([f'absent: {shorten(absent)}'] if absent else [])
+    there = {key: tuple(weights[prefix + key].shape) for key in uncovered if prefix + key in weights}
+    reasons = [f'{key} is {shape} there and {tuple(own[key].shape)} here' for key, shape in list(there.items())[:4]]
+    absent = [key for key in uncovered if key not in there]
+    if absent:
+        reasons.append(f'absent: {shorten(absent)}')
     arch = network.arch
     raise ValueError(
         f'{report.source} does not cover the network (width {arch.width}, {arch.depth} blocks, patch '
         f"{network.patch_size}; looked under the prefix '{prefix}'): {len(uncovered)} of {len(own)} tensors are not there. "
-        f'{"; ".join(reasons)}. The file has: {shorten(list(report.unexpected) or list(found))}. '
+        f'{"; ".join(reasons)}. The file has: {shorten(list(weights))}. '
         "Check arch, patch_size and prefix (a stage's teacher is under 'teachers.<name>.network.')."
     )
+
+
+def check_architecture(report: LoadReport, network: VisionTransformer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError if the file's network has more blocks, or (where the file says so) another number of heads."""
+    arch = network.arch
+    deepest = max((int(key.split('.')[1]) + 1 for key in report.unexpected if key.startswith('layers.')), default=0)
+    if deepest > arch.depth:
+        raise ValueError(f'{report.source} holds a network of {deepest} blocks, this one has {arch.depth}. Check arch.')
+    stated = checkpoint.get('meta', {}).get('mkd_plugin', {}).get('backbone', {}).get('arch', {})
+    if stated and stated['width'] == arch.width and stated['num_heads'] != arch.num_heads:
+        raise ValueError(
+            f'{report.source} holds a network of {stated["num_heads"]} attention heads, this one has {arch.num_heads}: '
+            'its tensors would fit, and mean something else. Check arch.'
+        )

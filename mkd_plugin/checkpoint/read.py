@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
@@ -34,6 +39,23 @@ HARMLESS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float32, np.float64, np.bool_)),
 ]
 
+# What reading a damaged file, or one that is no checkpoint, raises in torch, zipfile and pickle.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a checkpoint with ``weights_only=True``.
@@ -48,23 +70,23 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, An
     try:
         with torch.serialization.safe_globals(HARMLESS):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[-1] if 'WeightsUnpickler' not in str(error) else unsafe_name(str(error))
+    except UNREADABLE as error:
+        refused = refused_part(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            raise ValueError(f'{path} cannot be read as a checkpoint: is it one, and complete? ({error})') from error
         raise ValueError(
-            f'{path} was refused: it holds more than tensors and plain values ({reason}). Nothing in it was run. '
+            f'{path} was refused: it holds more than tensors and plain values ({refused}). Nothing in it was run. '
             'Checkpoints of this package, and state dicts saved with torch.save, can be read.'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f'{path} cannot be read as a checkpoint: is it complete? ({error})') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dict of weights.')
     return checkpoint
 
 
-def unsafe_name(message: str) -> str:
-    """The part of torch's long message that names what was refused."""
-    lines = [line.strip() for line in message.splitlines() if 'WeightsUnpickler' in line or 'GLOBAL' in line]
-    return lines[0][:200] if lines else message[:200]
+def refused_part(message: str) -> str | None:
+    """What torch's long message says was refused; None if it only says that the file makes no sense."""
+    told = re.search(r'GLOBAL (\S+)|getattr\(.*refused', message)
+    return None if told is None else (told[1] or told[0])
 
 
 def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
@@ -84,7 +106,7 @@ def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tens
 
 
 def install_safe_loader() -> None:
-    """Make mmengine read local checkpoints through :func:`read_checkpoint`.
+    """Make mmengine read checkpoints, local or by http, through :func:`read_checkpoint`.
 
     onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file runs code through
     ``load_from``, ``--resume`` and ``init_cfg``.
@@ -93,4 +115,16 @@ def install_safe_loader() -> None:
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         return read_checkpoint(filename, map_location)
 
+    def load_from_http(
+        filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
+    ) -> dict[str, Any]:
+        folder = Path(model_dir or torch.hub.get_dir(), 'checkpoints')
+        path = folder / Path(urlparse(filename).path).name
+        if get_dist_info()[0] == 0 and not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(path), progress=progress)
+        barrier()
+        return read_checkpoint(path, map_location)
+
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)

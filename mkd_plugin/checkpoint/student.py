@@ -79,11 +79,17 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
     Raises:
         ValueError: The file is not such a checkpoint, or does not cover the network.
     """
-    provenance = read_checkpoint(path).get('meta', {}).get('mkd_plugin')
-    if provenance is None:
+    provenance = read_checkpoint(path).get('meta', {}).get('mkd_plugin', {})
+    if 'backbone' not in provenance:
         raise ValueError(
-            f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. Build '
-            'the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+            f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. '
+            'Build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+        )
+    parts = ['student', *provenance['teachers']]
+    if part not in parts:
+        raise ValueError(
+            f"{path} holds {parts}, not '{part}'. A teacher that came from a file, or that was cut to fewer blocks, is not in "
+            'a checkpoint.'
         )
     network = VisionTransformer(**provenance['backbone'])
     prefix = 'backbone.' if part == 'student' else f'teachers.{part}.network.'

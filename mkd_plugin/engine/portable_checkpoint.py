@@ -13,6 +13,7 @@ from torch import nn
 
 from mkd_plugin.engine.stages import bare_model
 from mkd_plugin.models.context import pixel_statistics
+from mkd_plugin.models.teachers.base import StudentCopy
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.version import __version__
@@ -47,14 +48,22 @@ class PortableCheckpointHook(Hook):
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Size and pixel statistics of a model's ViT; nothing for another network."""
+    """Size and pixel statistics of a model's ViT, and the teachers that are saved with it; nothing for another network."""
     network = getattr(model, 'backbone', None)
     if not isinstance(network, VisionTransformer):
         return {}
     mean, std = pixel_statistics(model.data_preprocessor, network.in_channels)  # type: ignore[arg-type]
     options = ('img_size', 'patch_size', 'in_channels')
     backbone = dict(arch=asdict(network.arch), **{name: getattr(network, name) for name in options})
-    return dict(backbone=backbone, pixel_mean=list(mean), pixel_std=list(std))
+    copies = [
+        name for name, teacher in getattr(model, 'teachers', nn.ModuleDict()).items() if is_complete_copy(teacher)
+    ]
+    return dict(backbone=backbone, pixel_mean=list(mean), pixel_std=list(std), teachers=copies)
+
+
+def is_complete_copy(teacher: nn.Module) -> bool:
+    """Whether a teacher's network is the student's, and is all in the checkpoint."""
+    return isinstance(teacher, StudentCopy) and teacher.complete
 
 
 def pack(buffer: HistoryBuffer) -> dict[str, Any]:

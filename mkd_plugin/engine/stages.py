@@ -32,7 +32,7 @@ class StageHook(Hook):
     3. the learning-rate schedule starts again, so that every stage has its own warm-up and reaches the configured peak.
 
     What a breakpoint does depends on nothing but the seed and the stage, and the teacher counts its promotions in the
-    checkpoint: a run resumed at any point goes on as if it had never stopped.
+    checkpoint: a run resumed before, at or after a breakpoint does the same there as one that never stopped.
 
     The state at the end of stage s is kept for good as ``stage_<s>.pth`` (and teacher 0 as ``stage_0.pth``).
 
@@ -128,6 +128,7 @@ class StageHook(Hook):
             return
         model = bare_model(runner)
         teacher.promote(model.backbone)
+        runner.optim_wrapper.zero_grad()  # what was accumulated belongs to the student before
         if self.reset_student:
             redraw(model, seed=runner.seed + stage)
         if self.reset_optimizer:

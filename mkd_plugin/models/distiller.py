@@ -21,7 +21,7 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.models.objective import Objective
 from mkd_plugin.models.teachers.base import Teacher
 from mkd_plugin.models.vit import VisionTransformer
-from mkd_plugin.registry import MODELS, build
+from mkd_plugin.registry import MODELS, build, check_options
 from mkd_plugin.structures import TokenMask
 
 __all__ = ['MaskedDistiller']
@@ -136,7 +136,7 @@ class MaskedDistiller(BaseSelfSupervisor):
 
         Raises:
             ValueError: It is not of the student's grid, or shows another number of patches than the masking does although
-                the student needs a fixed number.
+                the student or a teacher needs a fixed number.
         """
         if not data_samples or 'mask' not in data_samples[0]:
             return None
@@ -146,13 +146,13 @@ class MaskedDistiller(BaseSelfSupervisor):
             raise ValueError(
                 f'The data give masks of {hidden_BL.shape[1]} patches, the student has {self.masking.num_patches}.'
             )
-        if self.backbone.sees_all:
-            return TokenMask(hidden_BL)
+        if self.backbone.sees_all and all(teacher.sees_all for teacher in self._teachers.values()):
+            return TokenMask(hidden_BL)  # nobody needs the same number in every image
         num_visible = self.masking.num_visible
         counts = (~hidden_BL).sum(1).tolist()  # reads back from the device: a given mask is for reproducing a step
         if set(counts) != {num_visible}:
             raise ValueError(
-                f'The data give masks with {sorted(set(counts))} visible patches; {type(self.backbone).__name__} needs the '
+                f'The data give masks with {sorted(set(counts))} visible patches; student or a teacher needs the '
                 f"masking's {num_visible} in every image."
             )
         return TokenMask.from_hidden(hidden_BL, num_visible)
@@ -164,7 +164,12 @@ def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) 
     Raises:
         ValueError: Its parts do not fit each other, or an option is misspelt.
     """
+    if 'loss' in name:
+        raise ValueError(
+            f"Objective '{name}': mmengine sums every result with 'loss' in its name; choose another name."
+        )
     try:
+        check_options(Objective, cfg, ['context'])
         return Objective(context=context, **cfg)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Objective '{name}': {error}") from error

@@ -84,6 +84,7 @@ class Objective(nn.Module):
     def _build_head(self, cfg: dict[str, Any] | None, context: DistillContext, tap: str, student_tap: str) -> Head:
         target = context.teachers[self.teacher].tap_spec(tap)
         source = context.student.network.tap_spec(student_tap)
+        self._check_taps(tap, target, student_tap, source)
         cfg = {'type': 'NoHead'} if cfg is None else dict(cfg)
         stated = cfg.pop('out_width', target.channels)
         if stated != target.channels:
@@ -93,22 +94,25 @@ class Objective(nn.Module):
             )
         sizes = {'in_width': source.channels, 'out_width': target.channels, 'grid': context.student.grid}
         head: Head = build(cfg, **sizes)
-        self._check_pair(head, tap, target, student_tap, source)
+        if target.kind not in head.kinds:
+            raise ValueError(
+                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_tap}' gives {source.kind}."
+            )
+        if self.region.cls and not (head.predicts_cls and target.cls):
+            lacking = f"The teacher '{self.teacher}' has" if head.predicts_cls else f'{type(head).__name__} predicts'
+            raise ValueError(f"{lacking} no cls token: use region='{self.region.patches}' without '+cls'.")
         return head
 
-    def _check_pair(self, head: Head, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
+    def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
         if target.kind != source.kind:
             raise ValueError(
                 f"'{tap}' of the teacher gives {target.kind}, '{student_tap}' of the student {source.kind}: "
                 'relations are compared with relations, tokens with tokens.'
             )
-        if target.kind not in head.kinds:
+        if target.classes != getattr(self.loss, 'wants_classes', False):
             raise ValueError(
-                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_tap}' gives {source.kind}."
-            )
-        if self.region.cls and not target.cls:
-            raise ValueError(
-                f"The teacher '{self.teacher}' has no cls token: use region='{self.region.patches}' without '+cls'."
+                f"'{tap}' of the teacher '{self.teacher}' gives {'class numbers' if target.classes else 'features'}, which "
+                f'{type(self.loss).__name__} does not compare: TokenCrossEntropy goes with class numbers, and only with them.'
             )
 
     def _check_region(self, region: str, context: DistillContext) -> None:
@@ -169,7 +173,7 @@ def build_loss(cfg: dict[str, Any]) -> nn.Module:
     """
     if 'reduction' in cfg:
         raise ValueError(f'loss={cfg}: leave reduction out, the objective averages over its region.')
-    pointwise = find(cfg['type']) in TORCH_LOSSES
+    pointwise = 'type' in cfg and find(cfg['type']) in TORCH_LOSSES
     return build(cfg, **({'reduction': 'none'} if pointwise else {}))
 
 
@@ -182,4 +186,4 @@ def at_least_float32(x: Tensor) -> Tensor:
 @torch.no_grad()
 def spread(x: Tensor) -> Tensor:
     """Standard deviation over all tokens of the batch, averaged over channels."""
-    return x.flatten(0, -2).float().std(dim=0).mean()
+    return x.flatten(0, -2).float().std(dim=0, correction=0).mean()

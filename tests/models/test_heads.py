@@ -235,23 +235,40 @@ def test_neck_head__draws_new_weights():
     assert 'neck.decoder_pos_embed' not in drawn
 
 
-@pytest.mark.parametrize(
-    ('region', 'out_width', 'message'),
-    [
-        (
-            'hidden+cls',
-            48,
-            'predicts 48 values a patch and no cls token; the target has 48 and the region includes cls',
-        ),
-        ('hidden', 32, 'predicts 48 values a patch and no cls token; the target has 32'),
-    ],
-)
-def test_neck_head__what_it_cannot_do(mask, region, out_width, message):
-    head = head_of(dict(type='NeckHead', neck=NECK), out_width=out_width)
-    with pytest.raises(ValueError, match=message):
-        head(features_of(mask), 'output', Region.parse(region).tokens(mask))
+def test_neck_head__neck_of_another_width_or_grid():
+    with pytest.raises(
+        ValueError, match=r'MAEPretrainDecoder gives \(1, 16, 48\) for one image; \(1, 16, 32\) is needed'
+    ):
+        head_of(dict(type='NeckHead', neck=NECK), out_width=32)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason='BUG: a neck without init_weights cannot be built')
-def test_neck_head__neck_without_init_weights():
-    build(dict(type='NeckHead', neck=dict(type=torch.nn.Identity)), **SIZES)
+@pytest.mark.parametrize('options', [dict(num_patches=9), dict(embed_dim=16)])
+def test_neck_head__neck_that_does_not_take_the_tokens(options):
+    with pytest.raises(ValueError):
+        head_of(dict(type='NeckHead', neck={**NECK, **options}), out_width=48)
+
+
+class PlainNeck(torch.nn.Module):
+    """A neck without init_weights: each patch alone, from its place in (cls, visible, hidden)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 7)
+
+    def forward(self, tokens_BND, ids_restore_BL):
+        filled = torch.zeros(len(tokens_BND), 16, 12, dtype=tokens_BND.dtype)
+        filled[:, : tokens_BND.shape[1] - 1] = tokens_BND[:, 1:]
+        return self.linear(torch.stack([row[ids] for row, ids in zip(filled, ids_restore_BL, strict=True)]))
+
+
+@pytest.mark.parametrize('student', ['visible tokens', 'full length'])
+def test_neck_head__plain_neck_of_any_student(mask, student):
+    head = head_of(dict(type='NeckHead', neck=dict(type=PlainNeck)))
+    features = features_of(mask if student == 'visible tokens' else None)
+    found = head(features, 'output', Region.parse('visible').tokens(mask))
+    tokens = features.tokens('output')
+    visible = tokens[:, 1:] if student == 'visible tokens' else rows_of(tokens, mask.hidden_BL, 'visible')
+    torch.testing.assert_close(found, head.neck.linear(visible), rtol=1e-12, atol=1e-12)
+    before = head.neck.linear.weight.clone()
+    head.reset_parameters()
+    assert not torch.equal(head.neck.linear.weight, before)

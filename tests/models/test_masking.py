@@ -151,7 +151,6 @@ def test_masking__wrong_options(cfg, message):
         build(cfg, student=student(4))
 
 
-@pytest.mark.xfail(strict=True, reason='SMELL: a number of patches that is no integer fails in the first step only')
 def test_random_masking__num_visible_must_be_an_integer():
     with pytest.raises(ValueError, match='num_visible'):
         build(dict(type='RandomMasking', num_visible=4.5), student=student(4))

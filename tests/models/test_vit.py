@@ -174,7 +174,6 @@ def test_forward__visible_only_never_reads_hidden_pixels(network, images, order)
     assert features.mask is mask
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: a mask without ids shows everything, and says that it did not')
 def test_forward__visible_only_refuses_a_mask_without_ids(network, images):
     """TokenMask(hidden) has no ids_keep; a network that takes no mask tokens must not see the hidden patches."""
     hidden_BL = hidden_masks()
@@ -314,11 +313,8 @@ def test_reset_parameters__maes_initialisation():
 
 @pytest.mark.parametrize('position', ['learned', 'sincos'])
 @pytest.mark.parametrize('kind', [VisibleViT, MaskTokenViT, ClassifierViT])
-def test_reset_parameters__forgets_everything(request, vit_options, kind, position):
+def test_reset_parameters__forgets_everything(vit_options, kind, position):
     """Weights after a reset depend on the seed alone, however the network was trained or loaded before."""
-    if position == 'sincos':
-        reason = 'BUG: the fixed table is not restored, though load_backbone may have put another one there'
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     states = []
     for garbage in (7.0, -1.0):
         network = kind(position=position, **vit_options)
@@ -420,14 +416,12 @@ def test_parse_tap__unknown_name(name):
         parse_tap(name, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: lstrip('-') lets it pass, and int() raises with other words")
 @pytest.mark.parametrize('name', ['block:--1', 'block:²'])
 def test_parse_tap__number_that_int_refuses(name):
     with pytest.raises(ValueError, match='Unknown tap'):
         parse_tap(name, 3)
 
 
-@pytest.mark.xfail(strict=True, reason='BUG: a network of depth 0 has no relation, but gives that of its first block')
 @pytest.mark.parametrize('name', ['relation:0'])
 def test_parse_tap__depth_0_has_no_relation(name):
     with pytest.raises(ValueError, match='out of range'):

@@ -1,4 +1,4 @@
-# The embedded digits (mkd_plugin.datasets.write_digits), unlabelled, no flips: a mirrored digit is another sign.
+# The embedded digits (written by tools/dataset_tools/make_digits.py), unlabelled, no flips: a mirrored digit is another sign.
 data_root = 'data/digits/'
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor', mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)

@@ -21,10 +21,12 @@ class Head(nn.Module):
 
     Attributes:
         reaches_hidden: Whether it predicts patches that the student did not see.
+        predicts_cls: Whether it predicts the cls token.
         kinds: What it can take: 'tokens', 'relation' or both.
     """
 
     reaches_hidden = False
+    predicts_cls = True
     kinds: tuple[str, ...] = ('tokens',)
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:

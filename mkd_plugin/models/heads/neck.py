@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mkd_plugin.models.heads.base import Head
@@ -17,8 +18,7 @@ __all__ = ['NeckHead']
 class NeckHead(Head):
     """Wraps ``neck(tokens, ids_restore)`` that gives one prediction a patch, such as mmpretrain's ``MAEPretrainDecoder``.
 
-    Such necks drop the cls token, so the region must be without it. Their weights are kept between stages only if they
-    offer ``init_weights``, which is called to draw new ones.
+    Such necks drop the cls token, so the region must be without it. The neck is tried on empty tokens when it is built.
 
     Args:
         in_width: Width of the student's tokens.
@@ -27,15 +27,30 @@ class NeckHead(Head):
         neck: The host's config.
 
     Raises:
-        ValueError: A region with cls was asked for (raised when the head is first used).
+        ValueError: The neck does not take the student's tokens, or does not give ``out_width`` values for each patch.
     """
 
     reaches_hidden = True
+    predicts_cls = False
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int], neck: dict[str, Any]) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         self.neck = build(neck)
         self.reset_parameters()
+        length = grid[0] * grid[1]
+        try:
+            with torch.no_grad():
+                trial = self.neck(torch.zeros(1, 1 + length, in_width), torch.arange(length).unsqueeze(0))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self.neck).__name__} does not take the student's tokens, (1, 1 + {length}, {in_width}) for one "
+                f'image: {error}'
+            ) from error
+        if trial.shape != (1, length, out_width):
+            raise ValueError(
+                f'{type(self.neck).__name__} gives {tuple(trial.shape)} for one image; (1, {length}, {out_width}) is '
+                "needed: the target's width for each patch."
+            )
 
     def reset_parameters(self) -> None:
         """Let the neck draw new weights in its own way."""
@@ -43,15 +58,16 @@ class NeckHead(Head):
             if hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
             module.is_init = False
-        self.neck.init_weights()
+        if hasattr(self.neck, 'init_weights'):
+            self.neck.init_weights()
 
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
         """(B, R, out_width)."""
-        assert features.mask is not None
-        predictions_BLD = self.neck(features.tokens(tap), features.mask.ids_restore_BL)
-        if region.cls or predictions_BLD.shape[-1] != self.out_width:
-            raise ValueError(
-                f'{type(self.neck).__name__} predicts {predictions_BLD.shape[-1]} values a patch and no cls token; the '
-                f'target has {self.out_width} and the region {"includes" if region.cls else "has no"} cls.'
-            )
+        tokens_BND = features.tokens(tap)
+        if features.mask is None:  # all patches are there, in order
+            ids_restore_BL = torch.arange(tokens_BND.shape[1] - 1, device=tokens_BND.device).expand(len(tokens_BND), -1)
+        else:
+            assert features.mask.ids_restore_BL is not None
+            ids_restore_BL = features.mask.ids_restore_BL
+        predictions_BLD = self.neck(tokens_BND, ids_restore_BL)
         return take(predictions_BLD, region.ids_BR)

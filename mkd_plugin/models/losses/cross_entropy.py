@@ -12,7 +12,9 @@ __all__ = ['TokenCrossEntropy']
 
 @MODELS.register_module()
 class TokenCrossEntropy(nn.Module):
-    """Cross entropy of every token."""
+    """Cross entropy of every token; for targets that are class numbers."""
+
+    wants_classes = True
 
     def forward(self, scores_BRC: Tensor, classes_BR1: Tensor) -> Tensor:
         """(B, R)."""

@@ -31,6 +31,8 @@ class RandomMasking(Masking):
         super().__init__(student=student)
         if (ratio is None) == (num_visible is None):
             raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
+        if num_visible is not None and not isinstance(num_visible, int):
+            raise ValueError(f'num_visible={num_visible}: it must be a whole number of patches.')
         if ratio is not None and not 0 < ratio < 1:
             raise ValueError(f'ratio={ratio}: it must lie in (0, 1). To hide nothing, use NoMasking.')
         # The nearest integer wins over a rounding error such as 100 · (1 − 0.9) = 9.999…

@@ -22,7 +22,6 @@ class ClassifierViT(VisionTransformer):
     """
 
     may_be_new = ('ln2.weight', 'ln2.bias')  # not in a pre-training checkpoint
-    may_be_left = ('ln1.weight', 'ln1.bias', 'mask_token')  # in it, and not needed
 
     def __init__(self, *, position: str = 'learned', **options: Any) -> None:
         super().__init__(position=position, **options)

@@ -39,10 +39,9 @@ class Teacher(nn.Module):
     ``forward``.
 
     Args:
-        student: The student, for its grid, pixel statistics and weights.
+        student: The student; subclasses look at its grid, pixel statistics and weights.
 
     Attributes:
-        grid: The teacher's own grid of patches.
         sees_all: True if it gets the intact image, False if it gets the student's visible patches only.
     """
 
@@ -50,7 +49,6 @@ class Teacher(nn.Module):
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__()
-        self.grid = student.grid
 
     def tap_spec(self, name: str) -> TapSpec:
         """What a tap gives. Raises ValueError if the teacher has no such tap."""
@@ -79,6 +77,11 @@ class StudentCopy(Teacher):
         self.network.init_cfg = None  # its weights are the student's, not a file's
         freeze(self.network, in_checkpoints=True)
         self.train()
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``network``, as it is saved, is the present teacher."""
+        return True
 
     def tap_spec(self, name: str) -> TapSpec:
         """As the student's."""

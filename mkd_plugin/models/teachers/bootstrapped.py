@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import StudentCopy, Teacher
-from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.models.vit import VisionTransformer, parse_tap
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask
 
@@ -70,12 +70,19 @@ class BootstrappedTeacher(StudentCopy):
             ValueError: Teacher 0 gives something else there than the student will.
         """
         later = super().tap_spec(name)
+        if self.start_depth is not None:
+            parse_tap(name, self.start_depth)  # raises if teacher 0 has no such tap
         if self.first is not None and self.first.tap_spec(name) != later:
             raise ValueError(
                 f"Teacher 0 gives {self.first.tap_spec(name)} at '{name}', but the student that follows it {later}. Train "
                 'one stage with a plain ViTTeacher of that size, then start new stages from its student.'
             )
         return later
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``network``, as it is saved, is the present teacher: not while teacher 0 is another or a cut one."""
+        return self.promotions > 0 or (self.first is None and self.start_depth is None)
 
     def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
         """Run teacher 0 until the first promotion, then the student's copy."""

@@ -72,6 +72,8 @@ class GeneratorTeacher(Teacher):
     ) -> None:
         super().__init__(student=student)
         self.generator = build(generator)
+        if hasattr(self.generator, 'init_weights'):
+            self.generator.init_weights()  # where the hosts load the checkpoint that init_cfg names
         freeze(self.generator, in_checkpoints=False)
         self.train()
         self.view = PixelView(student, img_size=img_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
@@ -87,13 +89,14 @@ class GeneratorTeacher(Teacher):
             )
         if (num_classes is not None) == trial.is_floating_point():
             raise ValueError(f'{name} gives {trial.dtype}: num_classes belongs to class numbers, got {num_classes}.')
+        self.classes = num_classes is not None
         self.channels = trial.shape[2] if num_classes is None else num_classes
 
     def tap_spec(self, name: str) -> TapSpec:
         """``output``: the generator's width, or its number of classes."""
         if name != 'output':
             raise ValueError(f"GeneratorTeacher has the tap 'output' only, got '{name}'.")
-        return TapSpec('tokens', self.channels, cls=self.num_prefix == 1)
+        return TapSpec('tokens', self.channels, cls=self.num_prefix == 1, classes=self.classes)
 
     def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
         """Run the generator on the intact images."""

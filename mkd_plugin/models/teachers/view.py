@@ -37,7 +37,7 @@ class PixelView(nn.Module):
         super().__init__()
         self.img_size = img_size or student.network.img_size
         student_mean, student_std, own_mean, own_std = (
-            torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32).double().view(-1, 1, 1)  # as the preprocessor keeps them
             for values in (
                 student.pixel_mean,
                 student.pixel_std,

@@ -44,7 +44,7 @@ class ViTTeacher(Teacher):
 
     Raises:
         ValueError: Not exactly one of ``checkpoint`` and ``seed`` is given; the grids differ; the file does not cover the
-            network.
+            network; ``sees='visible'`` with images of another size.
     """
 
     def __init__(
@@ -71,12 +71,18 @@ class ViTTeacher(Teacher):
         self.sees_all = sees == 'all'
         self.img_size = img_size or student.grid[0] * patch_size
         self.network = self._build(arch, patch_size, student.network.in_channels, checkpoint, prefix, seed)
-        self.grid = self.network.grid
-        if self.grid != student.grid:
+        grid = self.network.grid
+        if grid != student.grid:
             raise ValueError(
-                f'The teacher has a {self.grid[0]} × {self.grid[1]} grid (img_size={self.img_size}, '
+                f'The teacher has a {grid[0]} × {grid[1]} grid (img_size={self.img_size}, '
                 f'patch_size={patch_size}), the student {student.grid[0]} × {student.grid[1]}. '
                 f'Give the teacher img_size={student.grid[0] * patch_size}, or leave img_size out.'
+            )
+        if sees == 'visible' and self.img_size != student.network.img_size:
+            raise ValueError(
+                f"sees='visible': the teacher's img_size={self.img_size} differs from the student's "
+                f'{student.network.img_size}, and resizing would mix hidden pixels into visible patches. Use a teacher of '
+                'the same patch size.'
             )
         freeze(self.network, in_checkpoints=False)
         self.train()

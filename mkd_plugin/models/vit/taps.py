@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ['Tap', 'parse_tap']
@@ -42,14 +43,15 @@ def parse_tap(name: str, depth: int) -> Tap:
     """
     if name == 'output':
         return Tap(name, 'output', depth)
-    kind, _, number = name.partition(':')
-    if kind not in ('input', 'block', 'relation') or not number.lstrip('-').isdigit():
+    found = re.fullmatch(r'(input|block|relation):(-?[0-9]+)', name)
+    if found is None:
         raise ValueError(
             f"Unknown tap '{name}': use 'output', 'block:i', 'input:i' or 'relation:i' (i may be negative)."
         )
-    index = int(number) + (depth if int(number) < 0 else 0)
-    lowest = -1 if kind == 'block' and depth == 0 else 0
-    if not lowest <= index < max(depth, lowest + 1):
+    kind, number = found[1], int(found[2])
+    index = number + depth if number < 0 else number
+    embeddings = depth == 0 and (kind, number) in (('block', -1), ('input', 0))
+    if not (0 <= index < depth or embeddings):
         raise ValueError(
             f"Tap '{name}' is out of range: the network has {depth} blocks, so i is −{depth} … {depth - 1}."
         )

@@ -117,9 +117,8 @@ class VisionTransformer(BaseModule):
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
         nn.init.normal_(self.cls_token, std=0.02)
-        if isinstance(self.pos_embed, nn.Parameter):
-            with torch.no_grad():
-                self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width))
+        with torch.no_grad():  # the fixed table as well: a checkpoint may have brought another
+            self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width))
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names. New weights were drawn when the network was built.
@@ -127,13 +126,15 @@ class VisionTransformer(BaseModule):
         Raises:
             ValueError: The checkpoint does not cover the network.
         """
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+        entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        pretrained = [entry for entry in entries if entry['type'] == 'Pretrained']
+        if not pretrained:
+            super().init_weights()
+        for entry in pretrained:
             from mkd_plugin.checkpoint.load import load_backbone  # a network can be built without a checkpoint's code
 
-            load_backbone(self, self.init_cfg['checkpoint'], prefix=self.init_cfg.get('prefix'))
+            load_backbone(self, entry['checkpoint'], prefix=entry.get('prefix'))
             self._is_init = True
-        else:
-            super().init_weights()
 
     def tap_spec(self, name: str) -> TapSpec:
         """What a tap of this network gives. Raises ValueError if there is no such tap."""
@@ -147,6 +148,11 @@ class VisionTransformer(BaseModule):
             raise ValueError(
                 f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
                 "Set the backbone's img_size, or the pipeline's crop, so that they agree."
+            )
+        if mask is not None and mask.ids_keep_BV is None:
+            raise ValueError(
+                'A network that computes visible patches only needs the same number of them in every image. Use a masking '
+                'with a fixed number, or a MaskTokenViT.'
             )
         ids_keep_BV = None if mask is None else mask.ids_keep_BV
         patches_BVD = self.patch_embed(images_BCHW, ids_keep_BV)

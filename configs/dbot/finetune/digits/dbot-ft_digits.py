@@ -22,7 +22,7 @@ optim_wrapper = dict(
 max_iters = 400  # the same number of steps whatever the number of labels
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=40),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=40, end=max_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=False, begin=40, end=max_iters),
 ]
 train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(interval=-1, save_last=False))
