@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 from mkd_plugin.checkpoint.resize import resize_positions
 
 if TYPE_CHECKING:
@@ -139,10 +140,11 @@ def check_coverage(
 def check_architecture(report: LoadReport, network: VisionTransformer, checkpoint: Mapping[str, Any]) -> None:
     """Raise ValueError if the file's network has more blocks, or (where the file says so) another number of heads."""
     arch = network.arch
-    deepest = max((int(key.split('.')[1]) + 1 for key in report.unexpected if key.startswith('layers.')), default=0)
+    blocks = (re.match(r'layers\.(\d+)\.', key) for key in report.unexpected)
+    deepest = max((int(block[1]) + 1 for block in blocks if block), default=0)
     if deepest > arch.depth:
         raise ValueError(f'{report.source} holds a network of {deepest} blocks, this one has {arch.depth}. Check arch.')
-    stated = checkpoint.get('meta', {}).get('mkd_plugin', {}).get('backbone', {}).get('arch', {})
+    stated = provenance_of(checkpoint).get('backbone', {}).get('arch', {})
     if stated and stated['width'] == arch.width and stated['num_heads'] != arch.num_heads:
         raise ValueError(
             f'{report.source} holds a network of {stated["num_heads"]} attention heads, this one has {arch.num_heads}: '

@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,7 +18,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-__all__ = ['install_safe_loader', 'read_checkpoint', 'weights_of']
+__all__ = ['install_safe_loader', 'provenance_of', 'read_checkpoint', 'weights_of']
 
 
 def statistic_of_history(owner: Any, name: str) -> Any:
@@ -105,6 +106,13 @@ def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tens
     return weights
 
 
+def provenance_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What our ``PortableCheckpointHook`` wrote about the network; empty for another's file."""
+    meta = checkpoint.get('meta')
+    found = meta.get('mkd_plugin') if isinstance(meta, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def install_safe_loader() -> None:
     """Make mmengine read checkpoints, local or by http, through :func:`read_checkpoint`.
 
@@ -118,7 +126,7 @@ def install_safe_loader() -> None:
     def load_from_http(
         filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
     ) -> dict[str, Any]:
-        folder = Path(model_dir or torch.hub.get_dir(), 'checkpoints')
+        folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
         path = folder / Path(urlparse(filename).path).name
         if get_dist_info()[0] == 0 and not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.load import load_backbone
-from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint
 from mkd_plugin.models.vit import VisionTransformer
 
 __all__ = ['LoadedStudent', 'load_student']
@@ -79,13 +79,13 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
     Raises:
         ValueError: The file is not such a checkpoint, or does not cover the network.
     """
-    provenance = read_checkpoint(path).get('meta', {}).get('mkd_plugin', {})
+    provenance = provenance_of(read_checkpoint(path))
     if 'backbone' not in provenance:
         raise ValueError(
             f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. '
             'Build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
         )
-    parts = ['student', *provenance['teachers']]
+    parts = ['student', *provenance.get('teachers', [])]
     if part not in parts:
         raise ValueError(
             f"{path} holds {parts}, not '{part}'. A teacher that came from a file, or that was cut to fewer blocks, is not in "

@@ -280,3 +280,11 @@ def test_vit_teacher__loads_strictly(build_distiller, source, save, images):
     torch.testing.assert_close(found, source.double()(images).tokens('output'), rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match='does not cover the network'):
         build_distiller(teachers=dict(boot=dict(teacher, checkpoint=str(path), prefix='teacher.')))
+
+
+@pytest.mark.parametrize('meta', [None, 'a string', dict(mkd_plugin=3), dict(mkd_plugin=dict(version='0'))])
+def test_load_backbone__meta_of_others_is_no_obstacle(tmp_path, source, vit_options, meta):
+    weights = {**source.state_dict(), 'layers.norm.weight': torch.ones(3)}
+    torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'file.pth')
+    report = load_backbone(VisibleViT(**vit_options), tmp_path / 'file.pth')
+    assert report.unexpected == ['layers.norm.weight'] and not report.missing

@@ -176,7 +176,7 @@ def test_no_head__gives_features_and_relations_as_they_are(mask):
 
 
 def test_no_head__needs_the_width_of_the_target():
-    with pytest.raises(ValueError, match='it has 12 channels .* and the target 7. Give the objective a head'):
+    with pytest.raises(ValueError, match='it has 12 channels .* and the target 7. Give features a head'):
         head_of(dict(type='NoHead'))
 
 

@@ -337,7 +337,7 @@ def test_objective__parts_that_do_not_fit(build_distiller, options, message):
          "region='hidden': the teacher 'pixel' sees visible patches only. Use 'visible'"),
         ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), dict(region='all+cls'), 'sees visible patches only'),
         ('dbot', dict(boot=VIT_TEACHER), dict(head=None, region='visible'),
-         'the student must have what the target has, but it has 32 channels .* and the target 24. Give the objective a head'),
+         'the student must have what the target has, but it has 32 channels .* and the target 24. Give features a head'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='relation:0', student='relation:0', head=None, region='visible'),
          'it has 4 channels .or attention heads, for relations. and the target 2'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='block:2'), "Tap 'block:2' is out of range: the network has 2 blocks"),

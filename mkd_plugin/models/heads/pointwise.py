@@ -26,8 +26,9 @@ class NoHead(Head):
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         if in_width != out_width:
             raise ValueError(
-                f'Without a head the student must have what the target has, but it has {in_width} channels (or attention '
-                f'heads, for relations) and the target {out_width}. Give the objective a head.'
+                f'Without a head the student must have what the target has, but it has {in_width} channels (for relations: '
+                f'attention heads) and the target {out_width}. Give features a head; relations need networks with as many '
+                'heads.'
             )
 
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:

@@ -53,7 +53,7 @@ def parse_tap(name: str, depth: int) -> Tap:
     embeddings = depth == 0 and (kind, number) in (('block', -1), ('input', 0))
     if not (0 <= index < depth or embeddings):
         raise ValueError(
-            f"Tap '{name}' is out of range: the network has {depth} blocks, so i is −{depth} … {depth - 1}."
+            f"Tap '{name}' is out of range: the network has {depth} blocks, so i must lie in [−{depth}, {depth})."
         )
     if kind == 'relation':
         return Tap(name, 'relation', index)
