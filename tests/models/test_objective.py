@@ -339,7 +339,7 @@ def test_objective__parts_that_do_not_fit(build_distiller, options, message):
         ('dbot', dict(boot=VIT_TEACHER), dict(head=None, region='visible'),
          'the student must have what the target has, but it has 32 channels .* and the target 24. Give features a head'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='relation:0', student='relation:0', head=None, region='visible'),
-         'it has 4 channels .or attention heads, for relations. and the target 2'),
+         'it has 4 channels .for relations: attention heads. and the target 2'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='block:2'), "Tap 'block:2' is out of range: the network has 2 blocks"),
     ],
 )  # fmt: skip

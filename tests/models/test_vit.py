@@ -406,7 +406,7 @@ def test_parse_tap__positions(name, kind, position):
 
 @pytest.mark.parametrize('name', ['block:3', 'block:-4', 'input:3', 'relation:-4'])
 def test_parse_tap__out_of_range(name):
-    with pytest.raises(ValueError, match=rf"Tap '{name}' is out of range: the network has 3 blocks, so i must lie in \[−3, 3\)"):
+    with pytest.raises(ValueError, match=rf"Tap '{name}' is out of range: .* 3 blocks, so i must lie in \[−3, 3\)"):
         parse_tap(name, 3)
 
 
