@@ -1,8 +1,5 @@
-# dBOT, ViT-H/14, 3 stages: drop path 0.3, teacher 0 of depth 0. Table A1 gives no gradient clip for H.
-_base_ = 'dbot_vit-base-p16_8xb512-3x800e_in1k.py'
+# Three stages: the paper's choice when the student goes to detection or segmentation.
+_base_ = 'dbot_vit-huge-p14_8xb512-2x800e_in1k.py'
 
-model = dict(
-    backbone=dict(arch='h', patch_size=14, drop_path_rate=0.3),
-    teachers=dict(boot=dict(start_depth=0)),
-    objectives=dict(feature=dict(head=dict(drop_path_rate=0.3))))
-optim_wrapper = dict(clip_grad=None)
+custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[800, 800, 800])]
+train_cfg = dict(max_epochs=2400)
