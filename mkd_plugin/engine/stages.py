@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mkd_plugin.engine.atomic import save_atomically
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.teachers import BootstrappedTeacher
 from mkd_plugin.registry import HOOKS
@@ -88,7 +89,7 @@ class StageHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Keep teacher 0, once, and say which stage runs."""
-        if self._progress(runner) == 0:
+        if runner.iter == 0:  # and not the epoch: a run can be resumed in the middle of the first
             save_stage(runner, 0, epoch=0)
         self._announce(runner, self._stage(self._progress(runner)))
 
@@ -152,7 +153,8 @@ def bare_model(runner: Runner) -> MaskedDistiller:
 
 def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
     """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted by them."""
-    runner.save_checkpoint(
+    save_atomically(
+        runner,
         runner.work_dir,
         f'stage_{stage}.pth',
         save_optimizer=False,

@@ -13,4 +13,11 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR', eta_min_ratio=1e-6 / 4e-3, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]
-default_hooks = dict(portable=dict(type='mkd_plugin.PortableCheckpointHook'))
+default_hooks = dict(
+    # as in _base_/runtime.py, which cannot be a second base beside a host's whole recipe
+    checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook'),
+    portable=dict(type='mkd_plugin.PortableCheckpointHook'),
+    exact_resume=dict(type='mkd_plugin.ExactResumeHook'),
+    finite_loss=dict(type='mkd_plugin.FiniteLossHook'),
+    preemption=dict(type='mkd_plugin.PreemptionHook'),
+)
