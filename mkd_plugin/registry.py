@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'MODELS', 'MirroredRegistry', 'build']
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'TRANSFORMS', 'MirroredRegistry', 'build']
 
 
 class MirroredRegistry(Registry):
@@ -59,12 +61,14 @@ class MirroredRegistry(Registry):
 
 MODELS = MirroredRegistry('mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models'])
 HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
+DATASETS = MirroredRegistry('mkd_plugin dataset', parent=MMENGINE_DATASETS, locations=['mkd_plugin.datasets'])
+TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=MMENGINE_TRANSFORMS, locations=['mkd_plugin.datasets'])
 
 if find_spec('mmpretrain') is not None:
     from mmpretrain import registry as mmpretrain_registry
 
-    for ours, theirs in ((MODELS, mmpretrain_registry.MODELS), (HOOKS, mmpretrain_registry.HOOKS)):
-        ours.mirror_into(theirs)
+    for ours, name in ((MODELS, 'MODELS'), (HOOKS, 'HOOKS'), (DATASETS, 'DATASETS'), (TRANSFORMS, 'TRANSFORMS')):
+        ours.mirror_into(getattr(mmpretrain_registry, name))
 
 
 def build(cfg: Any, **context: Any) -> Any:

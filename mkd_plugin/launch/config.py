@@ -1,0 +1,135 @@
+"""From a command line to a config that runs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from mkd_plugin.config import get_ablation
+
+__all__ = [
+    'LOADERS',
+    'add_shared_arguments',
+    'apply_training_options',
+    'fit_to_device',
+    'has_accelerator',
+    'load_config',
+    'move_data_root',
+]
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of train.py and test.py, named as in the hosts' own tools."""
+    parser.add_argument('config', help='a config file, or METHOD:ROW for an ablation')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go; work_dirs/<config> by default')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch, which mim uses, passes the rank on; torchrun sets the variable instead
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's changes, for this machine.
+
+    Raises:
+        ValueError: There is no such config file or ablation row.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    method, _, row = args.config.partition(':')
+    if not row and not Path(args.config).is_file():
+        raise ValueError(f'{args.config}: there is no such config file. Give a path, or METHOD:ROW for an ablation.')
+    cfg = get_ablation(method, row) if row else Config.fromfile(args.config)
+    data_root = cfg.get('data_root')
+    cfg.launcher = args.launcher
+    cfg.merge_from_dict(args.cfg_options)
+    if 'data_root' in args.cfg_options:
+        move_data_root(cfg, data_root)
+    name = f'{method}_{row}' if row else Path(args.config).stem
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    fit_to_device(cfg)
+    return cfg
+
+
+def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Bring the options that only training has into the config.
+
+    Raises:
+        ValueError: --auto-scale-lr although the config does not say which batch size its rate is for.
+    """
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
+        fit_to_device(cfg)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(
+                f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=…) to scale from.'
+            )
+        # mmengine scales by images a step and process, and forgets that accumulated steps are one update
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+
+
+def move_data_root(cfg: Config, before: str | None) -> None:
+    """Let ``data_root`` of a command line reach the datasets.
+
+    A config file uses the variable while it is read; what is merged later would change nothing but the variable itself.
+    """
+
+    def move(node: Any) -> None:
+        if isinstance(node, dict):
+            if 'data_root' in node and before in (None, node['data_root']):
+                node['data_root'] = cfg.data_root
+            for value in node.values():
+                move(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                move(value)
+
+    for loader in LOADERS:
+        move(cfg.get(loader))
+
+
+def has_accelerator() -> bool:
+    """Whether mmengine would train on something else than the CPU."""
+    from mmengine.device import get_device
+
+    return get_device() != 'cpu'
+
+
+def has_bfloat16() -> bool:
+    """Whether the accelerator computes in bfloat16 itself; that of an older GPU is emulated, and slow."""
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def fit_to_device(cfg: Config) -> None:
+    """Change what this machine cannot run: mixed precision, and on a CPU the number of a GPU that DDP is given."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    mixed = wrapper.get('type') == 'AmpOptimWrapper'
+    if has_accelerator():
+        if mixed and wrapper.get('dtype') == 'bfloat16' and not has_bfloat16():
+            wrapper.update(dtype='float16', loss_scale='dynamic')
+            print_log('This GPU has no bfloat16: training in float16 with loss scaling.', level=logging.WARNING)
+        return
+    if mixed:
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):
+            wrapper.pop(key, None)
+        wrapper['type'] = 'OptimWrapper'
+        print_log('There is no GPU: training in float32 instead of mixed precision.', level=logging.WARNING)
+    if cfg.launcher != 'none' and cfg.get('model_wrapper_cfg') is None:
+        unused = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False, find_unused_parameters=unused
+        )

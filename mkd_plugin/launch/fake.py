@@ -1,0 +1,105 @@
+"""One training step on made-up images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import FUNCTIONS
+from PIL import Image
+from torch import nn
+
+__all__ = ['StepResult', 'fake_batch', 'run_step']
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        shape: Of the images that reached the model.
+        seconds: Of the second step; the first also pays for allocations and kernels.
+        losses: By name.
+        peak: Bytes: the device's peak, on a CPU what the process grew by.
+        optimizer: Bytes of the optimiser's states.
+    """
+
+    shape: tuple[int, ...]
+    seconds: float
+    losses: dict[str, float]
+    peak: int
+    optimizer: int
+
+
+def fake_batch(cfg: Config, images: int) -> Any:
+    """A batch as the training pipeline and the loader would make it, from image files full of noise."""
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    classes = cfg.model.get('head', {}).get('num_classes') or 2
+    generator = np.random.default_rng(0)
+    with TemporaryDirectory() as folder:
+        samples = []
+        compose = Compose(pipeline)
+        for number in range(images):
+            path = Path(folder, f'{number}.png')
+            Image.fromarray(generator.integers(256, size=(256, 320, 3), dtype=np.uint8)).save(path)
+            sample = dict(img_path=str(path), gt_label=number % classes, sample_idx=number)
+            samples.append(compose(sample))
+    collate = dict(cfg.train_dataloader.get('collate_fn') or {'type': 'pseudo_collate'})
+    collate.pop('_scope_', None)  # mmengine's mark of the package that a base came from
+    return FUNCTIONS.get(collate.pop('type'))(samples, **collate)
+
+
+def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
+    """Two whole training steps; the second is timed.
+
+    Raises:
+        ValueError: A loss is not finite.
+    """
+    device = next(model.parameters()).device
+    shapes: list[tuple[int, ...]] = []
+    probe = model.get_submodule('data_preprocessor').register_forward_hook(
+        lambda module, given, made: shapes.append(shape_of(made['inputs']))
+    )
+    before = used_memory(device)
+    for _ in range(2):
+        synchronize(device)
+        start = time.perf_counter()
+        logged = model.train_step(batch, optim_wrapper)  # type: ignore[operator]
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    probe.remove()
+    losses = {name: float(torch.as_tensor(value).detach()) for name, value in logged.items()}
+    broken = {name: value for name, value in losses.items() if 'loss' in name and not np.isfinite(value)}
+    if broken:
+        raise ValueError(f'The losses of a step on noise are not finite: {broken}.')
+    peak = used_memory(device) - (before if device.type == 'cpu' else 0)
+    states = [value for state in optim_wrapper.optimizer.state.values() for value in state.values()]
+    optimizer = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+    return StepResult(shapes[-1], seconds, losses, peak, optimizer)
+
+
+def shape_of(inputs: Any) -> tuple[int, ...]:
+    """The shape of a batch, or of its first view."""
+    return tuple((inputs if isinstance(inputs, torch.Tensor) else inputs[0]).shape)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def used_memory(device: torch.device) -> int:
+    """The peak of a GPU's memory, or of this process, so far."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

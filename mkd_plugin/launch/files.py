@@ -1,0 +1,117 @@
+"""Which files a config needs, and which of them are not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mkd_plugin.launch.config import LOADERS
+
+__all__ = ['Missing', 'missing_files', 'without_missing_checkpoints']
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A file or folder that is not there.
+
+    Attributes:
+        path: Where it is looked for.
+        option: The option that names it, as ``--cfg-options`` takes it.
+        expected: What should be there.
+    """
+
+    path: str
+    option: str
+    expected: str
+
+
+def missing_files(cfg: Config) -> list[Missing]:
+    """Every file and folder of the config's datasets and networks that does not exist.
+
+    Addresses (``https://…``, ``s3://…``) are not looked up.
+    """
+    found: list[Missing] = []
+    for loader in LOADERS:
+        if cfg.get(loader):
+            found += missing_data(cfg[loader].get('dataset', {}), f'{loader}.dataset')
+    for option, path in checkpoints(cfg.get('model', {}), 'model'):
+        if not path:
+            found.append(Missing("''", option, 'a checkpoint: the config leaves it to you'))
+        elif not exists(path):
+            found.append(Missing(path, option, 'a checkpoint (.pth)'))
+    if cfg.get('load_from') and not exists(cfg.load_from):
+        found.append(Missing(cfg.load_from, 'load_from', 'the checkpoint to start or go on from'))
+    return list({(entry.path, entry.expected): entry for entry in found}.values())
+
+
+def exists(path: str) -> bool:
+    """Whether a path is there; True for an address."""
+    return '://' in path or Path(path).expanduser().exists()
+
+
+def missing_data(dataset: Any, option: str) -> list[Missing]:
+    """The missing files of a dataset, and of those that it wraps."""
+    found: list[Missing] = []
+    if not isinstance(dataset, dict):
+        return found
+    for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
+        found += missing_data(inner, f'{option}.dataset')
+    root = str(dataset.get('data_root') or '')
+    labels = dataset.get('with_label', not str(dataset.get('type')).endswith('ImageFolder'))
+    kind = 'a folder of images' + (', a sub-folder a class' if labels and not dataset.get('ann_file') else '')
+    if root and not exists(root):
+        parts = ', '.join(part for part in data_parts(dataset) if part)
+        return [*found, Missing(root, f'{option}.data_root', f'{kind}{f" (in it {parts})" if parts else ""}')]
+    for part in data_parts(dataset):
+        path = part if os.path.isabs(part) or not root else os.path.join(root, part)
+        if part and not exists(path):
+            annotations = part == dataset.get('ann_file')
+            found.append(
+                Missing(
+                    path,
+                    f'{option}.{"ann_file" if annotations else "data_prefix"}',
+                    'the list of images' if annotations else kind,
+                )
+            )
+    return found
+
+
+def data_parts(dataset: Mapping[str, Any]) -> list[str]:
+    """What a dataset reads below its root: annotation file, folders, and the split that mmpretrain's ImageNet makes one."""
+    prefix = dataset.get('data_prefix') or ''
+    parts = list(prefix.values()) if isinstance(prefix, dict) else [prefix]
+    if dataset.get('split') and not any(parts) and not dataset.get('ann_file'):
+        parts = [dataset['split']]
+    return [str(part) for part in (dataset.get('ann_file') or '', *parts)]
+
+
+def checkpoints(node: Any, option: str) -> Iterator[tuple[str, str]]:
+    """(option, path) of everything called ``checkpoint`` below a part of a config."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == 'checkpoint' and isinstance(value, str):
+                yield f'{option}.{key}', value
+            else:
+                yield from checkpoints(value, f'{option}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from checkpoints(value, f'{option}.{number}')
+
+
+def without_missing_checkpoints(node: Any) -> Any:
+    """A copy of a config's part in which random weights stand in for the files that are not there."""
+    if isinstance(node, (list, tuple)):
+        return type(node)(without_missing_checkpoints(value) for value in node)
+    if not isinstance(node, dict):
+        return node
+    path = node.get('checkpoint')
+    if isinstance(path, str) and (not path or not exists(path)):
+        if node.get('type') == 'Pretrained':
+            return None
+        node = {**node, 'checkpoint': None, 'seed': 0}
+    return {key: without_missing_checkpoints(value) for key, value in node.items()}
