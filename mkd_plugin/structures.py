@@ -10,8 +10,8 @@ Shape legend, used as suffixes in the whole package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -79,6 +79,11 @@ class RegionTokens:
     ids_BR: Tensor
     weight_BR: Tensor | None = None
 
+    def rows(self, num_prefix: int) -> Tensor:
+        """Where the tokens stand in a sequence of ``num_prefix`` prefix tokens and the full grid, (B, R)."""
+        rows_BR = self.ids_BR + num_prefix
+        return torch.cat([torch.zeros_like(rows_BR[:, :1]), rows_BR], dim=1) if self.cls else rows_BR
+
     def mean(self, loss: Tensor) -> Tensor:
         """Average an elementwise loss (B, R, …) over the region; a scalar, which a host's loss returns, stays.
 
@@ -115,6 +120,13 @@ class Region:
         if patches not in ('hidden', 'visible', 'all') or extra not in ('', 'cls'):
             raise ValueError(f"region='{text}': use 'hidden', 'visible' or 'all', with '+cls' or without.")
         return cls(patches, extra == 'cls')
+
+    @classmethod
+    def union(cls, regions: Iterable[Region]) -> Region:
+        """The smallest region that holds all of these, of which there is at least one."""
+        regions = list(regions)
+        patches = {region.patches for region in regions}
+        return cls(patches.pop() if len(patches) == 1 else 'all', any(region.cls for region in regions))
 
     def tokens(self, mask: TokenMask) -> RegionTokens:
         """The region's tokens under this batch's mask."""
@@ -205,11 +217,13 @@ class TokenFeatures:
         num_prefix: P, the prefix tokens before the patches (0 or more; the first is cls).
         mask: The mask under which only the visible patches were computed, in the order of ``mask.ids_keep_BV``; None if
             the patches are the full grid.
+        region: The only tokens the taps hold, in its order; None if there is nothing left out.
     """
 
     taps: Mapping[str, TapValue]
     num_prefix: int
     mask: TokenMask | None = None
+    region: RegionTokens | None = None
 
     def select(self, tap: str, region: RegionTokens) -> Tensor:
         """A tap's value at the tokens of a region: (B, R, D), or (B, H, R, R) for relations."""
@@ -217,6 +231,7 @@ class TokenFeatures:
 
     def tokens(self, tap: str) -> Tensor:
         """All token features of a tap, (B, N, D)."""
+        assert self.region is None, 'there are features of a region only'
         return self.taps[tap].at(slice(None))
 
     def _shows(self, region: RegionTokens) -> bool:
@@ -225,13 +240,15 @@ class TokenFeatures:
 
     def _rows(self, region: RegionTokens) -> slice | Tensor:
         assert self.mask is None or self._shows(region), 'there are no features of hidden patches'
+        if self.region is not None:
+            assert region.patches == self.region.patches and region.cls <= self.region.cls, 'a region nobody asked for'
+            return slice(int(self.region.cls and not region.cls), None)
         every_patch_in_order = self.mask is not None or region.patches == 'all'
         if every_patch_in_order and self.num_prefix == int(region.cls):
             return slice(None)
         if every_patch_in_order and not region.cls:
             return slice(self.num_prefix, None)
-        ids_BR = region.ids_BR
         if self.mask is not None:  # the tokens stand for the visible patches: count them, not the grid
-            ids_BR = torch.arange(ids_BR.shape[1], device=ids_BR.device).expand_as(ids_BR)
-        rows_BR = ids_BR + self.num_prefix
-        return torch.cat([torch.zeros_like(rows_BR[:, :1]), rows_BR], 1) if region.cls else rows_BR
+            counted_R = torch.arange(region.ids_BR.shape[1], device=region.ids_BR.device)
+            region = replace(region, ids_BR=counted_R.expand_as(region.ids_BR))
+        return region.rows(self.num_prefix)

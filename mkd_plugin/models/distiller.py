@@ -22,7 +22,7 @@ from mkd_plugin.models.objective import Objective
 from mkd_plugin.models.teachers.base import Teacher
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, build, check_options
-from mkd_plugin.structures import TokenMask
+from mkd_plugin.structures import Region, TokenMask
 
 __all__ = ['MaskedDistiller']
 
@@ -68,6 +68,11 @@ class MaskedDistiller(BaseSelfSupervisor):
         self.teachers, self.objectives = nn.ModuleDict(self._teachers), nn.ModuleDict(self._objectives)
         self.student_taps = tuple({tap: None for term in self._objectives.values() for tap in term.student_taps})
         self.teacher_taps = self._collect_teacher_taps()
+        self._teacher_regions = {
+            name: Region.union(term.region for term in readers)
+            for name in self._teachers
+            if (readers := [term for term in self._objectives.values() if term.teacher == name])
+        }
 
     def loss(self, inputs: Tensor | Sequence[Tensor], data_samples: Any = None, **_: Any) -> dict[str, Tensor]:
         """One step: mask → teacher → target → student → head → loss.
@@ -81,7 +86,7 @@ class MaskedDistiller(BaseSelfSupervisor):
             targets and student features, which are logged and not optimised.
         """
         images_BCHW = single_view(inputs)
-        lessons = Lessons(self._teachers, self.teacher_taps, images_BCHW)
+        lessons = Lessons(self._teachers, self.teacher_taps, self._teacher_regions, images_BCHW)
         mask = self._given_mask(data_samples)
         if mask is None:
             mask = self.masking(images_BCHW, lessons)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mkd_plugin.structures import TokenFeatures, TokenMask
+from mkd_plugin.structures import Region, TokenFeatures, TokenMask
 
 if TYPE_CHECKING:
     from mkd_plugin.models.teachers.base import Teacher
@@ -22,13 +22,18 @@ class Lessons:
     Args:
         teachers: Name → teacher.
         taps: Name → all taps that masking and objectives read.
+        regions: Name → where the objectives read them, so that a teacher need not compute its last block elsewhere.
         images_BCHW: The student's normalised images.
     """
 
     def __init__(
-        self, teachers: Mapping[str, Teacher], taps: Mapping[str, tuple[str, ...]], images_BCHW: Tensor
+        self,
+        teachers: Mapping[str, Teacher],
+        taps: Mapping[str, tuple[str, ...]],
+        regions: Mapping[str, Region],
+        images_BCHW: Tensor,
     ) -> None:
-        self._teachers, self._taps, self._images_BCHW = teachers, taps, images_BCHW
+        self._teachers, self._taps, self._regions, self._images_BCHW = teachers, taps, regions, images_BCHW
         self._features: dict[str, TokenFeatures] = {}
 
     def features(self, teacher: str, mask: TokenMask | None) -> TokenFeatures:
@@ -36,11 +41,11 @@ class Lessons:
 
         Args:
             teacher: Its name.
-            mask: The student's mask; None while it is still being drawn. Only a teacher that sees no more than the
-                student looks at it.
+            mask: The student's mask; None while it is still being drawn, which needs the features of every token.
         """
         if teacher not in self._features:
+            region = None if mask is None else self._regions[teacher].tokens(mask)
             # no_grad and not inference_mode: the loss saves targets and indices for its backward pass
             with torch.no_grad():
-                self._features[teacher] = self._teachers[teacher](self._images_BCHW, mask, self._taps[teacher])
+                self._features[teacher] = self._teachers[teacher](self._images_BCHW, mask, self._taps[teacher], region)
         return self._features[teacher]

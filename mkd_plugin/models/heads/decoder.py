@@ -72,10 +72,7 @@ class TransformerDecoder(Head):
         tokens_BND = tokens_BND + self.pos_embed
         for block in self.layers[:-1]:
             tokens_BND, _ = block(tokens_BND)
-        rows_BR = region.ids_BR + 1
-        if region.cls:
-            rows_BR = torch.cat([torch.zeros_like(rows_BR[:, :1]), rows_BR], dim=1)
-        tokens_BRD, _ = self.layers[-1](tokens_BND, rows_BR)
+        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1))
         return self.predict(self.norm(tokens_BRD))
 
     def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.vit import VisionTransformer
-from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 __all__ = ['StudentCopy', 'Teacher', 'freeze']
 
@@ -54,8 +54,17 @@ class Teacher(nn.Module):
         """What a tap gives. Raises ValueError if the teacher has no such tap."""
         raise NotImplementedError
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
-        """Features of the student's normalised images, at these taps."""
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Features of the student's normalised images.
+
+        Args:
+            images_BCHW: The images.
+            mask: The student's mask, if it is known; for a teacher that sees no more than the student.
+            taps: What to compute.
+            region: The only tokens that will be read, None for all; a teacher may leave out the others, or ignore this.
+        """
         raise NotImplementedError
 
     def start_from(self, student: VisionTransformer) -> None:

@@ -12,7 +12,7 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import StudentCopy, Teacher
 from mkd_plugin.models.vit import VisionTransformer, parse_tap
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 __all__ = ['BootstrappedTeacher']
 
@@ -84,11 +84,14 @@ class BootstrappedTeacher(StudentCopy):
         """Whether ``network``, as it is saved, is the present teacher: not while teacher 0 is another or a cut one."""
         return self.promotions > 0 or (self.first is None and self.start_depth is None)
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
         """Run teacher 0 until the first promotion, then the student's copy."""
         if self.promotions == 0 and self.first is not None:
-            return self.first(images_BCHW, None, taps)
-        return self.network(images_BCHW, None, taps, depth=self.start_depth if self.promotions == 0 else None)
+            return self.first(images_BCHW, None, taps, region)
+        depth = self.start_depth if self.promotions == 0 else None
+        return self.network(images_BCHW, None, taps, depth=depth, region=region)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

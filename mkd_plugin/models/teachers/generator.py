@@ -12,7 +12,7 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask, Tokens
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 __all__ = ['GeneratorTeacher', 'as_tokens']
 
@@ -98,6 +98,8 @@ class GeneratorTeacher(Teacher):
             raise ValueError(f"GeneratorTeacher has the tap 'output' only, got '{name}'.")
         return TapSpec('tokens', self.channels, cls=self.num_prefix == 1, classes=self.classes)
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
         """Run the generator on the intact images."""
         return TokenFeatures({'output': Tokens(as_tokens(self.generator(self.view(images_BCHW))))}, self.num_prefix)

@@ -12,7 +12,7 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import StudentCopy
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import TokenFeatures, TokenMask
+from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask
 
 __all__ = ['MomentumTeacher']
 
@@ -48,6 +48,8 @@ class MomentumTeacher(StudentCopy):
         names, weights = zip(*student.named_parameters(), strict=True)
         torch._foreach_lerp_([own[name] for name in names], weights, 1 - momentum)
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
         """Run the average on the intact images."""
-        return self.network(images_BCHW, None, taps)
+        return self.network(images_BCHW, None, taps, region=region)

@@ -10,7 +10,7 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher
 from mkd_plugin.models.vit import cut_patches
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask, Tokens
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 __all__ = ['PixelTeacher']
 
@@ -32,7 +32,9 @@ class PixelTeacher(Teacher):
             raise ValueError(f"PixelTeacher has the tap 'output' only, got '{name}'.")
         return TapSpec('tokens', self.patch_size**2 * self.in_channels, cls=False)
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
         """Cut the images into patches."""
         pixels_BLD = cut_patches(images_BCHW, self.patch_size).movedim(2, 4).flatten(2)
         return TokenFeatures({'output': Tokens(pixels_BLD)}, num_prefix=0)

@@ -14,7 +14,7 @@ from mkd_plugin.models.students.visible import VisibleViT
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 __all__ = ['ViTTeacher']
 
@@ -108,6 +108,8 @@ class ViTTeacher(Teacher):
         """As the network's."""
         return self.network.tap_spec(name)
 
-    def forward(self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str]) -> TokenFeatures:
-        """Run the network up to the highest tap."""
-        return self.network(self.view(images_BCHW), None if self.sees_all else mask, taps)
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Run the network up to the highest tap, its last block for the region only."""
+        return self.network(self.view(images_BCHW), None if self.sees_all else mask, taps, region=region)

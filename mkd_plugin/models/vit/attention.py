@@ -34,21 +34,27 @@ class Attention(nn.Module):
         Returns:
             The update of the (chosen) tokens, and this layer's queries and keys.
         """
-        q, k, v = self._heads(x_BND, 3) if rows_BR is None else self._heads_of_rows(x_BND, rows_BR)
+        q, k, v = self._split(self.qkv(x_BND)) if rows_BR is None else self._heads_of_rows(x_BND, rows_BR)
         out_BHNK = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out_BHNK.transpose(1, 2).flatten(2)), QueryKey(q, k)
 
     def query_key(self, x_BND: Tensor) -> QueryKey:
         """Queries and keys alone, for a network that stops here."""
-        q, k = self._heads(x_BND, 2)
+        q, k = self._split(self._part_of_qkv(x_BND, 0, 2))
         return QueryKey(q, k)
 
-    def _heads(self, x_BND: Tensor, parts: int, first: int = 0) -> tuple[Tensor, ...]:
-        """The ``parts`` of (query, key, value) from ``first`` on, each (B, H, N, K)."""
-        rows = slice(first * x_BND.shape[-1], (first + parts) * x_BND.shape[-1])
-        packed = F.linear(x_BND, self.qkv.weight[rows], self.qkv.bias[rows])
-        batch, length, _ = packed.shape
-        return packed.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
     def _heads_of_rows(self, x_BND: Tensor, rows_BR: Tensor) -> tuple[Tensor, ...]:
-        return (*self._heads(take(x_BND, rows_BR), 1), *self._heads(x_BND, 2, first=1))
+        queries, keys_values = self._part_of_qkv(take(x_BND, rows_BR), 0, 1), self._part_of_qkv(x_BND, 1, 3)
+        return (*self._split(queries), *self._split(keys_values))
+
+    def _part_of_qkv(self, x_BND: Tensor, first: int, end: int) -> Tensor:
+        """Of (query, key, value) only those from ``first`` to before ``end``, (B, N, (end − first) · D)."""
+        rows = slice(first * x_BND.shape[-1], end * x_BND.shape[-1])
+        return F.linear(x_BND, self.qkv.weight[rows], self.qkv.bias[rows])
+
+    def _split(self, packed_BNE: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values that lie one behind the other, each (B, H, N, K)."""
+        batch, length, _ = packed_BNE.shape
+        # taken apart first and transposed then: so their gradients are put together where the linear layer reads them
+        parts = packed_BNE.view(batch, length, -1, self.num_heads, self.proj.in_features // self.num_heads).unbind(2)
+        return tuple(part_BNHK.transpose(1, 2) for part_BNHK in parts)

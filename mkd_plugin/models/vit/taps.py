@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ['Tap', 'parse_tap']
+__all__ = ['Tap', 'end_at_one_block', 'parse_tap']
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,8 @@ def parse_tap(name: str, depth: int) -> Tap:
     if kind == 'relation':
         return Tap(name, 'relation', index)
     return Tap(name, 'tokens', index + (kind == 'block'))
+
+
+def end_at_one_block(taps: Sequence[Tap]) -> bool:
+    """Whether nothing is read but the tokens that the last block needed gives: then it need not compute the others."""
+    return len({tap.position for tap in taps}) == 1 and all(tap.kind != 'relation' and tap.position > 0 for tap in taps)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from mkd_plugin.models.vit.arch import Arch, resolve_arch
 from mkd_plugin.models.vit.block import Block, drop_path_rates, init_linears
 from mkd_plugin.models.vit.positions import sincos_positions
-from mkd_plugin.models.vit.taps import Tap, parse_tap
-from mkd_plugin.structures import TapSpec, TapValue, TokenFeatures, TokenMask, Tokens, take
+from mkd_plugin.models.vit.taps import Tap, end_at_one_block, parse_tap
+from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens, take
 
 __all__ = ['PatchEmbed', 'VisionTransformer', 'cut_patches']
 
@@ -168,6 +168,7 @@ class VisionTransformer(BaseModule):
         mask: TokenMask | None = None,
         taps: Sequence[str] = ('output',),
         depth: int | None = None,
+        region: RegionTokens | None = None,
     ) -> TokenFeatures:
         """Compute features, and nothing that no tap reads.
 
@@ -176,17 +177,23 @@ class VisionTransformer(BaseModule):
             mask: What is hidden; None shows everything.
             taps: Names of the features to return.
             depth: Take the network as if it had only this many blocks; None for all.
+            region: The only tokens that will be read, None for all. The last block leaves out the others if all taps are
+                its output.
 
         Returns:
             The taps' values.
         """
         depth = self.arch.depth if depth is None else depth
         tokens_BND = self.embed(images_BCHW, mask)
-        values = self._run_blocks(tokens_BND, [parse_tap(name, depth) for name in taps])
-        return TokenFeatures(values, self.num_prefix, None if self.sees_all else mask)
+        parsed = [parse_tap(name, depth) for name in taps]
+        shown = None if self.sees_all else mask
+        if shown is not None or region is None or region.patches == 'all' or not end_at_one_block(parsed):
+            return TokenFeatures(self._run_blocks(tokens_BND, parsed), self.num_prefix, shown)
+        values = self._run_blocks(tokens_BND, parsed, region.rows(self.num_prefix))
+        return TokenFeatures(values, self.num_prefix, region=region)
 
-    def _run_blocks(self, x_BND: Tensor, taps: Sequence[Tap]) -> dict[str, TapValue]:
-        """Run up to the highest tap and no further."""
+    def _run_blocks(self, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None) -> dict[str, TapValue]:
+        """Run up to the highest tap and no further; the last of these blocks for ``rows_BR`` only."""
         values: dict[str, TapValue] = {}
         last = max(tap.position for tap in taps)
         for position in range(last + 1):
@@ -196,7 +203,7 @@ class VisionTransformer(BaseModule):
                 if tap.kind != 'relation':
                     values[tap.name] = Tokens(self.ln1(x_BND) if tap.kind == 'output' else x_BND)
             if position < last:
-                x_BND, query_key = self.layers[position](x_BND)
+                x_BND, query_key = self.layers[position](x_BND, rows_BR if position == last - 1 else None)
             elif relations:
                 block: Block = self.layers[position]  # type: ignore[assignment]
                 query_key = block.query_key(x_BND)
