@@ -30,7 +30,7 @@ class PreemptionHook(Hook):
 
     85 tells a job script to queue the run again, which then goes on with ``resume=True``; any other code is an error.
     With several processes all have to stop at the same step, which they agree upon every ``agree_every`` steps only, so
-    that no step waits for it. ``torchrun`` reports a failure of its children (85 is in its log) and exits with 1.
+    that no step waits for it. Plain ``torchrun`` exits with 1 whatever its children say; ``tools/dist_train.sh`` passes 85 on.
 
     Args:
         signals: Names of the signals.
