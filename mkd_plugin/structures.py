@@ -186,15 +186,36 @@ class Tokens:
 
 @dataclass(frozen=True)
 class QueryKey:
-    """Queries and keys of one attention layer; their product is formed for the chosen tokens only."""
+    """Queries and keys of one attention layer; their product is formed for the chosen tokens only.
+
+    Attributes:
+        q_BHNK: Queries.
+        k_BHNK: Keys.
+        scale: Factor on their product: 1, or K^(−1/2) for the attention's logits.
+    """
 
     q_BHNK: Tensor
     k_BHNK: Tensor
+    scale: float = 1.0
 
     def at(self, rows: slice | Tensor) -> Tensor:
-        """Token relations R = Q·Kᵀ per head, unscaled, (B, H, R, R) (Hybrid Distill, Sec. 3)."""
+        """Token relations R = scale · Q·Kᵀ per head, (B, H, R, R) (Hybrid Distill, Sec. 3)."""
         q, k = (self._pick(x, rows) for x in (self.q_BHNK, self.k_BHNK))
-        return q @ k.transpose(-2, -1)
+        return q @ k.transpose(-2, -1) if self.scale == 1 else (q * self.scale) @ k.transpose(-2, -1)
+
+    def regroup(self, num_heads: int) -> QueryKey:
+        """The same channels cut into another number of heads; a scale follows the new width of a head.
+
+        Raises:
+            ValueError: The channels cannot be cut into so many heads.
+        """
+        batch, heads, length, channels = self.q_BHNK.shape
+        if heads * channels % num_heads:
+            raise ValueError(f'{heads * channels} channels of queries cannot be cut into {num_heads} heads.')
+        q, k = (
+            x.transpose(1, 2).reshape(batch, length, num_heads, -1).transpose(1, 2) for x in (self.q_BHNK, self.k_BHNK)
+        )
+        return QueryKey(q, k, self.scale if self.scale == 1 else q.shape[-1] ** -0.5)
 
     def watched(self) -> Tensor:
         """The queries: relations themselves would have to be formed once more."""

@@ -1,8 +1,7 @@
-"""Pictures of a run: learning curves, masked inputs, and what a student attends to."""
+"""Pictures of networks: masked inputs, and what a student attends to."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,39 +17,7 @@ from torch import Tensor
 
 from mkd_plugin.checkpoint.student import LoadedStudent, load_student
 
-__all__ = ['attention_of_cls', 'plot_attention', 'plot_learning_curves']
-
-
-def read_scalars(run_dir: Path) -> list[dict[str, float]]:
-    """The training scalars of the newest log that mmengine wrote under a work dir.
-
-    Raises:
-        ValueError: There is none.
-    """
-    logs = sorted(run_dir.glob('*/vis_data/scalars.json'))
-    if not logs:
-        raise ValueError(f'No training log (*/vis_data/scalars.json) under {run_dir}.')
-    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
-
-
-def plot_learning_curves(run_dir: Path, out: Path) -> None:
-    """Draw loss, learning rate and the spread of targets and features over the iterations of a run."""
-    rows = [row for row in read_scalars(run_dir) if 'loss' in row]
-    steps = [row['step'] for row in rows]
-    groups = [
-        ('loss', [key for key in rows[0] if key.startswith('loss_')]),
-        ('learning rate', ['lr']),
-        ('standard deviation over tokens', [key for key in rows[0] if key.endswith('_std')]),
-    ]
-    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3), layout='constrained')
-    for axis, (title, keys) in zip(axes, groups, strict=True):
-        for key in keys:
-            axis.plot(steps, [row[key] for row in rows], label=key)
-        axis.set(title=title, xlabel='iteration')
-        axis.set_ylim(bottom=0)
-        axis.legend(fontsize='small')
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+__all__ = ['attention_of_cls', 'plot_attention']
 
 
 @torch.no_grad()
@@ -76,7 +43,7 @@ def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path, num
     students = {name: load_student(path) for name, path in checkpoints.items()}
     backbone = next(iter(students.values())).backbone
     files = [sorted(kind.glob('*.png'))[0] for kind in sorted(folder.iterdir())[:num_images]]
-    size = (backbone.img_size, backbone.img_size)
+    size = backbone.image_hw[::-1]
     pictures = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
     images_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     length = backbone.grid[0] * backbone.grid[1]

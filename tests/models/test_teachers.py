@@ -128,7 +128,7 @@ def test_view__resizes_to_the_same_grid_with_antialias(network, images, patch_si
     """A /14 teacher of a /16 student: 4 × 4 patches on both sides. Against Pillow's bicubic, which antialiases."""
     teacher = teacher_of(dict(SEEDED, patch_size=patch_size), network)
     side = 4 * patch_size
-    assert (teacher.img_size, teacher.network.grid) == (side, (4, 4))
+    assert (teacher.network.image_hw, teacher.network.grid) == ((side, side), (4, 4))
     channels = [
         np.asarray(Image.fromarray(channel.float().numpy()).resize((side, side), Image.Resampling.BICUBIC))
         for channel in images.flatten(0, 1)
@@ -396,7 +396,7 @@ def test_generator_teacher__equals_calling_hog():
 
 def test_generator_teacher__wrong_number_of_vectors():
     with pytest.raises(
-        ValueError, match='HOGGenerator gives 196 targets for one image of 28 px; .* 7 × 7 = 49 patches'
+        ValueError, match='HOGGenerator gives 196 targets for one image of 28 × 28 px; .* 7 × 7 = 49 patches'
     ):
         build(dict(type='GeneratorTeacher', generator=HOG), student=context_of(hog_student(4)))
 

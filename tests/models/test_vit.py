@@ -361,7 +361,7 @@ def test_mask_token__stands_in_for_hidden_patches(vit_options, images, kind):
     ('options', 'message'),
     [
         (dict(img_size=15), 'img_size=15 is not divisible by patch_size=4. Use 12 or another patch size'),
-        (dict(position='rope'), "position='rope': use 'sincos'"),
+        (dict(position='rope'), r"position='rope': use one of \['sincos'"),
         (dict(arch='giant'), "arch='giant' is not known: choose from"),
         (dict(arch=dict(width=32, depth=3)), 'a dict needs width, depth, num_heads'),
         (dict(arch=dict(width=32, depth=3, num_heads=4, heads=4)), 'a dict needs width, depth, num_heads'),

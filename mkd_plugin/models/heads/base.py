@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mkd_plugin.structures import RegionTokens, TokenFeatures
 
-__all__ = ['Head']
+__all__ = ['Head', 'cls_and_patches']
 
 
 class Head(nn.Module):
@@ -39,3 +40,11 @@ class Head(nn.Module):
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
         """Predictions (B, R, out_width)."""
         raise NotImplementedError
+
+
+def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
+    """The tokens of a tap without further prefix tokens (distillation, registers), (B, 1 + V, D)."""
+    tokens_BND = features.tokens(tap)
+    if features.num_prefix == 1:
+        return tokens_BND
+    return torch.cat([tokens_BND[:, :1], tokens_BND[:, features.num_prefix :]], dim=1)

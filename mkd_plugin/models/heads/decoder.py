@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mkd_plugin.models.heads.base import Head
+from mkd_plugin.models.heads.base import Head, cls_and_patches
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
 from mkd_plugin.models.vit.block import drop_path_rates, init_linears
 from mkd_plugin.registry import MODELS
@@ -66,7 +66,7 @@ class TransformerDecoder(Head):
 
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
         """(B, R, out_width)."""
-        tokens_BND = self.embed(features.tokens(tap))
+        tokens_BND = self.embed(cls_and_patches(features, tap))
         if features.mask is not None:
             tokens_BND = self._fill_hidden(tokens_BND, features.mask)
         tokens_BND = tokens_BND + self.pos_embed

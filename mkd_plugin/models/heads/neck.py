@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkd_plugin.models.heads.base import Head
+from mkd_plugin.models.heads.base import Head, cls_and_patches
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TokenFeatures, take
 
@@ -63,7 +63,7 @@ class NeckHead(Head):
 
     def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
         """(B, R, out_width)."""
-        tokens_BND = features.tokens(tap)
+        tokens_BND = cls_and_patches(features, tap)
         if features.mask is None:  # all patches are there, in order
             ids_restore_BL = torch.arange(tokens_BND.shape[1] - 1, device=tokens_BND.device).expand(len(tokens_BND), -1)
         else:

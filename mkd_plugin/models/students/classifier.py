@@ -31,4 +31,4 @@ class ClassifierViT(VisionTransformer):
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         """(B, D), in the tuple that mmpretrain's necks and heads expect."""
         tokens = super().forward(images_BCHW, taps=('block:-1',)).tokens('block:-1')
-        return (self.ln2(tokens[:, 1:].mean(dim=1)),)
+        return (self.ln2(tokens[:, self.num_prefix :].mean(dim=1)),)

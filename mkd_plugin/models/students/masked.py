@@ -34,12 +34,9 @@ class MaskTokenViT(VisionTransformer):
         if hasattr(self, 'mask_token'):  # absent while the parent class is being built
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def embed(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """Tokens that enter the first block, (B, 1 + L, D)."""
-        tokens_BND = super().embed(images_BCHW, None)
-        if mask is None:
-            return tokens_BND
-        hidden_BL1 = mask.hidden_BL.unsqueeze(-1)
-        cls, patches_BLD = tokens_BND[:, :1], tokens_BND[:, 1:]
-        stand_in_1LD = (self.mask_token + self.pos_embed[:, 1:]).to(patches_BLD.dtype)
-        return torch.cat([cls, torch.where(hidden_BL1, stand_in_1LD, patches_BLD)], dim=1)
+    def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
+        """All patches, hidden ones replaced, with their positions, (B, L, D)."""
+        patches_BLD = self.patch_embed(images_BCHW)
+        if mask is not None:
+            patches_BLD = torch.where(mask.hidden_BL.unsqueeze(-1), self.mask_token.to(patches_BLD.dtype), patches_BLD)
+        return self._with_positions(patches_BLD)

@@ -2,6 +2,7 @@
 
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.bootstrapped import BootstrappedTeacher
+from mkd_plugin.models.teachers.clip import CLIPTeacher
 from mkd_plugin.models.teachers.generator import GeneratorTeacher
 from mkd_plugin.models.teachers.momentum import MomentumTeacher
 from mkd_plugin.models.teachers.pixel import PixelTeacher
@@ -9,6 +10,7 @@ from mkd_plugin.models.teachers.vit import ViTTeacher
 
 __all__ = [
     'BootstrappedTeacher',
+    'CLIPTeacher',
     'GeneratorTeacher',
     'MomentumTeacher',
     'PixelTeacher',

@@ -76,14 +76,15 @@ class GeneratorTeacher(Teacher):
             self.generator.init_weights()  # where the hosts load the checkpoint that init_cfg names
         freeze(self.generator, in_checkpoints=False)
         self.train()
-        self.view = PixelView(student, img_size=img_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
-        side, name = student.network.img_size, type(self.generator).__name__
+        image_hw = None if img_size is None else (img_size, img_size)
+        self.view = PixelView(student, image_hw=image_hw, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        name, (height, width) = type(self.generator).__name__, student.network.image_hw
         with torch.no_grad():
-            trial = as_tokens(self.generator(self.view(torch.zeros(1, student.network.in_channels, side, side))))
+            trial = as_tokens(self.generator(self.view(torch.zeros(1, student.network.in_channels, height, width))))
         self.num_prefix = trial.shape[1] - student.num_patches
         if self.num_prefix not in (0, 1):
             raise ValueError(
-                f'{name} gives {trial.shape[1]} targets for one image of {side} px; the student has '
+                f'{name} gives {trial.shape[1]} targets for one image of {height} × {width} px; the student has '
                 f'{student.grid[0]} × {student.grid[1]} = {student.num_patches} patches (with or without cls). '
                 'Choose img_size so that both grids agree.'
             )

@@ -18,7 +18,7 @@ class PixelView(nn.Module):
 
     Args:
         student: The student, for its statistics.
-        img_size: Side of the teacher's input, pixels; None for the student's.
+        image_hw: Height and width of the teacher's input, pixels; None for the student's.
         pixel_mean: The teacher's, per channel, 0 … 255; None for the student's.
         pixel_std: Likewise.
     """
@@ -30,12 +30,12 @@ class PixelView(nn.Module):
         self,
         student: StudentContext,
         *,
-        img_size: int | None = None,
+        image_hw: tuple[int, int] | None = None,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.img_size = img_size or student.network.img_size
+        self.image_hw = image_hw or student.network.image_hw
         student_mean, student_std, own_mean, own_std = (
             torch.tensor(values, dtype=torch.float32).double().view(-1, 1, 1)  # as the preprocessor keeps them
             for values in (
@@ -55,7 +55,6 @@ class PixelView(nn.Module):
         """The teacher's view; the very same tensor if nothing differs."""
         if not self.same_pixels:
             images_BCHW = images_BCHW * self.scale + self.shift
-        if images_BCHW.shape[-1] != self.img_size:
-            size = (self.img_size, self.img_size)
-            images_BCHW = F.interpolate(images_BCHW, size=size, mode='bicubic', antialias=True)
+        if images_BCHW.shape[-2:] != self.image_hw:
+            images_BCHW = F.interpolate(images_BCHW, size=self.image_hw, mode='bicubic', antialias=True)
         return images_BCHW

@@ -1,8 +1,8 @@
-"""A pre-trained (or seeded random) plain ViT as the teacher."""
+"""A pre-trained (or seeded random) ViT as the teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mkd_plugin.checkpoint.load import load_backbone
 from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.students.visible import VisibleViT
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
-from mkd_plugin.registry import MODELS
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.registry import MODELS, check_options
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 __all__ = ['ViTTeacher']
@@ -35,6 +35,8 @@ class ViTTeacher(Teacher):
         patch_size: Side of a patch in the teacher's input, pixels.
         img_size: Side of the teacher's input, pixels; by default that of the student scaled so that both grids match
             (a /14 teacher of a 224-px /16 student gets 196 px).
+        network: Further options of :class:`~mkd_plugin.models.vit.VisionTransformer`, for example
+            ``dict(position='none', relative_position='shared', layer_scale=0.1)`` for BEiT v2.
         checkpoint: File to load, strictly.
         prefix: The network's prefix in the file, if it is not found by itself.
         seed: Draw random weights with this seed instead of loading a file.
@@ -44,7 +46,7 @@ class ViTTeacher(Teacher):
 
     Raises:
         ValueError: Not exactly one of ``checkpoint`` and ``seed`` is given; the grids differ; the file does not cover the
-            network; ``sees='visible'`` with images of another size.
+            network; ``sees='visible'`` with images of another size, or with a relative position bias.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ViTTeacher(Teacher):
         arch: str | dict[str, Any] = 'b',
         patch_size: int = 16,
         img_size: int | None = None,
+        network: Mapping[str, Any] | None = None,
         checkpoint: str | None = None,
         prefix: str | None = None,
         seed: int | None = None,
@@ -69,40 +72,42 @@ class ViTTeacher(Teacher):
         if sees not in ('all', 'visible'):
             raise ValueError(f"sees='{sees}': use 'all' or 'visible'.")
         self.sees_all = sees == 'all'
-        self.img_size = img_size or student.grid[0] * patch_size
-        self.network = self._build(arch, patch_size, student.network.in_channels, checkpoint, prefix, seed)
-        grid = self.network.grid
-        if grid != student.grid:
-            raise ValueError(
-                f'The teacher has a {grid[0]} × {grid[1]} grid (img_size={self.img_size}, '
-                f'patch_size={patch_size}), the student {student.grid[0]} × {student.grid[1]}. '
-                f'Give the teacher img_size={student.grid[0] * patch_size}, or leave img_size out.'
-            )
-        if sees == 'visible' and self.img_size != student.network.img_size:
-            raise ValueError(
-                f"sees='visible': the teacher's img_size={self.img_size} differs from the student's "
-                f'{student.network.img_size}, and resizing would mix hidden pixels into visible patches. Use a teacher of '
-                'the same patch size.'
-            )
-        freeze(self.network, in_checkpoints=False)
-        self.train()
-        self.view = PixelView(student, img_size=self.img_size, pixel_mean=pixel_mean, pixel_std=pixel_std)
-
-    def _build(
-        self,
-        arch: str | dict[str, Any],
-        patch_size: int,
-        in_channels: int,
-        checkpoint: str | None,
-        prefix: str | None,
-        seed: int | None,
-    ) -> VisibleViT:
+        rows, columns = student.grid
+        sizes: dict[str, Any] = {
+            'arch': arch,
+            'patch_size': patch_size,
+            'img_size': (rows * patch_size, columns * patch_size) if img_size is None else img_size,
+            'in_channels': student.network.in_channels,
+        }
+        check_options(VisionTransformer, network or {}, sizes)
         with torch.random.fork_rng():
             torch.manual_seed(seed or 0)
-            network = VisibleViT(arch=arch, img_size=self.img_size, patch_size=patch_size, in_channels=in_channels)
+            self.network = VisionTransformer(**sizes, **(network or {}))
+        self._check_against(student)
         if checkpoint is not None:
-            load_backbone(network, checkpoint, prefix=prefix)
-        return network
+            load_backbone(self.network, checkpoint, prefix=prefix)
+        freeze(self.network, in_checkpoints=False)
+        self.train()
+        self.view = PixelView(student, image_hw=self.network.image_hw, pixel_mean=pixel_mean, pixel_std=pixel_std)
+
+    def _check_against(self, student: StudentContext) -> None:
+        network, grid = self.network, self.network.grid
+        if grid != student.grid:
+            raise ValueError(
+                f'The teacher has a {grid[0]} × {grid[1]} grid (img_size={network.img_size}, '
+                f'patch_size={network.patch_size}), the student {student.grid[0]} × {student.grid[1]}. '
+                f'Give the teacher img_size={student.grid[0] * network.patch_size}, or leave img_size out.'
+            )
+        if self.sees_all:
+            return
+        if network.image_hw != student.network.image_hw:
+            raise ValueError(
+                f"sees='visible': the teacher's img_size={network.image_hw[0]} differs from the student's "
+                f'{student.network.image_hw[0]}, and resizing would mix hidden pixels into visible patches. Use a teacher of '
+                'the same patch size.'
+            )
+        if network.relative_position is not None:
+            raise ValueError("sees='visible': a relative position bias needs the full grid. Use sees='all'.")
 
     def tap_spec(self, name: str) -> TapSpec:
         """As the network's."""

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mkd_plugin.models.vit.relative import RelativePositionBias
+from mkd_plugin.models.vit.scale import LayerScale
 from mkd_plugin.structures import QueryKey, take
 
-__all__ = ['Attention']
+__all__ = ['Attention', 'AttentionOutput']
+
+
+class AttentionOutput(NamedTuple):
+    """What one attention layer gives.
+
+    Attributes:
+        update_BRD: What it adds to the (chosen) tokens; None if the layer only made its queries, keys and values.
+        q_BHRK: Queries of the chosen tokens.
+        k_BHNK: Keys.
+        v_BHNK: Values; None if nothing reads them.
+    """
+
+    update_BRD: Tensor | None
+    q_BHRK: Tensor
+    k_BHNK: Tensor
+    v_BHNK: Tensor | None
+
+    def query_key(self) -> QueryKey:
+        """Queries and keys, for token relations."""
+        return QueryKey(self.q_BHRK, self.k_BHNK)
+
+    def qkv_BNE(self) -> Tensor:
+        """Queries, keys and values as the layer's linear map gives them, (B, N, 3 · D)."""
+        assert self.v_BHNK is not None
+        parts = (self.q_BHRK, self.k_BHNK, self.v_BHNK)
+        return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1)
 
 
 class Attention(nn.Module):
@@ -16,32 +47,48 @@ class Attention(nn.Module):
     Args:
         width: Channels of a token.
         num_heads: Heads; each has ``width // num_heads`` channels.
+        relative_grid: Grid of a relative position bias of this layer's own; None for none.
+        layer_scale: First value of a learned factor per channel on the update; None for none.
     """
 
-    def __init__(self, *, width: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        relative_grid: tuple[int, int] | None = None,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.gamma1: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.rel_pos_bias: RelativePositionBias | None = None
+        if relative_grid is not None:
+            self.rel_pos_bias = RelativePositionBias(grid=relative_grid, num_heads=num_heads)
 
-    def forward(self, x_BND: Tensor, rows_BR: Tensor | None = None) -> tuple[Tensor, QueryKey]:
+    def forward(self, x_BND: Tensor, rows_BR: Tensor | None = None, bias_1HNN: Tensor | None = None) -> AttentionOutput:
         """Attend.
 
         Args:
             x_BND: Normalised tokens.
             rows_BR: Compute the output of these tokens only; they still attend to all N.
-
-        Returns:
-            The update of the (chosen) tokens, and this layer's queries and keys.
+            bias_1HNN: Added to the logits: the bias that all layers share.
         """
         q, k, v = self._split(self.qkv(x_BND)) if rows_BR is None else self._heads_of_rows(x_BND, rows_BR)
-        out_BHNK = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out_BHNK.transpose(1, 2).flatten(2)), QueryKey(q, k)
+        bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
+        if bias is not None:
+            bias = bias.to(q.dtype)
+            if rows_BR is not None:
+                bias = bias[0][:, rows_BR].transpose(0, 1)
+        out_BHNK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return AttentionOutput(self.gamma1(self.proj(out_BHNK.transpose(1, 2).flatten(2))), q, k, v)
 
-    def query_key(self, x_BND: Tensor) -> QueryKey:
-        """Queries and keys alone, for a network that stops here."""
-        q, k = self._split(self._part_of_qkv(x_BND, 0, 2))
-        return QueryKey(q, k)
+    def project(self, x_BND: Tensor, *, values: bool) -> AttentionOutput:
+        """Queries and keys, and values if wanted, for a network that stops here."""
+        parts = self._split(self._part_of_qkv(x_BND, 0, 3 if values else 2))
+        return AttentionOutput(None, parts[0], parts[1], parts[2] if values else None)
 
     def _heads_of_rows(self, x_BND: Tensor, rows_BR: Tensor) -> tuple[Tensor, ...]:
         queries, keys_values = self._part_of_qkv(take(x_BND, rows_BR), 0, 1), self._part_of_qkv(x_BND, 1, 3)

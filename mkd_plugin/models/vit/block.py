@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from mkd_plugin.models.vit.attention import Attention
-from mkd_plugin.structures import QueryKey, take
+from mkd_plugin.models.vit.attention import Attention, AttentionOutput
+from mkd_plugin.models.vit.relative import RelativePositionBias
+from mkd_plugin.models.vit.scale import LayerScale
+from mkd_plugin.structures import take
 
-__all__ = ['Block', 'FeedForward', 'drop_path_rates', 'init_linears']
+__all__ = ['ACTIVATIONS', 'Block', 'FeedForward', 'drop_path_rates', 'init_linears']
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'quick_gelu': QuickGELU}
 
 
 class FeedForward(nn.Module):
     """Two-layer perceptron; nested as mmcv's ``FFN`` so that the keys agree."""
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(self, *, width: int, hidden: int, activation: str = 'gelu', layer_scale: float | None = None) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Linear(width, hidden), nn.GELU()), nn.Linear(hidden, width))
+        first = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation]())
+        self.layers = nn.Sequential(first, nn.Linear(hidden, width))
+        self.gamma2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
-        return self.layers(x_BND)
+        return self.gamma2(self.layers(x_BND))
 
 
 class Block(nn.Module):
@@ -33,45 +40,63 @@ class Block(nn.Module):
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the perceptron over ``width``.
         drop_path: Probability that a branch is skipped for an image.
+        norm_eps: Of the two LayerNorms.
+        activation: Of the perceptron, one of ``ACTIVATIONS``.
+        layer_scale: First value of a learned factor per channel on both branches; None for none.
+        relative_grid: Grid of a relative position bias of this block's own; None for none.
         recompute: Keep only the block's input for the backward pass and compute the rest again (activation checkpointing:
             about a third more time, a fraction of the memory).
     """
 
     def __init__(
-        self, *, width: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, recompute: bool = False
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        activation: str = 'gelu',
+        layer_scale: float | None = None,
+        relative_grid: tuple[int, int] | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.recompute = recompute
-        self.ln1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width=width, num_heads=num_heads)
-        self.ln2 = nn.LayerNorm(width, eps=1e-6)
-        self.ffn = FeedForward(width=width, hidden=int(width * mlp_ratio))
+        self.ln1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width=width, num_heads=num_heads, relative_grid=relative_grid, layer_scale=layer_scale)
+        self.ln2 = nn.LayerNorm(width, eps=norm_eps)
+        hidden = int(width * mlp_ratio)
+        self.ffn = FeedForward(width=width, hidden=hidden, activation=activation, layer_scale=layer_scale)
         self.drop_path = StochasticDepth(drop_path, mode='row')
 
-    def forward(self, x_BND: Tensor, rows_BR: Tensor | None = None) -> tuple[Tensor, QueryKey]:
+    def forward(
+        self, x_BND: Tensor, rows_BR: Tensor | None = None, bias_1HNN: Tensor | None = None
+    ) -> tuple[Tensor, AttentionOutput]:
         """Run the block.
 
         Args:
             x_BND: Tokens.
             rows_BR: Give these tokens only, (B, R, D): exactly the same rows, computed without the rest.
+            bias_1HNN: A relative position bias that all blocks share.
 
         Returns:
-            The new tokens, and the attention's queries and keys.
+            The new tokens, and what its attention gave.
         """
         if self.recompute and torch.is_grad_enabled():
             # not mmengine's `activation_checkpointing`: it wraps with the re-entrant form, which loses relation taps
-            result: tuple[Tensor, QueryKey] = checkpoint(self._forward, x_BND, rows_BR, use_reentrant=False)
+            result: tuple[Tensor, AttentionOutput] = checkpoint(
+                self._forward, x_BND, rows_BR, bias_1HNN, use_reentrant=False
+            )
             return result
-        return self._forward(x_BND, rows_BR)
+        return self._forward(x_BND, rows_BR, bias_1HNN)
 
-    def _forward(self, x_BND: Tensor, rows_BR: Tensor | None) -> tuple[Tensor, QueryKey]:
-        update, query_key = self.attn(self.ln1(x_BND), rows_BR)
-        x_BND = (x_BND if rows_BR is None else take(x_BND, rows_BR)) + self.drop_path(update)
-        return x_BND + self.drop_path(self.ffn(self.ln2(x_BND))), query_key
-
-    def query_key(self, x_BND: Tensor) -> QueryKey:
-        """The attention's queries and keys alone."""
-        return self.attn.query_key(self.ln1(x_BND))
+    def _forward(
+        self, x_BND: Tensor, rows_BR: Tensor | None, bias_1HNN: Tensor | None
+    ) -> tuple[Tensor, AttentionOutput]:
+        attention = self.attn(self.ln1(x_BND), rows_BR, bias_1HNN)
+        x_BND = (x_BND if rows_BR is None else take(x_BND, rows_BR)) + self.drop_path(attention.update_BRD)
+        return x_BND + self.drop_path(self.ffn(self.ln2(x_BND))), attention
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
@@ -80,10 +105,12 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def init_linears(module: nn.Module) -> None:
-    """MAE's initialisation: linears xavier-uniform with zero bias, norms to identity."""
+    """MAE's initialisation: linears xavier-uniform with zero bias, norms to identity; layer scales and relative position
+    biases to their first values."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.xavier_uniform_(child.weight)
-            nn.init.zeros_(child.bias)
-        elif isinstance(child, nn.LayerNorm):
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, (nn.LayerNorm, LayerScale, RelativePositionBias)):
             child.reset_parameters()

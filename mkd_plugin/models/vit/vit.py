@@ -3,122 +3,162 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mkd_plugin.models.vit.arch import Arch, resolve_arch
-from mkd_plugin.models.vit.block import Block, drop_path_rates, init_linears
+from mkd_plugin.models.vit.attention import AttentionOutput
+from mkd_plugin.models.vit.block import ACTIVATIONS, Block, drop_path_rates, init_linears
+from mkd_plugin.models.vit.embed import PatchEmbed, grid_of
 from mkd_plugin.models.vit.positions import sincos_positions
+from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.taps import Tap, end_at_one_block, parse_tap
 from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens, take
 
-__all__ = ['PatchEmbed', 'VisionTransformer', 'cut_patches']
-
-
-def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
-    """Cut images into square patches of ``size`` pixels, row-major, (B, L, C, size, size)."""
-    batch, channels, height, width = images_BCHW.shape
-    cut = images_BCHW.reshape(batch, channels, height // size, size, width // size, size)
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-
-
-class PatchEmbed(nn.Module):
-    """Linear embedding of patches. The weight is kept as a convolution's, which is how every checkpoint has it."""
-
-    def __init__(self, *, patch_size: int, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.projection = nn.Conv2d(in_channels, width, patch_size, patch_size)
-
-    def forward(self, images_BCHW: Tensor, ids_keep_BV: Tensor | None = None) -> Tensor:
-        """Embed all L patches, or the chosen V: the others are never multiplied. (B, L or V, D)."""
-        patches_BLC = cut_patches(images_BCHW, self.patch_size).flatten(2)
-        if ids_keep_BV is not None:
-            patches_BLC = take(patches_BLC, ids_keep_BV)
-        return F.linear(patches_BLC, self.projection.weight.flatten(1), self.projection.bias)
+__all__ = ['VisionTransformer']
 
 
 class VisionTransformer(BaseModule):
     """A plain pre-norm ViT with a cls token, parameter names as in mmpretrain's ``VisionTransformer``.
 
-    Under a mask it computes the visible patches only.
+    Under a mask it computes the visible patches only. The defaults are MAE's encoder; the options below the patch
+    embedding's are what BEiT, CLIP, DeiT and DINOv2 have instead or beside.
 
     Args:
         arch: Size: 'ti', 's', 'b', 'l', 'h' or ``dict(width=, depth=, num_heads=)``.
-        img_size: Side of the square input, pixels.
+        img_size: Side of the square input, or (height, width), pixels.
         patch_size: Side of a patch, pixels.
         in_channels: Colour channels.
         drop_path_rate: Stochastic depth of the last block; earlier blocks have less, linearly from 0.
-        position: 'sincos' (fixed) or 'learned' (which starts from the same table).
+        position: 'sincos' (fixed), 'learned' (which starts from the same table) or 'none'.
+        relative_position: BEiT's bias on the attention's logits: 'shared' by all blocks (pre-training), 'per_block'
+            (fine-tuning), or None.
+        layer_scale: First value of a learned factor per channel on every branch; None for none.
+        activation: Of the perceptrons: 'gelu', or CLIP's 'quick_gelu'.
+        norm_eps: Of every LayerNorm; CLIP has 1e-5.
+        pre_norm: A LayerNorm before the first block (CLIP's ``ln_pre``).
+        projection: Width of a linear map after the final norm, read at the tap 'projected' (CLIP); None for none.
+        distillation_token: A second prefix token with a position (DeiT).
+        num_registers: Further prefix tokens without a position (DINOv2).
         activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report.
 
+    Attributes:
+        num_prefix: P, the tokens before the patches; the first is cls.
+        options: The plain options this network can be built from again.
+
     Raises:
-        ValueError: The image is not a whole number of patches; an unknown ``arch`` or ``position``.
+        ValueError: The image is not a whole number of patches; an option is not among those allowed; a relative position
+            bias beside more prefix tokens than cls.
     """
 
-    pos_embed: Tensor
-    num_prefix = 1
+    pos_embed: Tensor | None
     sees_all = False  # under a mask, only the visible patches are computed
 
     def __init__(
         self,
         *,
         arch: str | dict[str, Any] | Arch = 'b',
-        img_size: int = 224,
+        img_size: int | Sequence[int] = 224,
         patch_size: int = 16,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         position: str = 'sincos',
+        relative_position: str | None = None,
+        layer_scale: float | None = None,
+        activation: str = 'gelu',
+        norm_eps: float = 1e-6,
+        pre_norm: bool = False,
+        projection: int | None = None,
+        distillation_token: bool = False,
+        num_registers: int = 0,
         activation_checkpointing: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if img_size % patch_size:
-            raise ValueError(
-                f'img_size={img_size} is not divisible by patch_size={patch_size}. '
-                f'Use {img_size // patch_size * patch_size} or another patch size.'
-            )
-        if position not in ('sincos', 'learned'):
-            raise ValueError(f"position='{position}': use 'sincos' (fixed) or 'learned'.")
+        check_choice('position', position, ('sincos', 'learned', 'none'))
+        check_choice('relative_position', relative_position, (None, 'shared', 'per_block'))
+        check_choice('activation', activation, tuple(ACTIVATIONS))
+        self.image_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        self.grid = grid_of(self.image_hw, patch_size)
         self.arch = resolve_arch(arch)
         self.img_size, self.patch_size, self.in_channels = img_size, patch_size, in_channels
-        self.grid = (img_size // patch_size, img_size // patch_size)
+        self.relative_position = relative_position
+        self.options: dict[str, Any] = dict(
+            arch=asdict(self.arch),
+            img_size=img_size if isinstance(img_size, int) else list(img_size),
+            patch_size=patch_size,
+            in_channels=in_channels,
+            position=position,
+            relative_position=relative_position,
+            layer_scale=layer_scale,
+            activation=activation,
+            norm_eps=norm_eps,
+            pre_norm=pre_norm,
+            projection=projection,
+            distillation_token=distillation_token,
+            num_registers=num_registers,
+        )
         width = self.arch.width
+        self.num_placed = 2 if distillation_token else 1  # prefix tokens that have a position
+        self.num_prefix = self.num_placed + num_registers
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, width=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        table = sincos_positions(self.grid, width)
-        if position == 'learned':
-            self.pos_embed = nn.Parameter(table)
-        else:
-            self.register_buffer('pos_embed', table)
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distillation_token else None
+        self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
+        self._build_positions(position)
+        self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
         self.layers = nn.ModuleList(
             Block(
                 width=width,
                 num_heads=self.arch.num_heads,
                 mlp_ratio=self.arch.mlp_ratio,
                 drop_path=rate,
+                norm_eps=norm_eps,
+                activation=activation,
+                layer_scale=layer_scale,
+                relative_grid=self.grid if relative_position == 'per_block' else None,
                 recompute=activation_checkpointing,
             )
             for rate in drop_path_rates(drop_path_rate, self.arch.depth)
         )
-        self.ln1: nn.Module = nn.LayerNorm(width, eps=1e-6)
+        self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
+        self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
 
+    def _build_positions(self, position: str) -> None:
+        if position == 'learned':
+            self.pos_embed = nn.Parameter(sincos_positions(self.grid, self.arch.width, self.num_placed))
+        else:
+            fixed = position == 'sincos'
+            table = sincos_positions(self.grid, self.arch.width, self.num_placed) if fixed else None
+            self.register_buffer('pos_embed', table)
+        if self.relative_position is not None and self.num_prefix != 1:
+            raise ValueError(
+                f'relative_position={self.relative_position!r} knows cls and patches only; it cannot go with a distillation '
+                'token or registers.'
+            )
+        self.rel_pos_bias: RelativePositionBias | None = None
+        if self.relative_position == 'shared':
+            self.rel_pos_bias = RelativePositionBias(grid=self.grid, num_heads=self.arch.num_heads)
+
     def reset_parameters(self) -> None:
-        """Draw new weights: xavier-uniform linears, the patch embedding as a linear, cls normal(0.02)."""
+        """Draw new weights: xavier-uniform linears, the patch embedding as a linear, prefix tokens normal(0.02)."""
         init_linears(self)
         projection = self.patch_embed.projection
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
-        nn.init.normal_(self.cls_token, std=0.02)
-        with torch.no_grad():  # the fixed table as well: a checkpoint may have brought another
-            self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width))
+        for token in (self.cls_token, self.dist_token, self.register_tokens):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        if self.pos_embed is not None:
+            with torch.no_grad():  # the fixed table as well: a checkpoint may have brought another
+                self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width, self.num_placed))
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names. New weights were drawn when the network was built.
@@ -138,29 +178,50 @@ class VisionTransformer(BaseModule):
 
     def tap_spec(self, name: str) -> TapSpec:
         """What a tap of this network gives. Raises ValueError if there is no such tap."""
-        if parse_tap(name, self.arch.depth).kind == 'relation':
+        kind = parse_tap(name, self.arch.depth).kind
+        if kind in ('relation', 'logit'):
             return TapSpec('relation', self.arch.num_heads)
-        return TapSpec('tokens', self.arch.width)
+        if kind == 'projected':
+            if self.proj is None:
+                raise ValueError(f"Tap '{name}': the network has no projection; give it projection=…, or use 'output'.")
+            return TapSpec('tokens', self.proj.out_features)
+        return TapSpec('tokens', self.arch.width * (3 if kind == 'qkv' else 1))
 
     def embed(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """Tokens that enter the first block: cls, then the visible patches (all without a mask), (B, 1 + V, D)."""
-        if images_BCHW.shape[-2:] != (self.img_size, self.img_size):
+        """Tokens that enter the first block: prefix tokens, then the visible patches (all without a mask), (B, P + V, D).
+
+        Raises:
+            ValueError: Images of another size; a mask whose number of visible patches differs between images.
+        """
+        if images_BCHW.shape[-2:] != self.image_hw:
             raise ValueError(
                 f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
                 "Set the backbone's img_size, or the pipeline's crop, so that they agree."
             )
-        if mask is not None and mask.ids_keep_BV is None:
+        patches_BVD = self._embed_patches(images_BCHW, mask)
+        placed = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
+        if self.pos_embed is not None:
+            placed = placed + self.pos_embed[:, : self.num_placed]
+        prefix = placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
+        return self.pre_norm(torch.cat([prefix.expand(len(images_BCHW), -1, -1), patches_BVD], dim=1))
+
+    def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
+        """The visible patches with their positions, (B, V, D)."""
+        if mask is None:
+            return self._with_positions(self.patch_embed(images_BCHW))
+        if mask.ids_keep_BV is None:
             raise ValueError(
                 'A network that computes visible patches only needs the same number of them in every image. Use a masking '
                 'with a fixed number, or a MaskTokenViT.'
             )
-        ids_keep_BV = None if mask is None else mask.ids_keep_BV
-        patches_BVD = self.patch_embed(images_BCHW, ids_keep_BV)
-        positions = self.pos_embed[:, 1:]
-        if ids_keep_BV is not None:
-            positions = take(positions.expand(len(images_BCHW), -1, -1), ids_keep_BV)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(images_BCHW), -1, -1)
-        return torch.cat([cls, patches_BVD + positions], dim=1)
+        patches_BVD = self.patch_embed(images_BCHW, mask.ids_keep_BV)
+        if self.pos_embed is None:
+            return patches_BVD
+        positions_1LD = self.pos_embed[:, self.num_placed :]
+        return patches_BVD + take(positions_1LD.expand(len(images_BCHW), -1, -1), mask.ids_keep_BV)
+
+    def _with_positions(self, patches_BLD: Tensor) -> Tensor:
+        return patches_BLD if self.pos_embed is None else patches_BLD + self.pos_embed[:, self.num_placed :]
 
     def forward(
         self,
@@ -195,33 +256,80 @@ class VisionTransformer(BaseModule):
     def _run_blocks(self, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None) -> dict[str, TapValue]:
         """Run up to the highest tap and no further; the last of these blocks for ``rows_BR`` only."""
         values: dict[str, TapValue] = {}
+        bias_1HNN = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        sums: dict[str, Tensor] = {}
         last = max(tap.position for tap in taps)
         for position in range(last + 1):
-            here = [tap for tap in taps if tap.position == position]
-            relations = [tap for tap in here if tap.kind == 'relation']
-            for tap in here:
-                if tap.kind != 'relation':
-                    values[tap.name] = Tokens(self.ln1(x_BND) if tap.kind == 'output' else x_BND)
+            for tap in taps:
+                if tap.kind == 'mean' and tap.first <= position:
+                    sums[tap.name] = sums[tap.name] + x_BND if tap.name in sums else x_BND
+                if tap.position == position and not tap.inner:
+                    values[tap.name] = self._read(tap, x_BND, sums)
+            inner = [tap for tap in taps if tap.inner and tap.position == position]
             if position < last:
-                x_BND, query_key = self.layers[position](x_BND, rows_BR if position == last - 1 else None)
-            elif relations:
-                block: Block = self.layers[position]  # type: ignore[assignment]
-                query_key = block.query_key(x_BND)
-            values.update({tap.name: query_key for tap in relations})
+                rows = rows_BR if position == last - 1 else None
+                x_BND, attention = self.layers[position](x_BND, rows, bias_1HNN)
+            elif inner:
+                attention = self._stop_inside(position, x_BND, bias_1HNN, {tap.kind for tap in inner})
+            values.update({tap.name: read_inside(tap, attention) for tap in inner})
         return values
+
+    def _read(self, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
+        """A tap between two blocks."""
+        if tap.kind == 'mean':
+            return Tokens(sums.pop(tap.name) / (tap.position - tap.first + 1))
+        if tap.kind == 'tokens':
+            return Tokens(x_BND)
+        output_BND = self.ln1(x_BND)
+        return Tokens(output_BND if self.proj is None or tap.kind == 'output' else self.proj(output_BND))
+
+    def _stop_inside(self, index: int, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
+        """As much of a block's attention as these kinds of taps read."""
+        block: Block = self.layers[index]  # type: ignore[assignment]
+        x_BND = block.ln1(x_BND)
+        if 'attention' in kinds:
+            return block.attn(x_BND, None, bias_1HNN)
+        return block.attn.project(x_BND, values='qkv' in kinds)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise rate decay, as mmpretrain's constructor asks for it.
 
         Returns:
-            (i, depth + 2): i = 0 for patch embedding, cls and position, k for block k (1-based), depth + 1 for the rest.
+            (i, depth + 2): i = 0 for patch embedding, prefix tokens and position, k for block k (1-based), depth + 1 for
+            the rest.
         """
         num_layers = self.arch.depth + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         name = param_name[len(prefix) :]
-        if name.startswith(('cls_token', 'pos_embed', 'patch_embed', 'mask_token')):
+        embeddings = (
+            'cls_token',
+            'dist_token',
+            'register_tokens',
+            'pos_embed',
+            'patch_embed',
+            'pre_norm',
+            'mask_token',
+        )
+        if name.startswith(embeddings):
             return 0, num_layers
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, num_layers
         return num_layers - 1, num_layers
+
+
+def check_choice(option: str, given: str | None, allowed: Sequence[str | None]) -> None:
+    """Raise ValueError unless an option has one of the values it may have."""
+    if given not in allowed:
+        raise ValueError(f'{option}={given!r}: use one of {list(allowed)}.')
+
+
+def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:
+    """A tap inside a block."""
+    if tap.kind == 'attention':
+        assert attention.update_BRD is not None
+        return Tokens(attention.update_BRD)
+    if tap.kind == 'qkv':
+        return Tokens(attention.qkv_BNE())
+    relation = attention.query_key()
+    return relation if tap.kind == 'relation' else replace(relation, scale=relation.q_BHNK.shape[-1] ** -0.5)

@@ -1,0 +1,48 @@
+"""Patches and how they are embedded."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mkd_plugin.structures import take
+
+__all__ = ['PatchEmbed', 'cut_patches', 'grid_of']
+
+
+def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
+    """Cut images into square patches of ``size`` pixels, row-major, (B, L, C, size, size)."""
+    batch, channels, height, width = images_BCHW.shape
+    cut = images_BCHW.reshape(batch, channels, height // size, size, width // size, size)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Patches per column and row of an image.
+
+    Raises:
+        ValueError: The image is not a whole number of patches.
+    """
+    for side in image_hw:
+        if side <= 0 or side % patch_size:
+            near = max(side // patch_size, 1) * patch_size
+            raise ValueError(
+                f'img_size={side} is not divisible by patch_size={patch_size}. Use {near} or another patch size.'
+            )
+    return image_hw[0] // patch_size, image_hw[1] // patch_size
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches. The weight is kept as a convolution's, which is how every checkpoint has it."""
+
+    def __init__(self, *, patch_size: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(in_channels, width, patch_size, patch_size)
+
+    def forward(self, images_BCHW: Tensor, ids_keep_BV: Tensor | None = None) -> Tensor:
+        """Embed all L patches, or the chosen V: the others are never multiplied. (B, L or V, D)."""
+        patches_BLC = cut_patches(images_BCHW, self.patch_size).flatten(2)
+        if ids_keep_BV is not None:
+            patches_BLC = take(patches_BLC, ids_keep_BV)
+        return F.linear(patches_BLC, self.projection.weight.flatten(1), self.projection.bias)
