@@ -34,6 +34,7 @@ class TokenMask:
         ids_keep_BV: Ids of the visible patches, ascending.
         ids_hide_BM: Ids of the hidden patches, ascending.
         ids_restore_BL: Where patch ``l`` stands in ``cat(visible, hidden)``.
+        most_hidden: The most patches that are hidden in any image, if that is known where the number differs.
 
     The three kinds of ids are None when the number of hidden patches differs between the images of a batch; such a
     mask serves students that see the full length.
@@ -43,6 +44,7 @@ class TokenMask:
     ids_keep_BV: Tensor | None = None
     ids_hide_BM: Tensor | None = None
     ids_restore_BL: Tensor | None = None
+    most_hidden: int | None = None
 
     @classmethod
     def from_hidden(cls, hidden_BL: Tensor, num_visible: int) -> TokenMask:
@@ -133,13 +135,21 @@ class Region:
         ids_BR = {'hidden': mask.ids_hide_BM, 'visible': mask.ids_keep_BV, 'all': None}[self.patches]
         if ids_BR is not None:
             return RegionTokens(self.patches, self.cls, ids_BR)
+        if self.patches == 'hidden' and mask.most_hidden is not None:
+            first_BR = mask.hidden_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[
+                :, : mask.most_hidden
+            ]
+            return RegionTokens('hidden', self.cls, first_BR, self._weight(mask.hidden_BL.gather(1, first_BR)))
         batch, length = mask.hidden_BL.shape
         every_BL = torch.arange(length, device=mask.hidden_BL.device).expand(batch, length)
         if self.patches == 'all':
             return RegionTokens('all', self.cls, every_BL)
-        weight_BL = mask.hidden_BL if self.patches == 'hidden' else ~mask.hidden_BL
-        cls_B1 = torch.ones_like(weight_BL[:, : int(self.cls)])
-        return RegionTokens('all', self.cls, every_BL, torch.cat([cls_B1, weight_BL], 1).float())
+        counts_BL = mask.hidden_BL if self.patches == 'hidden' else ~mask.hidden_BL
+        return RegionTokens('all', self.cls, every_BL, self._weight(counts_BL))
+
+    def _weight(self, counts_BR: Tensor) -> Tensor:
+        """1 for the patches that count, and for cls if it belongs to the region."""
+        return torch.cat([torch.ones_like(counts_BR[:, : int(self.cls)]), counts_BR], dim=1).float()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,31 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['RandomMasking']
+__all__ = ['RandomMasking', 'count_visible']
+
+
+def count_visible(num_patches: int, ratio: float | None, num_visible: int | None) -> int:
+    """V, from the share of hidden patches or from the number itself.
+
+    Raises:
+        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden.
+    """
+    if (ratio is None) == (num_visible is None):
+        raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
+    if num_visible is not None and not isinstance(num_visible, int):
+        raise ValueError(f'num_visible={num_visible}: it must be a whole number of patches.')
+    if ratio is not None and not 0 < ratio < 1:
+        raise ValueError(f'ratio={ratio}: it must lie in (0, 1). To hide nothing, use NoMasking.')
+    # The nearest integer wins over a rounding error such as 100 · (1 − 0.9) = 9.999…
+    visible = num_visible if ratio is None else int(round(num_patches * (1 - ratio), 6))
+    assert visible is not None
+    if not 1 <= visible < num_patches:
+        given = f'ratio={ratio}' if num_visible is None else f'num_visible={num_visible}'
+        raise ValueError(
+            f'{given} leaves {visible} of {num_patches} patches visible; between 1 and {num_patches - 1} '
+            f'are possible. Lower the ratio, or use a larger image or smaller patches.'
+        )
+    return visible
 
 
 @MODELS.register_module()
@@ -29,22 +53,7 @@ class RandomMasking(Masking):
 
     def __init__(self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None) -> None:
         super().__init__(student=student)
-        if (ratio is None) == (num_visible is None):
-            raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
-        if num_visible is not None and not isinstance(num_visible, int):
-            raise ValueError(f'num_visible={num_visible}: it must be a whole number of patches.')
-        if ratio is not None and not 0 < ratio < 1:
-            raise ValueError(f'ratio={ratio}: it must lie in (0, 1). To hide nothing, use NoMasking.')
-        # The nearest integer wins over a rounding error such as 100 · (1 − 0.9) = 9.999…
-        visible = num_visible if ratio is None else int(round(self.num_patches * (1 - ratio), 6))
-        assert visible is not None
-        if not 1 <= visible < self.num_patches:
-            given = f'ratio={ratio}' if num_visible is None else f'num_visible={num_visible}'
-            raise ValueError(
-                f'{given} leaves {visible} of {self.num_patches} patches visible; between 1 and {self.num_patches - 1} '
-                f'are possible. Lower the ratio, or use a larger image or smaller patches.'
-            )
-        self.num_visible = visible
+        self.num_visible = count_visible(self.num_patches, ratio, num_visible)
 
     def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
         """Draw one random mask an image."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
 
-__all__ = ['L2Normalize', 'TokenStandardize']
+__all__ = ['BatchStandardize', 'L2Normalize', 'TokenStandardize']
 
 
 @MODELS.register_module()
@@ -37,3 +37,24 @@ class L2Normalize(nn.Module):
     def forward(self, target: Tensor) -> Tensor:
         """Normalise every token."""
         return F.normalize(target, dim=-1)
+
+
+@MODELS.register_module()
+class BatchStandardize(nn.Module):
+    """(x − mean) / √(variance + eps) over all tokens of the batch, channel by channel: BatchNorm without affine.
+
+    Every rank uses its own tokens. Where the number of hidden patches differs between images, the tokens that fill the
+    rectangle count as well.
+
+    Args:
+        eps: Inside the root.
+    """
+
+    def __init__(self, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Standardise every channel."""
+        rows = target.flatten(0, -2)
+        return (target - rows.mean(0)) * (rows.var(0, correction=0) + self.eps).rsqrt()

@@ -1,0 +1,48 @@
+"""Losses on directions: negative cosine and InfoNCE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mkd_plugin.registry import MODELS
+
+__all__ = ['CosineLoss', 'TokenInfoNCE']
+
+
+@MODELS.register_module()
+class CosineLoss(nn.Module):
+    """1 − cosine of prediction and target, token by token (dBOT's symmetric variant, MVP, MaskFeat)."""
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
+        """(B, R)."""
+        return 1 - F.cosine_similarity(prediction_BRD, target_BRD, dim=-1)
+
+
+@MODELS.register_module()
+class TokenInfoNCE(nn.Module):
+    """Which of the image's targets belongs to this token? (ConMIM, MimCo)
+
+    Cross entropy over the cosines of a prediction to all targets of the region in the same image, of which the one at its
+    own place is the right one.
+
+    Args:
+        temperature: Divides the cosines.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+
+    def __init__(self, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f'temperature={temperature}: it must be positive.')
+        self.temperature = temperature
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
+        """(B, R)."""
+        prediction_BRD, target_BRD = F.normalize(prediction_BRD, dim=-1), F.normalize(target_BRD, dim=-1)
+        logits_BRR = prediction_BRD @ target_BRD.transpose(1, 2) / self.temperature
+        places_BR = torch.arange(logits_BRR.shape[1], device=logits_BRR.device).expand(len(logits_BRR), -1)
+        return F.cross_entropy(logits_BRR.transpose(1, 2), places_BR, reduction='none')
