@@ -254,7 +254,7 @@ BAD = {
         dict(METHODS['hybrid'], masking=dict(type='RedundancyMasking', teacher='mim', at=(0, 3))),
         "Tap 'input:3' is out of range: the network has 3 blocks",
     ),
-    'unknown masking': (dict(masking=dict(type='BlockMasking')), "no component 'BlockMasking'"),
+    'unknown masking': (dict(masking=dict(type='SpiralMasking')), "no component 'SpiralMasking'"),
     'misspelt option of a teacher': (
         dict(teachers=dict(boot=dict(type='BootstrappedTeacher', strat='student'))), r"Did you mean \['start'\]"
     ),

@@ -465,7 +465,11 @@ def test_generator_teacher__gets_its_own_pixels(network):
     [
         (lambda x: dict(output=x), {}, r'gave dict; \(B, N, D\), \(B, N\) or \(B, classes, h, w\) is understood'),
         (lambda x: x.flatten(), {}, r'gave \(48,\)'),
-        (lambda x: as_sequence(x)[:, :9], {}, 'Answer gives 9 targets for one image of 16 px; .* 4 × 4 = 16 patches'),
+        (
+            lambda x: as_sequence(x)[:, :9],
+            {},
+            'Answer gives 9 targets for one image of 16 × 16 px; .* 4 × 4 = 16 patches',
+        ),
         (lambda x: x, {}, 'gives torch.int64: num_classes belongs to class numbers, got None'),
         (as_sequence, dict(num_classes=3), 'num_classes belongs to class numbers, got 3'),
     ],

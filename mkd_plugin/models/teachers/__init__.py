@@ -6,6 +6,7 @@ from mkd_plugin.models.teachers.clip import CLIPTeacher
 from mkd_plugin.models.teachers.generator import GeneratorTeacher
 from mkd_plugin.models.teachers.momentum import MomentumTeacher
 from mkd_plugin.models.teachers.pixel import PixelTeacher
+from mkd_plugin.models.teachers.timm import TimmTeacher
 from mkd_plugin.models.teachers.vit import ViTTeacher
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'MomentumTeacher',
     'PixelTeacher',
     'Teacher',
+    'TimmTeacher',
     'ViTTeacher',
     'freeze',
 ]
