@@ -1,0 +1,150 @@
+"""Write docs/teachers.md from the table of releases: ``python tools/docs/teachers.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mkd_plugin.checkpoint.releases import RELEASES, Release
+from mkd_plugin.models.teachers.clip import CLIP_NETWORK
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'teachers.md'
+
+HEAD = """<!-- Made by tools/docs/teachers.py from mkd_plugin/checkpoint/releases.py: change those, not this page. -->
+# Teachers
+
+A teacher is a few lines of a config. It brings its own pixel statistics and input size: the student's batch is
+renormalised, and resized with antialiasing where the sizes differ, on the device. It is frozen, stays in eval mode, out of
+the optimizer, out of DDP and (when it came from a file) out of our checkpoints, and it computes no further than the last
+tap that something reads.
+
+No weights are published here. Download the file from its authors, put the path into `checkpoint=`; any of the formats
+below is recognised from its keys, and a file that does not cover the network stops the run with a table of what is missing.
+`seed=0` instead of `checkpoint=…` draws random weights: dBOT's first teacher.
+
+## What a tap can be
+
+| tap | what it gives |
+|---|---|
+| `output` | tokens after the last block and the final norm |
+| `projected` | the same after the network's projection (CLIP) |
+| `block:i`, `input:i` | raw output of block i, what enters it; `i` from 0, negative from the end |
+| `mean:last-k` | mean of the raw outputs of the last k blocks |
+| `attention:i` | what the attention of block i adds to the tokens (MSA output) |
+| `qkv:i` | queries, keys and values of block i |
+| `relation:i`, `logit:i` | Q·Kᵀ per head, unscaled; over √K |
+
+`ViTTeacher` and `CLIPTeacher` have all of them, `TimmTeacher` has `output` and `block:i`, the others `output`.
+
+## Released files
+
+"""
+
+OWN = """
+## Other teachers
+
+| component | teacher |
+|---|---|
+| `PixelTeacher` | the student's own normalised pixels (MAE, SimMIM) |
+| `BootstrappedTeacher` | the student of the stage before (dBOT) |
+| `MomentumTeacher` | a moving average of the student (data2vec, BootMAE) |
+| `TimmTeacher` | any timm model with `forward_intermediates`; `resample='bilinear'` brings its grid to the student's |
+| `GeneratorTeacher` | any target generator of mmpretrain: `generator=dict(type='mmpretrain.HOGGenerator', …)` |
+
+## A network of your own
+
+Register an `nn.Module` that maps normalised images (B, C, H, W) to one vector a patch, (B, L, D) or with a cls token first
+(B, 1 + L, D), or to one class number a patch, (B, L), and wrap it:
+
+```python
+from mkd_plugin.registry import MODELS
+
+@MODELS.register_module()
+class MyNetwork(nn.Module):
+    def forward(self, images_BCHW): ...          # → (B, L, D)
+
+teachers = dict(mine=dict(
+    type='GeneratorTeacher', generator=dict(type='MyNetwork'), img_size=224,
+    pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375]))
+```
+
+It is tried on one empty image when the model is built, which tells its width and whether its grid is the student's. For
+several taps, or to see the student's mask, subclass `mkd_plugin.models.teachers.Teacher` and implement `tap_spec` and
+`forward`.
+"""
+
+
+def config_of(entry: Release) -> dict[str, Any]:
+    """The teacher's config for a release."""
+    if entry.component in ('TimmTeacher', 'GeneratorTeacher'):
+        return other_config(entry)
+    network = dict(entry.network or {})
+    arch, patch_size = network.pop('arch'), network.pop('patch_size')
+    del network['img_size']  # follows from the student's grid
+    config: dict[str, Any] = dict(type=entry.component, arch=arch, patch_size=patch_size)
+    if entry.component == 'CLIPTeacher':
+        network = {key: value for key, value in network.items() if key not in (*CLIP_NETWORK, 'projection')}
+    elif network.get('position') == 'sincos':
+        del network['position']  # the default
+    network = {key: value for key, value in network.items() if value != 0}
+    if network:
+        config['network'] = network
+    config['checkpoint'] = '…' if ' ' in entry.file else entry.file  # a description, where there is no name
+    if entry.prefix is not None:
+        config['prefix'] = entry.prefix
+    if entry.component == 'ViTTeacher' and entry.pixel_mean != RELEASES['mae_base'].pixel_mean:
+        config.update(pixel_mean=list(entry.pixel_mean), pixel_std=list(entry.pixel_std))
+    return config
+
+
+def other_config(entry: Release) -> dict[str, Any]:
+    """The config of a teacher that is not our ViT."""
+    pixels = dict(pixel_mean=list(entry.pixel_mean), pixel_std=list(entry.pixel_std))
+    if entry.component == 'TimmTeacher':
+        return dict(type='TimmTeacher', model=entry.name, checkpoint='resnet50.pth', resample='bilinear')
+    pretrained = dict(type='Pretrained', checkpoint=entry.file)
+    if entry.name == 'dalle':
+        generator = dict(type='mmpretrain.DALLEEncoder', init_cfg=pretrained)
+        return dict(type='GeneratorTeacher', generator=generator, num_classes=8192, img_size=112, **pixels)
+    encoder = dict(
+        arch='base', img_size=224, patch_size=16, in_channels=3, out_indices=-1, drop_rate=0.0, drop_path_rate=0.0,
+        norm_cfg=dict(type='LN', eps=1e-6), final_norm=True, out_type='featmap', with_cls_token=True,
+        frozen_stages=-1, use_abs_pos_emb=True, use_rel_pos_bias=False, use_shared_rel_pos_bias=False,
+        layer_scale_init_value=0.0, interpolate_mode='bicubic', patch_cfg=dict(), layer_cfgs=dict(), init_cfg=None,
+    )  # fmt: skip
+    generator = dict(type='mmpretrain.VQKD', encoder_config=encoder, init_cfg=pretrained)
+    return dict(type='GeneratorTeacher', generator=generator, num_classes=8192, **pixels)
+
+
+def written(value: Any) -> str:
+    """A value as it is written in a config."""
+    if isinstance(value, dict):
+        return f'dict({", ".join(f"{key}={written(item)}" for key, item in value.items())})'
+    return repr(value)
+
+
+def section(entry: Release) -> str:
+    """One release."""
+    mean, std = (', '.join(f'{number:g}' for number in values) for values in entry.statistics)
+    name = entry.file if ' ' in entry.file else f'`{entry.file}`'
+    lines = [
+        f'### {entry.title}',
+        '',
+        f'- file: {name} of {entry.publisher}' + (f', format `{entry.format}`' if entry.format else ''),
+        f'- pixels: mean ({mean}), std ({std})' + (f'; grid {entry.grid[0]} × {entry.grid[1]}' if entry.grid else ''),
+    ]
+    if entry.papers:
+        lines.append(f'- read by: {", ".join(entry.papers)}')
+    if entry.remark:
+        lines.append(f'- {entry.remark}')
+    return '\n'.join([*lines, '', '```python', written(config_of(entry)), '```', ''])
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + OWN
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page())
+    print(f'wrote {PAGE}')
