@@ -491,3 +491,18 @@ def test_generator_teacher__init_cfg_is_obeyed(build_distiller):
     model = build_distiller('mae', teachers=dict(pixel=dict(type='GeneratorTeacher', generator=generator)))
     model.init_weights()
     assert (model.teachers['pixel'].generator.patches.weight == 0.5).all()
+
+
+@pytest.mark.parametrize('kind', ['shared', 'per_block'])
+def test_momentum_teacher__copies_a_student_with_relative_positions(kind):
+    network = MaskTokenViT(
+        arch=ARCH, img_size=16, patch_size=4, relative_position=kind, position='none', layer_scale=0.1
+    ).double()
+    teacher = teacher_of(dict(type='MomentumTeacher', momentum=0.9), network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    teacher.start_from(network)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    found = teacher(images, None, ('output',)).tokens('output')
+    torch.testing.assert_close(found, network.eval()(images).tokens('output'))

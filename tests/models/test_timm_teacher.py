@@ -118,5 +118,14 @@ def test_timm_teacher__wrong_taps(tap, message):
 
 def test_timm_teacher__file_of_another_model(tmp_path):
     torch.save(timm.create_model('resnet18').state_dict(), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match="does not cover timm's convnext_tiny"):
+    with pytest.raises(ValueError, match='does not cover ConvNeXt'):
         teacher_of('convnext', checkpoint=str(tmp_path / 'other.pth'), seed=None)
+
+
+def test_generator_teacher__a_file_that_does_not_cover_the_generator_is_refused(tmp_path):
+    from mkd_plugin.models.teachers import GeneratorTeacher
+
+    torch.save({'state_dict': {'something.weight': torch.zeros(2)}}, tmp_path / 'dvae.pth')
+    generator = dict(type='mmpretrain.DALL-E', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'dvae.pth')))
+    with pytest.raises(ValueError, match='does not cover DALLEEncoder: .* tensors are not there'):
+        GeneratorTeacher(student=context_of(), generator=generator, num_classes=8192)

@@ -104,7 +104,7 @@ def other_config(entry: Release) -> dict[str, Any]:
         return dict(type='TimmTeacher', model=entry.name, checkpoint='resnet50.pth', resample='bilinear')
     pretrained = dict(type='Pretrained', checkpoint=entry.file)
     if entry.name == 'dalle':
-        generator = dict(type='mmpretrain.DALLEEncoder', init_cfg=pretrained)
+        generator = dict(type='mmpretrain.DALL-E', init_cfg=pretrained)
         return dict(type='GeneratorTeacher', generator=generator, num_classes=8192, img_size=112, **pixels)
     encoder = dict(
         arch='base', img_size=224, patch_size=16, in_channels=3, out_indices=-1, drop_rate=0.0, drop_path_rate=0.0,

@@ -46,16 +46,39 @@ class RandomMasking(Masking):
         student: The student, for its grid.
         ratio: Share of hidden patches; floor(L · (1 − ratio)) stay visible.
         num_visible: The number of visible patches itself, instead of ``ratio``.
+        unit: Hide squares of unit × unit patches instead of single ones (SimMIM): floor(L / unit² · (1 − ratio)) squares
+            stay visible, and ``num_visible`` must be a whole number of squares.
 
     Raises:
-        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden.
+        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden;
+            the grid is not a whole number of units.
     """
 
-    def __init__(self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        student: StudentContext,
+        ratio: float | None = None,
+        num_visible: int | None = None,
+        unit: int = 1,
+    ) -> None:
         super().__init__(student=student)
-        self.num_visible = count_visible(self.num_patches, ratio, num_visible)
+        rows, columns = student.grid
+        if unit < 1 or rows % unit or columns % unit:
+            raise ValueError(f'unit={unit}: it must divide the grid of {rows} × {columns} patches.')
+        self.unit, self.units = unit, (rows // unit, columns // unit)
+        if num_visible is not None and isinstance(num_visible, int) and num_visible % unit**2:
+            raise ValueError(f'num_visible={num_visible}: with unit={unit} it must be a multiple of {unit**2}.')
+        units_visible = num_visible if num_visible is None or unit == 1 else num_visible // unit**2
+        self.units_visible = count_visible(self.units[0] * self.units[1], ratio, units_visible)
+        self.num_visible = self.units_visible * unit**2
 
     def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
         """Draw one random mask an image."""
-        noise_BL = torch.rand(len(images_BCHW), self.num_patches, device=images_BCHW.device)
-        return TokenMask.from_kept(noise_BL.argsort(dim=1)[:, : self.num_visible], self.num_patches)
+        noise_BU = torch.rand(len(images_BCHW), self.units[0] * self.units[1], device=images_BCHW.device)
+        kept_BV = noise_BU.argsort(dim=1)[:, : self.units_visible]
+        if self.unit == 1:
+            return TokenMask.from_kept(kept_BV, self.num_patches)
+        hidden_Bhw = torch.ones_like(noise_BU, dtype=torch.bool).scatter(1, kept_BV, False).view(-1, *self.units)
+        hidden_BHW = hidden_Bhw.repeat_interleave(self.unit, 1).repeat_interleave(self.unit, 2)
+        return TokenMask.from_hidden(hidden_BHW.flatten(1), self.num_visible)

@@ -103,5 +103,5 @@ class StudentCopy(Teacher):
     @torch.no_grad()
     def _copy(self, student: VisionTransformer) -> None:
         weights = student.state_dict()
-        for name, buffer in self.network.named_buffers():
-            buffer.copy_(weights[name])
+        for name, own in self.network.state_dict().items():
+            own.copy_(weights[name])

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mkd_plugin.checkpoint.module import load_module
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
@@ -41,6 +42,18 @@ def as_tokens(output: Any) -> Tensor:
     return tokens
 
 
+def load_generator(generator: nn.Module, init_cfg: dict[str, Any] | None) -> None:
+    """Load what ``init_cfg`` names, strictly: the hosts' own loading only logs what a file does not have.
+
+    Raises:
+        ValueError: The file does not cover the generator.
+    """
+    if init_cfg is not None and init_cfg['type'] == 'Pretrained':
+        load_module(generator, init_cfg['checkpoint'], prefix=init_cfg.get('prefix', ''))
+    elif hasattr(generator, 'init_weights'):
+        generator.init_weights()
+
+
 @MODELS.register_module()
 class GeneratorTeacher(Teacher):
     """Wraps ``generator(images)``. Its only tap is ``output``.
@@ -57,7 +70,7 @@ class GeneratorTeacher(Teacher):
 
     Raises:
         ValueError: The generator does not give one target for each of the student's patches; ``num_classes`` is missing
-            for class numbers, or given for features.
+            for class numbers, or given for features; the file that the generator's ``init_cfg`` names does not cover it.
     """
 
     def __init__(
@@ -72,8 +85,7 @@ class GeneratorTeacher(Teacher):
     ) -> None:
         super().__init__(student=student)
         self.generator = build(generator)
-        if hasattr(self.generator, 'init_weights'):
-            self.generator.init_weights()  # where the hosts load the checkpoint that init_cfg names
+        load_generator(self.generator, generator.get('init_cfg'))
         freeze(self.generator, in_checkpoints=False)
         self.train()
         image_hw = None if img_size is None else (img_size, img_size)

@@ -10,11 +10,10 @@ from typing import Any
 
 import timm
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn import functional as F
 
-from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
+from mkd_plugin.checkpoint.module import load_module
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
@@ -77,7 +76,8 @@ class TimmTeacher(Teacher):
             torch.manual_seed(seed or 0)
             self.network = create(model, {'in_chans': student.network.in_channels, **(options or {})}, image_hw)
         if checkpoint is not None:
-            load(self.network, model, checkpoint)
+            adapt = getattr(sys.modules[type(self.network).__module__], 'checkpoint_filter_fn', None)
+            load_module(self.network, checkpoint, adapt=adapt)  # timm's own filter renames and resizes
         freeze(self.network, in_checkpoints=False)
         self.train()
         cfg = self.network.pretrained_cfg
@@ -176,39 +176,3 @@ def create(name: str, options: dict[str, Any], image_hw: tuple[int, int]) -> Any
     if hasattr(network, 'set_input_size'):
         network.set_input_size(img_size=image_hw)
     return network
-
-
-def load(network: Any, name: str, path: str) -> None:
-    """Fill a timm model strictly; timm's own filter renames and resizes.
-
-    Raises:
-        ValueError: A tensor of the model is not in the file, or has another shape.
-    """
-    weights: dict[str, Any] = {
-        key.removeprefix('module.'): value for key, value in weights_of(read_checkpoint(path), path).items()
-    }
-    adapt = getattr(sys.modules[type(network).__module__], 'checkpoint_filter_fn', None)
-    if adapt is not None:
-        try:
-            weights = adapt(weights, network)
-        except (
-            KeyError,
-            IndexError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # it takes its own model's names for granted
-            raise ValueError(
-                f"{path} does not cover timm's {name}: its names are not those of this model ({error})."
-            ) from error
-    own = network.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    missing, dropped = [key for key in own if key not in fitting], [key for key in weights if key not in own]
-    if missing:
-        raise ValueError(
-            f"{path} does not cover timm's {name}: {len(missing)} of {len(own)} tensors are not there or have another shape, "
-            f'first {missing[:4]}. The file has {list(weights)[:4]}. Is it a file of this model?'
-        )
-    network.load_state_dict(fitting)
-    print_log(
-        f"loaded {path} into timm's {name}: {len(fitting)} tensors; not used: {dropped or 'none'}", logger='current'
-    )

@@ -45,7 +45,8 @@ class VisionTransformer(BaseModule):
         distillation_token: A second prefix token with a position (DeiT).
         num_registers: Further prefix tokens without a position (DINOv2).
         activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
-        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report.
+        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report;
+            ``allow_missing=[…]`` names what need not be in the file.
 
     Attributes:
         num_prefix: P, the tokens before the patches; the first is cls.
@@ -173,7 +174,8 @@ class VisionTransformer(BaseModule):
         for entry in pretrained:
             from mkd_plugin.checkpoint.load import load_backbone  # a network can be built without a checkpoint's code
 
-            load_backbone(self, entry['checkpoint'], prefix=entry.get('prefix'))
+            new = entry.get('allow_missing', ())
+            load_backbone(self, entry['checkpoint'], prefix=entry.get('prefix'), allow_missing=new)
             self._is_init = True
 
     def tap_spec(self, name: str) -> TapSpec:

@@ -1,0 +1,179 @@
+"""Write docs/unified_view.md from the configs: ``python tools/docs/unified_view.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mkd_plugin.config import get_config
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'unified_view.md'
+MASKDISTILL = 'maskdistill/maskdistill_vit-base-p16_8xb256-300e_in1k'
+NOT_A_VIT = 'The student is no plain ViT, and this package has one ViT and no other student.'
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of MaskDistill's Table 1.
+
+    Attributes:
+        method: Its name.
+        paper: Teacher, student, head, normalisation and loss as the table prints them.
+        config: Our config, or None.
+        reason: Why there is none; or what our config does not have of the method, if its own comment is not enough.
+    """
+
+    method: str
+    paper: tuple[str, str, str, str, str]
+    config: str | None = None
+    reason: str = ''
+
+
+def unified(name: str) -> str:
+    """Config of a row that has no folder of its own."""
+    return f'unified_view/{name}_vit-base-p16_8xb256-300e_in1k'
+
+
+ROWS = (
+    Row('ViT (masked patch prediction)', ('pixel', 'ViT', 'FC', '-', '-'), unified('vit-mpp')),
+    Row('MAE', ('pixel', 'ViT', 'decoder', 'per-patch LN', 'L2'), 'mae/mae_vit-base-p16_8xb512-1600e_in1k'),
+    Row('SimMIM', ('pixel', 'Swin', 'FC', '-', 'L1'), unified('simmim')),
+    Row('MaskFeat (HOG)', ('HOG', 'ViT', 'FC', '-', 'L2'), unified('maskfeat-hog')),
+    Row(
+        'Ge2-AE',
+        ('pixel + frequency', 'ViT', 'decoders', '-', 'L2'),
+        reason='Its frequency target is the spectrum of the whole predicted image, not one vector a token.',
+    ),
+    Row('ConvMAE', ('pixel', 'hybrid ViT', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
+    Row('HiViT', ('pixel', 'HiViT', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
+    Row('GreenMIM', ('pixel', 'Swin', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
+    Row('BEiT', ('dVAE tokens', 'ViT', 'FC', '-', 'cross entropy'), unified('beit')),
+    Row(
+        'CAE',
+        ('dVAE', 'ViT', 'decoder', '-', 'CE'),
+        reason='Its decoder is a cross-attention regressor with an alignment of latents; mmpretrain has it whole.',
+    ),
+    Row(
+        'SplitMask',
+        ('dVAE', 'ViT', 'decoder', '-', 'InfoNCE + CE'),
+        reason='Its InfoNCE compares whole images between the two halves of a mask.',
+    ),
+    Row(
+        'PeCo',
+        ('VQGAN', 'ViT', 'FC', '-', 'CE'),
+        reason="It would be BEiT's config with PeCo's perceptual VQGAN as the generator, which no package here has.",
+    ),
+    Row('BEiT v2', ('VQ-KD tokens', 'ViT', 'FC', '-', 'CE'), unified('beitv2')),
+    Row('MaskFeat (DINO)', ('DINO', 'ViT', 'FC', 'l2', 'cosine'), unified('maskfeat-dino')),
+    Row('MVP', ('CLIP', 'ViT', 'FC', 'l2', 'cosine'), unified('mvp')),
+    Row('MILAN', ('CLIP', 'ViT', 'decoder', 'l2', 'L2'), unified('milan')),
+    Row('MimCo', ('MoCo v3', 'ViT', 'FC', '-', 'InfoNCE'), unified('mimco')),
+    Row('data2vec', ('EMA', 'ViT', 'FC', 'LN', 'smooth L1'), unified('data2vec')),
+    Row(
+        'MSN',
+        ('EMA', 'ViT', 'FC', '-', 'CE'),
+        reason='It compares assignments of whole images to learned prototypes, with a regulariser on their mean.',
+    ),
+    Row(
+        'SIM',
+        ('EMA', 'ViT', 'decoder', 'BN', 'UniGrad'),
+        reason='UniGrad needs the correlation of all features over steps, which is no loss of one pair of tokens.',
+    ),
+    Row('SdAE', ('EMA', 'ViT', 'decoder', 'LN', 'cosine'), unified('sdae')),
+    Row('ConMIM', ('EMA', 'ViT', 'FC', 'BN', 'InfoNCE'), unified('conmim')),
+    Row(
+        'ExtreMA',
+        ('EMA', 'ViT', 'cross-attention', 'LN', 'cosine'),
+        reason='Its head attends from several masks of one image to one; a head here sees one mask.',
+    ),
+    Row('BootMAE', ('EMA + pixel', 'ViT', 'decoders', 'LN', 'L2'), unified('bootmae')),
+    Row('**MaskDistill**', ('CLIP', 'ViT', 'FC', 'LN (no affine)', 'smooth L1'), MASKDISTILL),
+)
+
+BESIDE = (
+    Row('EVA', ('EVA-CLIP', 'ViT-g', 'FC', '-', 'cosine'), unified('eva')),
+    Row(
+        'FD',
+        ('CLIP', 'ViT, no mask', 'FC', 'LN (no affine)', 'smooth L1'),
+        'fd/fd_vit-base-p16_teacher-clip-base_8xb256-300e_in1k',
+    ),
+    Row('dBOT', ('previous student', 'ViT', 'decoder', 'LN', 'smooth L1'), 'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'),
+)
+
+HEAD = """<!-- Made by tools/docs/unified_view.py from the configs: change those, not this page. -->
+# The unified view
+
+    loss = L( N( T(image) ),  H( S(masked image) ) )          (MaskDistill, eq. 1)
+
+T teacher, S student, H head, N normalisation of the target, L loss. MaskDistill's Table 1 writes 24 published methods beside
+itself as rows of that equation. Each row below has the paper's words first, and under them what our config says, read out of
+the config itself. A row's config holds what the row says and no more; what the method has beside it is named in the config's
+first lines. The configs of `configs/unified_view` share student and schedule, so that what differs between two of them is what
+the table says; the methods' own schedules differ. Nothing here was trained at ImageNet scale.
+
+"""
+
+
+def describe(config: str) -> tuple[str, str, str, str, str]:
+    """T, S, H, N and L of a config."""
+    model = get_config(config).model
+    terms = list(model.objectives.values())
+
+    def every(values: list[str]) -> str:
+        return ' + '.join(dict.fromkeys(values))
+
+    return (
+        every([f'{teacher_name(model.teachers[term.teacher])}, {term.tap}' for term in terms]),
+        f'{model.backbone.type}, {model.masking.type}',
+        every([term.head.type if term.get('head') else 'none' for term in terms]),
+        every([normalisation_name(term.get('normalize')) for term in terms]),
+        every([f'{term.loss.type}, {term.region}' for term in terms]),
+    )
+
+
+def teacher_name(cfg: dict[str, Any]) -> str:
+    """What a reader calls a teacher."""
+    if cfg['type'] == 'GeneratorTeacher':
+        return cfg['generator']['type'].removeprefix('mmpretrain.')
+    checkpoint = cfg.get('checkpoint')
+    return f'{cfg["type"]} ({Path(checkpoint).name})' if checkpoint else cfg['type']
+
+
+def normalisation_name(cfg: dict[str, Any] | None) -> str:
+    """What a reader calls a normalisation."""
+    return 'none' if cfg is None else cfg['type']
+
+
+def lines_of(row: Row) -> list[str]:
+    """One row: the paper's cells, then ours."""
+    first = f'| {row.method} | ' + ' | '.join(row.paper) + ' | |'
+    if row.config is None:
+        return [first, f'| | *no config* — {row.reason} | | | | | |']
+    cells = ' | '.join(describe(row.config))
+    return [first, f'| | {cells} | [config](../configs/{row.config}.py) |']
+
+
+def page() -> str:
+    """The whole page."""
+    header = [
+        '| method | teacher T | student S | head H | normalisation N | loss L | |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    table = [line for row in ROWS for line in lines_of(row)]
+    beside = [line for row in BESIDE for line in lines_of(row)]
+    have = sum(row.config is not None for row in ROWS) - 1  # beside MaskDistill itself
+    counted = f'{have} of the 24 have a config, {len(ROWS) - 1 - have} have none.\n\n'
+    return (
+        HEAD
+        + counted
+        + '\n'.join([*header, *table])
+        + '\n\n## Beside the table\n\n'
+        + '\n'.join([*header, *beside])
+        + '\n'
+    )
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page())
+    print(f'wrote {PAGE}')
