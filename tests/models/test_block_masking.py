@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.masking import AttentionMasking, BlockMasking
+from mkd_plugin.models.masking import AttentionMasking, BlockMasking, RandomMasking
 from mkd_plugin.models.masking.attention import attention_of_cls
 from mkd_plugin.models.masking.block import propose_blocks
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
@@ -148,3 +148,25 @@ def test_attention_of_cls__equals_explicit_softmax():
     q, k = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4)
     whole = (q @ k.transpose(-1, -2) / 2).softmax(-1)
     torch.testing.assert_close(attention_of_cls(QueryKey(q, k, 0.5), 2), whole[:, :, 0, 2:].mean(1))
+
+
+@pytest.mark.parametrize(('options', 'visible'), [(dict(ratio=0.6), 19 * 4), (dict(num_visible=40), 40)])
+def test_random_masking__units_are_hidden_whole(options, visible):
+    mask = masks_of(RandomMasking(student=context_of(VisibleViT), unit=2, **options), 20)
+    squares = mask.hidden_BL.view(20, 7, 2, 7, 2).permute(0, 1, 3, 2, 4).flatten(3)
+    assert torch.equal(squares.all(3), squares.any(3))
+    assert ((~mask.hidden_BL).sum(1) == visible).all()
+    assert mask.ids_keep_BV.shape == (20, visible)
+    assert len({tuple(row) for row in mask.ids_keep_BV.tolist()}) == 20
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(ratio=0.5, unit=4), 'unit=4: it must divide the grid of 14 × 14'),
+        (dict(num_visible=10, unit=2), 'num_visible=10: with unit=2 it must be a multiple of 4'),
+    ],
+)
+def test_random_masking__wrong_units(options, message):
+    with pytest.raises(ValueError, match=message):
+        RandomMasking(student=context_of(), **options)
