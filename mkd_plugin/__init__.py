@@ -11,7 +11,7 @@ from mkd_plugin.version import __version__
 check_hosts()  # first: the imports below fail with less helpful words
 
 from mkd_plugin import registry  # noqa: E402
-from mkd_plugin.checkpoint.read import install_safe_loader  # noqa: E402
+from mkd_plugin.checkpoint.loaders import install_safe_loader  # noqa: E402
 from mkd_plugin.config import get_ablation, get_config  # noqa: E402
 
 if TYPE_CHECKING:

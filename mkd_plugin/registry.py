@@ -14,12 +14,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'TRANSFORMS', 'MirroredRegistry', 'build']
+__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'RUNNERS', 'STRATEGIES', 'TRANSFORMS', 'MirroredRegistry', 'build']
 
 
 class MirroredRegistry(Registry):
@@ -61,8 +64,11 @@ class MirroredRegistry(Registry):
 
 MODELS = MirroredRegistry('mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models'])
 HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
+RUNNERS = MirroredRegistry('mkd_plugin runner', parent=MMENGINE_RUNNERS, locations=['mkd_plugin.engine'])
+STRATEGIES = MirroredRegistry('mkd_plugin strategy', parent=MMENGINE_STRATEGIES, locations=['mkd_plugin.engine'])
 DATASETS = MirroredRegistry('mkd_plugin dataset', parent=MMENGINE_DATASETS, locations=['mkd_plugin.datasets'])
 TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=MMENGINE_TRANSFORMS, locations=['mkd_plugin.datasets'])
+FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, locations=['mkd_plugin.crops'])
 
 if find_spec('mmpretrain') is not None:
     from mmpretrain import registry as mmpretrain_registry

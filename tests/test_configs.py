@@ -12,8 +12,10 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mkd_plugin.config import ablations, config_root, get_ablation, get_config
+from mkd_plugin.models.vit.arch import resolve_arch
 
 TINY = dict(width=32, depth=4, num_heads=4)
+TEACHER = {**TINY, 'depth': 6}  # deep enough for 'mean:last-6'
 NAMES = sorted(path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().rglob('*.py'))
 PRETRAIN = [name for name in NAMES if name.split('/')[0] not in ('_base_', 'downstream') and '/finetune/' not in name]
 FINETUNE = [name for name in NAMES if '/finetune/' in name]
@@ -24,18 +26,68 @@ ROWS = [
 
 def shrink_teacher(teacher: dict) -> None:
     """A tiny network of seeded random weights in place of a file."""
-    if teacher['type'] == 'ViTTeacher':
-        teacher.update(arch=TINY, checkpoint=None, seed=teacher.get('seed') or 0, img_size=None)
+    if 'checkpoint' in teacher or 'seed' in teacher:
+        teacher.update(checkpoint=None, seed=teacher.get('seed') or 0, img_size=None)
+    if teacher['type'] in ('ViTTeacher', 'CLIPTeacher'):
+        teacher.update(arch=TEACHER)
+    if teacher['type'] == 'CLIPTeacher' or 'projection' in teacher.get('network', {}):
+        teacher.update(network={**teacher.get('network', {}), 'projection': 16})
+    if teacher['type'] == 'GeneratorTeacher':
+        shrink_generator(teacher)
     if isinstance(teacher.get('start'), dict):
         shrink_teacher(teacher['start'])
+
+
+def shrink_generator(teacher: dict) -> None:
+    """Random weights in a host's generator, for an image of 4 × 4 patches."""
+    generator = teacher['generator']
+    generator.pop('init_cfg', None)
+    if generator['type'] == 'mmpretrain.VQKD':
+        generator['encoder_config']['img_size'] = 64
+        generator['quantize_kmeans_init'] = False  # 20 s
+    if generator['type'] == 'mmpretrain.DALL-E':
+        teacher['img_size'] = 32
+
+
+def moved(tap: str | int, before: int, after: int) -> str | int:
+    """A tap (or a masking's block) of a network that now has another depth, at the same share of it."""
+    if isinstance(tap, int):
+        return tap * after // before
+    kind, _, index = tap.partition(':')
+    return f'{kind}:{-(-(int(index) + 1) * after // before) - 1}' if index.isdigit() else tap
+
+
+def shrink_taps(model: Config) -> None:
+    """Move what names a block by its number; to be called while the networks still have their own sizes."""
+    student = resolve_arch(model.backbone.arch).depth, TINY['depth']
+    teachers = {
+        name: (resolve_arch(teacher.arch).depth, TEACHER['depth']) if 'arch' in teacher else student
+        for name, teacher in model.teachers.items()
+    }
+    for objective in model.objectives.values():
+        for key, depths in (('tap', teachers[objective.teacher]), ('student', student)):
+            taps = objective[key]
+            objective[key] = moved(taps, *depths) if isinstance(taps, str) else [moved(tap, *depths) for tap in taps]
+    if 'at' in model.masking:
+        model.masking['at'] = [moved(place, *teachers[model.masking.teacher]) for place in model.masking['at']]
 
 
 def shrink(cfg: Config) -> Config:
     """The same method with 4 × 4 patches and tiny networks."""
     model = cfg.model
     patch = model.backbone.patch_size
-    model.backbone.update(arch=TINY, img_size=4 * patch, init_cfg=None)
-    for teacher in model.get('teachers', {}).values():
+    if 'objectives' in model:
+        shrink_taps(model)
+    teachers = list(model.get('teachers', {}).values())
+    hog = any(teacher.get('generator', {}).get('type') == 'mmpretrain.HOGGenerator' for teacher in teachers)
+    side = 14 if hog else 4  # mmpretrain's HOG knows a grid of 14 × 14 only
+    moving = any(teacher['type'] == 'MomentumTeacher' for teacher in teachers)  # may read 'mean:last-6' of a copy
+    arch = {**TINY, 'depth': 6} if moving else TINY
+    model.backbone.update(arch=arch, img_size=side * patch, init_cfg=None)
+    if model.get('masking', {}).get('type') == 'BlockMasking':
+        share = model.masking.get('ratio') or 0.4
+        model.masking = dict(type='BlockMasking', ratio=share, min_block=1)
+    for teacher in teachers:
         shrink_teacher(teacher)
     for objective in model.get('objectives', {}).values():
         if objective.get('head') and objective.head.type == 'TransformerDecoder':
@@ -95,6 +147,21 @@ def test_finetuning_config__trains_two_steps(name):
     model = build(cfg)
     samples = [DataSample().set_gt_label(i % classes) for i in range(8)]
     train_two_steps(model, torch.randn(8, 3, model.backbone.img_size, model.backbone.img_size), samples)
+
+
+RUN_HOOKS = {
+    *('AtomicCheckpointHook', 'PortableCheckpointHook', 'ExactResumeHook', 'FiniteLossHook', 'PreemptionHook'),
+    *('MetricsHook', 'CurvesHook', 'ProgressHook', 'UnusedParametersHook'),
+}
+
+
+@pytest.mark.parametrize('name', [*PRETRAIN, *FINETUNE])
+def test_config__is_safe_and_recorded(name):
+    cfg = get_config(name)
+    ours = [hook.type.removeprefix('mkd_plugin.') for hook in cfg.default_hooks.values() if 'mkd_plugin' in hook.type]
+    assert set(ours) >= RUN_HOOKS
+    backends = [backend.type for backend in cfg.visualizer.vis_backends]
+    assert backends == ['LocalVisBackend', 'TensorboardVisBackend']
 
 
 @pytest.mark.parametrize('method, row', ROWS)

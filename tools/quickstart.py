@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
 import warnings
@@ -28,7 +29,7 @@ from rich.table import Table
 
 import mkd_plugin
 from mkd_plugin.datasets import draw_labelled, write_digits
-from mkd_plugin.visualization import plot_attention, plot_learning_curves
+from mkd_plugin.visualization import plot_attention
 
 # mmpretrain imports an op that it does not need and that is not compiled here
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
@@ -68,7 +69,7 @@ def finetune(args: argparse.Namespace, start: str, labels: int, draw: int) -> fl
     """Fine-tune one start on one draw of labels; top-1 accuracy on the validation scans, in per cent."""
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
     cfg.work_dir = str(args.work_dir / 'finetune' / f'{start}_{labels:02d}_{draw}')
-    cfg.log_level = 'ERROR'
+    cfg.log_level, cfg.default_hooks.progress.enabled = 'ERROR', False  # the terminal has one bar for all of them
     cfg.randomness.seed = 1000 + draw  # another than the pre-training's: scratch must not start as teacher 0
     listed = draw_labelled(args.data_root, labels, draw)
     cfg.train_dataloader.dataset.update(data_root=str(args.data_root), ann_file=str(listed.relative_to(args.data_root)))
@@ -139,7 +140,7 @@ def main() -> None:
     seconds = dict(pretrain=pretrained - began, finetune=time.time() - pretrained)
     report = dict(rows=rows, settings=settings, seconds=seconds)
     (args.work_dir / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
-    plot_learning_curves(args.work_dir / 'pretrain', args.work_dir / 'curves.png')
+    shutil.copy2(args.work_dir / 'pretrain' / 'curves.png', args.work_dir / 'curves.png')
     stages = {name: args.work_dir / 'pretrain' / file for name, file in STARTS.items() if file}
     plot_attention(stages, args.data_root / 'val', args.work_dir / 'attention.png')
     show(rows, console)

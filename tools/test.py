@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from mkd_plugin.launch.config import add_shared_arguments, load_config
 from mkd_plugin.launch.distributed import start_process_group
+from mkd_plugin.launch.files import check_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +50,7 @@ def main() -> int:
         cfg.model.backbone.init_cfg = None  # the checkpoint has every weight: what it was fine-tuned from is not needed
     if args.amp:
         cfg.test_cfg.fp16 = True
+    check_work_dir(cfg.work_dir)
     start_process_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     try:

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from mkd_plugin.launch.config import add_shared_arguments, apply_training_options, load_config
 from mkd_plugin.launch.distributed import processes_from_environment, start_process_group
+from mkd_plugin.launch.files import check_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def main() -> int:
     cfg = load_config(args)
     if args.dry_run is None:
         apply_training_options(cfg, args)
+        check_work_dir(cfg.work_dir)
         start_process_group(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train()

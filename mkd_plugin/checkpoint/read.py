@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ['install_safe_loader', 'provenance_of', 'read_checkpoint', 'weights_of']
+from mkd_plugin.checkpoint.archive import check_unfolded, is_safetensors, is_torchscript
+from mkd_plugin.checkpoint.safetensors_file import is_folder_of_weights, read_folder, read_safetensors
+from mkd_plugin.checkpoint.torchscript import read_torchscript
+
+__all__ = ['provenance_of', 'read_checkpoint', 'weights_of']
 
 
 def statistic_of_history(owner: Any, name: str) -> Any:
@@ -33,6 +36,7 @@ def statistic_of_history(owner: Any, name: str) -> Any:
 HARMLESS: list[Any] = [
     HistoryBuffer,
     (statistic_of_history, 'builtins.getattr'),
+    argparse.Namespace,  # the command line, in checkpoints of MAE's family, DINO and SLIP
     np.ndarray,
     np.dtype,
     np.zeros(0).__reduce__()[0],  # numpy's constructors of arrays and scalars, wherever this version keeps them
@@ -40,9 +44,14 @@ HARMLESS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float32, np.float64, np.bool_)),
 ]
 
+# Where a state dict may lie in a checkpoint, and what holds tensors that are no weights.
+ENTRIES = ('state_dict', 'model', 'module')
+NO_WEIGHTS = ('optimizer', 'optimizers', 'optimizer_state', 'optimizer_state_dict', 'message_hub', 'scaler')
+
 # What reading a damaged file, or one that is no checkpoint, raises in torch, zipfile and pickle.
 UNREADABLE = (
     pickle.UnpicklingError,
+    SafetensorError,
     struct.error,
     zipfile.BadZipFile,
     ArithmeticError,
@@ -58,19 +67,34 @@ UNREADABLE = (
 )
 
 
-def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint with ``weights_only=True``.
+def read_checkpoint(
+    path: str | Path, map_location: Any = 'cpu', *, content: BinaryIO | None = None, lazy: bool = False
+) -> dict[str, Any]:
+    """Read a checkpoint without running anything in it.
+
+    Args:
+        path: What ``torch.save`` wrote, a ``.safetensors`` file, a TorchScript archive, or a folder with Hugging Face's
+            ``config.json`` and weights.
+        map_location: torch's; for files of ``torch.save`` only, the others are read to the CPU.
+        content: What is in it, if it is no file of this machine; ``path`` is then only named in messages.
+        lazy: Leave the tensors in the file until they are read, where the file allows it: for whoever copies them at
+            once. They are gone if somebody writes to the file.
+
+    Returns:
+        The dict in the file; for the other kinds one with ``state_dict`` and, if they say more, ``meta``.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or it would run code, or it holds no dict.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'There is no checkpoint {path}.')
+    if content is None:
+        path = Path(path).expanduser()
+        if is_folder_of_weights(path):
+            return read_folder(path, lambda file: read_checkpoint(file, lazy=lazy))
+        if not path.is_file():
+            raise FileNotFoundError(f'There is no checkpoint {path}.')
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = unpack(path, map_location, content, lazy)
     except UNREADABLE as error:
         refused = refused_part(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused is None:
@@ -84,6 +108,23 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, An
     return checkpoint
 
 
+def unpack(path: str | Path, map_location: Any, content: BinaryIO | None, lazy: bool) -> Any:
+    """What is in a file, whichever of the three kinds it is of. Raises one of ``UNREADABLE``."""
+    if content is None and is_safetensors(Path(path)):
+        return read_safetensors(Path(path))
+    zipped = zipfile.is_zipfile(content or path)
+    if content is not None:
+        content.seek(0)
+    if zipped and content is None:
+        with zipfile.ZipFile(path) as archive:
+            check_unfolded(archive, Path(path).stat().st_size)
+            if is_torchscript(archive):
+                return {'state_dict': read_torchscript(archive)}
+    with torch.serialization.safe_globals(HARMLESS):
+        mapped = lazy and zipped and content is None
+        return torch.load(content or path, map_location=map_location, weights_only=True, mmap=mapped)
+
+
 def refused_part(message: str) -> str | None:
     """What torch's long message says was refused; None if it only says that the file makes no sense."""
     told = re.search(r'GLOBAL (\S+)|getattr\(.*refused', message)
@@ -91,19 +132,28 @@ def refused_part(message: str) -> str | None:
 
 
 def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the whole dict, or what lies under ``state_dict`` or ``model``.
+    """The state dict in a checkpoint: what lies under ``state_dict``, ``model`` or ``module``, or else the whole dict.
+
+    Of a dict of state dicts (DINO's ``student`` and ``teacher``) all are taken, each name with its entry's before it.
 
     Raises:
         ValueError: There are no tensors, for example because the file is an optimizer's state only.
     """
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    weights = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    inner = next((checkpoint[key] for key in ENTRIES if isinstance(checkpoint.get(key), dict)), checkpoint)
+    weights = tensors_in(inner)
     if not weights:
-        raise ValueError(f'{source} holds no weights: its entries are {sorted(map(str, checkpoint))[:10]}.')
+        for entry, value in inner.items():
+            if isinstance(value, dict) and entry not in NO_WEIGHTS:
+                weights |= {f'{entry}.{name}': tensor for name, tensor in tensors_in(value).items()}
+    if not weights:
+        optimizer = ' It is the state of an optimizer.' if set(checkpoint) & {*NO_WEIGHTS, 'param_groups'} else ''
+        raise ValueError(f'{source} holds no weights: its entries are {sorted(map(str, checkpoint))[:10]}.{optimizer}')
     return weights
+
+
+def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a dict that have names."""
+    return {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def provenance_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,28 +161,3 @@ def provenance_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     meta = checkpoint.get('meta')
     found = meta.get('mkd_plugin') if isinstance(meta, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def install_safe_loader() -> None:
-    """Make mmengine read checkpoints, local or by http, through :func:`read_checkpoint`.
-
-    onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file runs code through
-    ``load_from``, ``--resume`` and ``init_cfg``.
-    """
-
-    def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-        return read_checkpoint(filename, map_location)
-
-    def load_from_http(
-        filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
-    ) -> dict[str, Any]:
-        folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
-        path = folder / Path(urlparse(filename).path).name
-        if get_dist_info()[0] == 0 and not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(filename, str(path), progress=progress)
-        barrier()
-        return read_checkpoint(path, map_location)
-
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
-    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)

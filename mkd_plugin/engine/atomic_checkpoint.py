@@ -70,7 +70,9 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         options = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
         backend = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
-        save_atomically(runner, self.out_dir, name, meta=meta, by_epoch=self.by_epoch, **options, **backend)
+        # FlexibleRunner takes no position from `meta`: amid an epoch it must be told not to count to its end
+        by_epoch = self.by_epoch and meta['epoch'] > runner.epoch
+        save_atomically(runner, self.out_dir, name, meta=meta, by_epoch=by_epoch, **options, **backend)
         self.postponed = None
         if is_main_process():
             point_to(self.last_ckpt, work_dir=runner.work_dir)

@@ -43,11 +43,13 @@ class ExactResumeHook(Hook):
 
     def __init__(self, *, allow_changed_config: bool = False) -> None:
         self.allow_changed_config = allow_changed_config
-        self.record: dict[str, str] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint, the same on every rank."""
-        self.record = record_of(runner.cfg)
+        self.choose_checkpoint(runner)
+
+    def choose_checkpoint(self, runner: Runner) -> None:
+        """Let ``resume=True`` mean the newest whole checkpoint, or a new run if there is none."""
         if runner._resume is not True or runner._load_from is not None:  # FlexibleRunner's may be a path
             return
         found = [newest_checkpoint(runner.work_dir, warn=runner.logger.warning) if get_rank() == 0 else None]
@@ -58,7 +60,7 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the configs, if the run is resumed and not merely initialised."""
         old = checkpoint.get('meta', {}).get(RECORD)
-        changes = changes_between(old, self.record) if runner._resume and old is not None else []
+        changes = changes_between(old, record_of(runner.cfg)) if runner._resume and old is not None else []
         if not changes:
             return
         listed = '\n    '.join(changes)
@@ -72,7 +74,7 @@ class ExactResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add what the config was."""
-        checkpoint['meta'][RECORD] = self.record
+        checkpoint['meta'][RECORD] = record_of(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
         """Give the loop a loader that starts where the run is."""

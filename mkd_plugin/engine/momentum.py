@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mkd_plugin.engine.sharding import whole_parameters
 from mkd_plugin.engine.stages import bare_model
 from mkd_plugin.models.teachers import MomentumTeacher
 from mkd_plugin.registry import HOOKS
@@ -35,5 +36,6 @@ class MomentumHook(Hook):
         """Move after a step, and not after an iteration that only accumulated gradients."""
         if (runner.iter + 1) % runner.optim_wrapper._accumulative_counts and runner.iter + 1 < runner.max_iters:
             return
-        for teacher in self.teachers:
-            teacher.follow(bare_model(runner).backbone, (runner.iter + 1) / runner.max_iters)
+        with whole_parameters(runner.model):
+            for teacher in self.teachers:
+                teacher.follow(bare_model(runner).backbone, (runner.iter + 1) / runner.max_iters)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import nn
 
+from mkd_plugin.checkpoint.read import provenance_of
+from mkd_plugin.engine.provenance import FORMAT, changed_teachers, model_files, software
+from mkd_plugin.engine.run_end import is_training
 from mkd_plugin.engine.stages import bare_model
 from mkd_plugin.models.context import pixel_statistics
 from mkd_plugin.models.teachers.base import StudentCopy
@@ -28,7 +31,17 @@ class PortableCheckpointHook(Hook):
     * The log's history, which mmengine stores as objects, is stored as lists and restored on resume.
     * ``meta['mkd_plugin']`` names the network, the student's pixel statistics, the stage and the version, so that
       ``mkd_plugin.load_student`` can rebuild it without reading the config.
+    * It also says what the run was made with: versions of hosts and torch, and the sha256 of each file that a teacher or
+      the student was read from, as it was when the run began. The config and the seed are mmengine's own entries.
     """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, Any]] | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Look at the files now: days later others may lie there."""
+        if is_training(runner):
+            self._look_at_files(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Replace objects by plain values, and add the provenance."""
@@ -36,15 +49,35 @@ class PortableCheckpointHook(Hook):
         hub['log_scalars'] = {name: pack(buffer) for name, buffer in hub['log_scalars'].items()}
         hub['runtime_info'] = {name: value for name, value in hub['runtime_info'].items() if is_plain(value)}
         checkpoint['meta']['mkd_plugin'] = dict(
-            version=__version__, stage=runner.message_hub.get_info('mkd_stage', None), **describe(bare_model(runner))
+            format=FORMAT,
+            version=__version__,
+            software=software(),
+            stage=runner.message_hub.get_info('mkd_stage', None),
+            files=self.files or {},
+            **describe(bare_model(runner)),
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Give mmengine its objects back."""
+        """Give mmengine its objects back; say so if the run goes on with another teacher."""
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in scalars.items():
             if isinstance(value, dict):
                 scalars[name] = unpack(value)
+        before = provenance_of(checkpoint).get('files')
+        if runner._resume and before:
+            files = self._look_at_files(runner)
+            for line in changed_teachers(before, files):
+                runner.logger.warning(f'The file of a teacher has changed since this run began: {line}.')
+            # what the student started from is not needed any more, and may be gone
+            self.files = {
+                name: before.get(name, file) if file['sha256'] is None else file for name, file in files.items()
+            }
+
+    def _look_at_files(self, runner: Runner) -> dict[str, dict[str, Any]]:
+        """Once, on the process that writes checkpoints."""
+        if self.files is None:  # a FlexibleRunner loads before it calls before_run
+            self.files = model_files(runner.cfg) if is_main_process() else {}
+        return self.files
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -53,12 +86,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if not isinstance(network, VisionTransformer):
         return {}
     mean, std = pixel_statistics(model.data_preprocessor, network.in_channels)  # type: ignore[arg-type]
-    options = ('img_size', 'patch_size', 'in_channels')
-    backbone = dict(arch=asdict(network.arch), **{name: getattr(network, name) for name in options})
     copies = [
         name for name, teacher in getattr(model, 'teachers', nn.ModuleDict()).items() if is_complete_copy(teacher)
     ]
-    return dict(backbone=backbone, pixel_mean=list(mean), pixel_std=list(std), teachers=copies)
+    return dict(backbone=network.options, pixel_mean=list(mean), pixel_std=list(std), teachers=copies)
 
 
 def is_complete_copy(teacher: nn.Module) -> bool:

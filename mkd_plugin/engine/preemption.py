@@ -70,7 +70,8 @@ class PreemptionHook(Hook):
         if done >= runner.max_iters or not at_optimizer_step(runner, done) or not self._agreed(runner, done):
             return
         runner.logger.warning(f'{self.received or "Another process was told"}: saving after iteration {done}.')
-        save_atomically(runner, runner.work_dir, FILE, meta=dict(epoch=runner.epoch, iter=done))
+        # by_epoch=False: mmengine's FlexibleRunner would else say that the epoch is over
+        save_atomically(runner, runner.work_dir, FILE, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
         path = str(Path(runner.work_dir, FILE))
         if is_main_process():
             point_to(path, work_dir=runner.work_dir)

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mkd_plugin.engine.atomic import save_atomically
+from mkd_plugin.engine.sharding import whole_parameters
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.teachers import BootstrappedTeacher
 from mkd_plugin.registry import HOOKS
@@ -128,10 +129,11 @@ class StageHook(Hook):
         if teacher.promotions >= stage - 1:
             return
         model = bare_model(runner)
-        teacher.promote(model.backbone)
         runner.optim_wrapper.zero_grad()  # what was accumulated belongs to the student before
-        if self.reset_student:
-            redraw(model, seed=runner.seed + stage)
+        with whole_parameters(runner.model):
+            teacher.promote(model.backbone)
+            if self.reset_student:
+                redraw(model, seed=runner.seed + stage)
         if self.reset_optimizer:
             runner.optim_wrapper.optimizer.state.clear()
         restart_schedule(runner, stage_schedulers(self.schedule, self.lengths[0], self.lengths[stage - 1]))

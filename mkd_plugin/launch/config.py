@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 
 from mkd_plugin.config import get_ablation
+from mkd_plugin.launch.strategies import check_strategy, fit_strategy_to_cpu
 
 __all__ = [
     'LOADERS',
@@ -41,7 +42,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's changes, for this machine.
 
     Raises:
-        ValueError: There is no such config file or ablation row.
+        ValueError: There is no such config file or ablation row, or its strategy cannot be used.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     method, _, row = args.config.partition(':')
@@ -55,6 +56,7 @@ def load_config(args: argparse.Namespace) -> Config:
         move_data_root(cfg, data_root)
     name = f'{method}_{row}' if row else Path(args.config).stem
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    check_strategy(cfg)
     fit_to_device(cfg)
     return cfg
 
@@ -128,6 +130,7 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.pop(key, None)
         wrapper['type'] = 'OptimWrapper'
         print_log('There is no GPU: training in float32 instead of mixed precision.', level=logging.WARNING)
+    fit_strategy_to_cpu(cfg)
     if cfg.launcher != 'none' and cfg.get('model_wrapper_cfg') is None:
         unused = cfg.get('find_unused_parameters', False)
         cfg.model_wrapper_cfg = dict(

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from mkd_plugin.launch.fake import fake_batch, run_step
-from mkd_plugin.launch.files import missing_files, without_missing_checkpoints
+from mkd_plugin.launch.files import check_work_dir, missing_files, without_missing_checkpoints
 from mkd_plugin.launch.plan import batch_of, memory_of, parameter_groups, stages_of
 
 __all__ = ['dry_run']
@@ -80,6 +80,7 @@ class DryRun:
 
     def show_files(self) -> None:
         """What is missing."""
+        check_work_dir(self.cfg.get('work_dir') or '.')
         missing = missing_files(self.cfg)
         if not missing:
             self.say('files: all there')

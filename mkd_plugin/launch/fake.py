@@ -16,6 +16,8 @@ from mmengine.registry import FUNCTIONS
 from PIL import Image
 from torch import nn
 
+from mkd_plugin.engine.unused_parameters import check_next_backward
+
 __all__ = ['StepResult', 'fake_batch', 'run_step']
 
 
@@ -60,7 +62,7 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
     """Two whole training steps; the second is timed.
 
     Raises:
-        ValueError: A loss is not finite.
+        ValueError: A loss is not finite, or a parameter gets no gradient.
     """
     device = next(model.parameters()).device
     shapes: list[tuple[int, ...]] = []
@@ -68,6 +70,7 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
         lambda module, given, made: shapes.append(shape_of(made['inputs']))
     )
     before = used_memory(device)
+    check_next_backward(model, optim_wrapper)
     for _ in range(2):
         synchronize(device)
         start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmengine.config import Config
 
 from mkd_plugin.launch.config import LOADERS
 
-__all__ = ['Missing', 'missing_files', 'without_missing_checkpoints']
+__all__ = ['Missing', 'check_work_dir', 'missing_files', 'without_missing_checkpoints']
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,27 @@ class Missing:
     path: str
     option: str
     expected: str
+
+
+def check_work_dir(work_dir: str | Path) -> None:
+    """Try whether logs and checkpoints can be written, before anything is built; the folder itself is not made.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if '://' in str(work_dir):
+        return
+    folder = Path(work_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = f'{there} is a file' if there.is_file() else f'{there}: {error.strerror}'
+        raise ValueError(
+            f'work_dir={work_dir}: nothing can be written there ({reason}). Name another folder with --work-dir, or make '
+            'this one writable.'
+        ) from error
 
 
 def missing_files(cfg: Config) -> list[Missing]:
@@ -64,6 +86,8 @@ def missing_data(dataset: Any, option: str) -> list[Missing]:
     root = str(dataset.get('data_root') or '')
     labels = dataset.get('with_label', not str(dataset.get('type')).endswith('ImageFolder'))
     kind = 'a folder of images' + (', a sub-folder a class' if labels and not dataset.get('ann_file') else '')
+    if str(dataset.get('type')).endswith('ShardDataset'):
+        kind = 'a folder of tar shards'
     if root and not exists(root):
         parts = ', '.join(part for part in data_parts(dataset) if part)
         return [*found, Missing(root, f'{option}.data_root', f'{kind}{f" (in it {parts})" if parts else ""}')]

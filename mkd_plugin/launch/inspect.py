@@ -48,7 +48,8 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``file``, ``bytes``, ``format``, ``tensors``, ``parameters``, ``dtypes``, ``entries`` (the file's other entries),
-        ``epoch``, ``iter``, ``time``, ``stage``, ``provenance`` and ``config`` (text); None or empty where it does not say.
+        ``epoch``, ``iter``, ``time``, ``seed``, ``stage``, ``provenance`` and ``config`` (text); None or empty where it does
+        not say.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -70,6 +71,7 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
         'epoch': meta.get('epoch', checkpoint.get('epoch')),
         'iter': meta.get('iter'),
         'time': meta.get('time'),
+        'seed': meta.get('seed'),
         'stage': provenance.pop('stage', None),
         'provenance': provenance,
         'config': meta['cfg'] if isinstance(meta.get('cfg'), str) else None,
@@ -79,6 +81,17 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
 def printable(text: Any) -> str:
     """Text of a file nobody has vouched for: nothing in it may steer the terminal."""
     return ''.join(letter if letter.isprintable() or letter == '\n' else repr(letter)[1:-1] for letter in str(text))
+
+
+def outline(entries: Mapping[Any, Any], *, indent: int) -> list[str]:
+    """Nested entries, one a line; those of a file are said to be missing rather than None."""
+    lines = []
+    for key, value in entries.items():
+        deeper = isinstance(value, Mapping) and any(isinstance(part, (Mapping, str)) for part in value.values())
+        shown = '' if deeper else 'not known' if value is None else value
+        lines.append(f'{"":<{indent}}{key!s:<12} {shown}'.rstrip())
+        lines += outline(value, indent=indent + 2) if deeper else []
+    return lines
 
 
 def render(description: Mapping[str, Any], *, config: bool = False) -> str:
@@ -94,7 +107,7 @@ def render(description: Mapping[str, Any], *, config: bool = False) -> str:
             lines.append(f'{name:<12}{"not in it" if value is None else f"{len(value.splitlines())} lines"}')
         elif name == 'provenance':
             lines.append(f'{name:<12}{"none: not written by mkd_plugin" if not value else ""}'.rstrip())
-            lines += [f'  {key:<12}{entry}' for key, entry in value.items()]
+            lines += outline(value, indent=2)
         elif name in ('bytes', 'parameters', 'tensors'):
             lines.append(f'{name:<12}{value:,}')
         elif isinstance(value, dict):

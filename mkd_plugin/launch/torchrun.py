@@ -8,6 +8,7 @@ torchrun itself ends with 1 whatever its processes end with, so nobody could see
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,18 @@ def exit_code(codes: Sequence[int]) -> int:
     return 128 - codes[0] if codes else 1
 
 
+def first_failure(error: ChildFailedError) -> str:
+    """Which process ended the run, and what to do."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode >= 0:
+        return f'rank {rank} failed with exit code {failure.exitcode}; its message is above. The others were ended.'
+    advice = ' Most often the machine ran out of memory.' if failure.exitcode == -signal.SIGKILL else ''
+    return (
+        f'rank {rank} was killed by {signal.Signals(-failure.exitcode).name}, and the others were ended.{advice} Start again '
+        'with --resume: the run goes on from its last checkpoint to the same result.'
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun; the code to exit with."""
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', str(GRACE))  # an older torchrun ignores it
@@ -47,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torchrun(arguments)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
-        return exit_code([failure.exitcode for failure in error.failures.values()])
+        code = exit_code([failure.exitcode for failure in error.failures.values()])
+        if code != REQUEUE:
+            print(f'[dist_train] {first_failure(error)}', file=sys.stderr)
+        return code
     except SignalException as error:
         # torchrun has handed it on and waited for the trainers: they have saved, or the last checkpoint stands
         return REQUEUE if error.sigval.name in SIGNALS else 128 + int(error.sigval)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import collections
-import threading
-from functools import partial
-from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, load_checkpoint
-from mmengine.runner import checkpoint as mmengine_checkpoint
-from torch import nn
 
-from mkd_plugin.checkpoint.read import install_safe_loader, read_checkpoint, weights_of
+from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
 
 WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0]))
 
@@ -187,60 +181,3 @@ def test_weights_of__finds_the_tensors(checkpoint):
 def test_weights_of__no_weights(checkpoint):
     with pytest.raises(ValueError, match='file.pth holds no weights: its entries are'):
         weights_of(checkpoint, 'file.pth')
-
-
-# --- mmengine's loader
-
-
-@pytest.fixture
-def mmengines_own_loader(monkeypatch):
-    """mmengine as it is without the plugin, whose import has replaced the loader of local files."""
-    schemes = dict(CheckpointLoader._schemes)
-    schemes[''] = mmengine_checkpoint.load_from_local
-    monkeypatch.setattr(CheckpointLoader, '_schemes', schemes)
-
-
-def test_import__installs_the_safe_loader(hostile, trace):
-    with pytest.raises(ValueError, match='was refused'):
-        CheckpointLoader.load_checkpoint(str(hostile), map_location='cpu')
-    with pytest.raises(ValueError, match='was refused'):
-        load_checkpoint(nn.Linear(3, 2), str(hostile))
-    assert not trace.exists()
-
-
-def test_install_safe_loader__replaces_mmengines(mmengines_own_loader, hostile, trace):
-    before = CheckpointLoader._get_checkpoint_loader(str(hostile))
-    install_safe_loader()
-    install_safe_loader()  # twice is as good as once
-    assert CheckpointLoader._get_checkpoint_loader(str(hostile)) is not before
-    with pytest.raises(ValueError, match='was refused'):
-        load_checkpoint(nn.Linear(3, 2), str(hostile))
-    assert not trace.exists()
-
-
-def test_install_safe_loader__loads_what_is_harmless(tmp_path):
-    torch.save(dict(state_dict=WEIGHTS, meta=dict(epoch=1)), tmp_path / 'file.pth')
-    module = nn.Linear(3, 2)
-    load_checkpoint(module, str(tmp_path / 'file.pth'), map_location='cpu', strict=True)
-    assert torch.equal(module.weight, WEIGHTS['weight'])
-    assert torch.equal(module.bias, WEIGHTS['bias'])
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def test_install_safe_loader__files_from_the_web(hostile, trace, tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    server = HTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(ValueError, match='was refused'):
-            CheckpointLoader.load_checkpoint(
-                f'http://127.0.0.1:{server.server_port}/{hostile.name}', map_location='cpu'
-            )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert not trace.exists()

@@ -64,6 +64,7 @@ def tiny_config(digits: Path, work_dir: Path, lengths: list[int], **hook) -> Con
     cfg.custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=lengths, **hook)]
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
     cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.pop('curves')
     cfg.visualizer = None
     cfg.log_level = 'ERROR'
     return cfg

@@ -74,6 +74,7 @@ def test_describe_checkpoint__tells_everything_once(checkpoint):
         'epoch': 3,
         'iter': 90,
         'time': '20261121',
+        'seed': None,
         'stage': 2,
         'provenance': {'version': '0.1.0'},
         'config': 'a = 1\nb = 2\x1b[31m',

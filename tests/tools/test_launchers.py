@@ -94,9 +94,14 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def two_and_one(tmp_path_factory, digits) -> dict[str, list[dict]]:
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp('runs')
+
+
+@pytest.fixture(scope='module')
+def two_and_one(runs, digits) -> dict[str, list[dict]]:
     """What two processes of batch 4, and one of batch 8, did in each of four steps of two stages."""
-    folder = tmp_path_factory.mktemp('runs')
+    folder = runs
     (folder / 'probe.py').write_text(PROBE)
     (folder / 'config.py').write_text(CONFIG.format(root=ROOT, digits=digits))
     records: dict[str, list[dict]] = {}
@@ -138,6 +143,19 @@ def test_dist_train__ranks_agree_bit_for_bit(two_and_one):
 
 def test_dist_train__searches_no_unused_parameters(two_and_one):
     assert [record['unused'] for record in two_and_one['0 of 2']] == [False] * 4
+
+
+def test_dist_train__only_the_first_process_records(two_and_one, runs):
+    """One line an epoch, with the images of both; losses are its own, as in the host's log."""
+    work = runs / '2'
+    rows = [json.loads(line) for line in (work / 'metrics.jsonl').read_text().splitlines()]
+    assert [(row['iter'], row['stage']) for row in rows] == [(2, 1), (4, 2)]
+    for row, first in zip(rows, (0, 2), strict=True):
+        losses = [two_and_one['0 of 2'][step]['loss'].item() for step in (first, first + 1)]
+        assert row['loss'] == pytest.approx(sum(losses) / 2, rel=1e-6)
+        assert row['images_per_s'] == pytest.approx(2 * 4 / row['time'], rel=1e-6)
+    assert len(list(work.glob('*/vis_data/events.out.tfevents.*'))) == 1
+    assert (work / 'curves.png').is_file() and not list(work.glob('*.tmp'))
 
 
 def test_dist_test__scores_as_one_process(digits, tmp_path):

@@ -1,7 +1,7 @@
 # End-to-end fine-tuning on ImageNet-1K, on mmpretrain's own recipe for MAE: mean of patch tokens → new LayerNorm → linear,
 # RandAugment 9/0.5, mixup 0.8, cutmix 1.0, erasing 0.25, label smoothing 0.1, batch 1024, warm-up 5 of 50 epochs.
 # A method's config gives checkpoint, rate, layer decay and drop path.
-_base_ = ['mmpretrain::mae/benchmarks/vit-huge-p14_8xb128-coslr-50e_in1k.py']
+_base_ = ['mmpretrain::mae/benchmarks/vit-huge-p14_8xb128-coslr-50e_in1k.py', '../../_base_/run.py']
 
 model = dict(
     backbone=dict(
@@ -13,11 +13,4 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR', eta_min_ratio=1e-6 / 4e-3, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]
-default_hooks = dict(
-    # as in _base_/runtime.py, which cannot be a second base beside a host's whole recipe
-    checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook'),
-    portable=dict(type='mkd_plugin.PortableCheckpointHook'),
-    exact_resume=dict(type='mkd_plugin.ExactResumeHook'),
-    finite_loss=dict(type='mkd_plugin.FiniteLossHook'),
-    preemption=dict(type='mkd_plugin.PreemptionHook'),
-)
+default_hooks, visualizer = _base_.run_hooks, _base_.run_visualizer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.module import load_module
@@ -50,7 +51,7 @@ def load_generator(generator: nn.Module, init_cfg: dict[str, Any] | None) -> Non
     """
     if init_cfg is not None and init_cfg['type'] == 'Pretrained':
         load_module(generator, init_cfg['checkpoint'], prefix=init_cfg.get('prefix', ''))
-    elif hasattr(generator, 'init_weights'):
+    elif isinstance(generator, BaseModule):
         generator.init_weights()
 
 

@@ -1,7 +1,7 @@
 # ViT-H at 448 px, from the checkpoint fine-tuned at 224 px: 10 epochs, warm-up 2, base rate 7e-5 per 256 images (2.8e-4 at
 # 1024), layer decay 0.9, drop path 0.4 (dBOT's reference code). The position table is resized when it is loaded; the
 # whole head comes with the checkpoint.
-_base_ = 'mmpretrain::mae/benchmarks/vit-huge-p14_32xb8-coslr-50e_in1k-448px.py'
+_base_ = ['mmpretrain::mae/benchmarks/vit-huge-p14_32xb8-coslr-50e_in1k-448px.py', '../../../_base_/run.py']
 
 checkpoint = 'work_dirs/dbot-ft_vit-huge-p14_8xb128-50e_in1k/epoch_50.pth'
 model = dict(
@@ -16,11 +16,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2.8e-4, by_epoch=True, begin=2, end=10, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=10)
-default_hooks = dict(
-    # as in _base_/runtime.py, which cannot be a second base beside a host's whole recipe
-    checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook'),
-    portable=dict(type='mkd_plugin.PortableCheckpointHook'),
-    exact_resume=dict(type='mkd_plugin.ExactResumeHook'),
-    finite_loss=dict(type='mkd_plugin.FiniteLossHook'),
-    preemption=dict(type='mkd_plugin.PreemptionHook'),
-)
+default_hooks, visualizer = _base_.run_hooks, _base_.run_visualizer

@@ -1,0 +1,90 @@
+"""FSDP: weights, gradients and moments of the optimiser shared out over the processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from mmengine._strategy.fsdp import FSDPStrategy
+from mmengine.device import get_device
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+from mkd_plugin.registry import STRATEGIES
+
+__all__ = ['ShardedStrategy', 'whole_parameters']
+
+
+@STRATEGIES.register_module()
+class ShardedStrategy(FSDPStrategy):
+    """mmengine's ``FSDPStrategy``, with checkpoints that are those of any other run, and can be resumed.
+
+    The model is one unit: between two steps every process holds its share of the weights, while a step computes all of
+    them. (Teachers are not trained, and whole on every process.) It runs on the CPU too.
+
+    mmengine's own gives torch (≥ 2.1) the arguments of its state in the old order when it resumes.
+
+    Args:
+        sharding: torch's ``ShardingStrategy``: ``FULL_SHARD``, ``SHARD_GRAD_OP`` or ``HYBRID_SHARD``.
+        cpu_offload: Keep the shares in the machine's memory.
+        options: Of mmengine's ``BaseStrategy``; its runner gives them.
+
+    Raises:
+        ValueError: There is no such ``sharding``.
+    """
+
+    def __init__(self, *, sharding: str = 'FULL_SHARD', cpu_offload: bool = False, **options: Any) -> None:
+        allowed = [name for name in ShardingStrategy.__members__ if name != 'NO_SHARD']
+        if sharding not in allowed:
+            raise ValueError(
+                f'sharding={sharding!r}: it must be one of {allowed}. To share nothing, leave the strategy out.'
+            )
+        # weight decay goes by the names of parameters
+        wrapper: dict[str, Any] = dict(sharding_strategy=sharding, cpu_offload=cpu_offload, use_orig_params=True)
+        if get_device() == 'cpu':
+            wrapper['device_id'] = 'cpu'  # by default the number of a GPU
+        super().__init__(
+            model_wrapper=dict(type='MMFullyShardedDataParallel', **wrapper), state_dict_cfg='full', **options
+        )
+
+    def optim_state_dict(self) -> dict[str, Any]:
+        """The optimiser's whole state, by the names of the parameters.
+
+        On the CPU torch returns views of one buffer that it fills anew for every moment (seen with 2.14), so that all of them
+        would hold the last: there each is fetched alone, and copied. From a GPU it copies them itself.
+        """
+        if get_device() != 'cpu':
+            return dict(super().optim_state_dict())
+        share = self.optim_wrapper.state_dict()
+        moments = {name for values in share['state'].values() for name, value in values.items() if value.ndim}
+        whole: dict[str, Any] = {}
+        for moment in sorted(moments):
+            one = {
+                key: {name: value for name, value in values.items() if name == moment or not value.ndim}
+                for key, values in share['state'].items()
+            }
+            fetched = FullyShardedDataParallel.optim_state_dict(
+                self.model, self.optim_wrapper, {'state': one, 'param_groups': share['param_groups']}
+            )
+            for key, values in fetched.get('state', {}).items():  # empty but for the first process
+                whole.setdefault(key, {}).update({name: value.clone() for name, value in values.items()})
+        return {
+            'state': whole,
+            'param_groups': share['param_groups'] if not moments else fetched.get('param_groups', []),
+        }
+
+    def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take this process's share of the optimiser's whole state."""
+        share = FullyShardedDataParallel.optim_state_dict_to_load(self.model, self.optim_wrapper.optimizer, state_dict)
+        self.optim_wrapper.load_state_dict(share)
+
+
+def whole_parameters(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, every parameter is whole on every process; what is written to it is kept. Nothing happens without FSDP.
+
+    Args:
+        model: The run's model, in its wrapper.
+    """
+    if isinstance(model, FullyShardedDataParallel):
+        return FullyShardedDataParallel.summon_full_params(model)
+    return nullcontext()
