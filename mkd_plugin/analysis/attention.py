@@ -1,0 +1,159 @@
+"""How far, how evenly and how differently attention looks: distance, entropy, NMI.
+
+A is attention after the softmax, (B, H, N, N): queries, then keys; prefix tokens (cls first), then patches, row-major.
+Everything is per image and head first. Two public conventions differ in the distance: *cl-vs-mim* renormalises the rows
+after the prefix tokens were dropped, *dbot* does not, so what goes to cls counts as distance 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log, prod
+
+import torch
+from torch import Tensor
+
+from mkd_plugin.analysis.checks import check_finite, check_flavour, widen
+from mkd_plugin.analysis.streaming import ImageMean
+
+__all__ = [
+    'AttentionStatistics',
+    'AttentionSummary',
+    'attention_distance',
+    'attention_entropy',
+    'attention_nmi',
+    'patch_distances',
+]
+
+DISTANCE_EPS = 1e-32  # the public code's, before rows are renormalised
+NMI_EPS = 1e-8
+
+
+def patch_distances(grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Pixels between the centres of any two patches, (L, L) float64."""
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing='ij')
+    places_L2 = torch.stack([rows.flatten(), columns.flatten()], dim=1) * patch_size
+    return (places_L2[:, None] - places_L2).norm(dim=2)
+
+
+def attention_distance(patches_BHLL: Tensor, distances_LL: Tensor, *, flavour: str) -> Tensor:
+    """Mean distance between a query and what it attends to, pixels, (B, H).
+
+    Args:
+        patches_BHLL: Attention from patches to patches: rows sum to at most 1.
+        distances_LL: ``patch_distances``.
+        flavour: 'cl-vs-mim' (rows renormalised) or 'dbot' (not).
+
+    Raises:
+        ValueError: An unknown flavour.
+    """
+    check_flavour(flavour)
+    if flavour == 'cl-vs-mim':
+        patches_BHLL = renormalise(patches_BHLL, DISTANCE_EPS)
+    return (patches_BHLL * distances_LL.to(patches_BHLL)).sum(dim=-1).mean(dim=-1)
+
+
+def attention_entropy(patches_BHLL: Tensor) -> Tensor:
+    """−Σ_k A ln A of renormalised rows, mean over queries, nats, (B, H)."""
+    return torch.special.entr(renormalise(patches_BHLL, DISTANCE_EPS)).sum(dim=-1).mean(dim=-1)
+
+
+def attention_nmi(patches_BHLL: Tensor) -> Tensor:
+    """Normalised mutual information of query and key place, (B, H): 0 if all queries attend alike (collapse).
+
+    MI / √(H(q) H(k)) with p(q) = 1/L, and MI = H(k) − H(k | q).
+    """
+    joint = renormalise(patches_BHLL, NMI_EPS)
+    keys_BH = torch.special.entr(joint.mean(dim=-2)).sum(dim=-1)
+    given_query_BH = torch.special.entr(joint).sum(dim=-1).mean(dim=-1)
+    return (keys_BH - given_query_BH) / (keys_BH * log(joint.shape[-1])).sqrt()
+
+
+def renormalise(patches_BHLL: Tensor, eps: float) -> Tensor:
+    """Rows that sum to one; ``eps`` is added to every entry, so an empty row becomes an even one."""
+    raised = patches_BHLL + eps
+    return raised / raised.sum(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class AttentionSummary:
+    """One layer's attention, means over images, float64.
+
+    Attributes:
+        flavour: Convention of the distance; the other three are the same in both.
+        distance_H: Pixels.
+        entropy_H: Nats.
+        entropy_fraction_H: The same over its greatest value, ln L.
+        nmi_H: 0 (collapse) … 1.
+        images: How many were measured.
+    """
+
+    flavour: str
+    distance_H: Tensor
+    entropy_H: Tensor
+    entropy_fraction_H: Tensor
+    nmi_H: Tensor
+    images: int
+
+
+class AttentionStatistics:
+    """Distance, entropy and NMI of one layer, streamed over batches.
+
+    Args:
+        grid: Patches per column and row.
+        patch_size: Side of a patch, pixels.
+        num_prefix: Tokens before the patches, dropped as queries and as keys.
+        flavour: 'cl-vs-mim' or 'dbot'.
+        name: The layer, for messages.
+
+    Raises:
+        ValueError: An unknown flavour; a grid of one patch.
+    """
+
+    def __init__(
+        self, *, grid: tuple[int, int], patch_size: int, flavour: str, num_prefix: int = 1, name: str = 'attention'
+    ) -> None:
+        check_flavour(flavour)
+        if prod(grid) < 2:
+            raise ValueError(f'grid={grid}: attention between patches needs at least two of them. Use smaller patches.')
+        self.grid, self.num_prefix, self.flavour, self.name = grid, num_prefix, flavour, name
+        self._distances_LL = patch_distances(grid, patch_size)
+        self._mean = ImageMean(name=name)
+
+    def update(self, attention_BHNN: Tensor, /) -> None:
+        """Take a batch.
+
+        Raises:
+            ValueError: Its shape does not fit the grid, it is no attention after a softmax, or it is not finite.
+        """
+        self._check(attention_BHNN)
+        self._distances_LL = self._distances_LL.to(attention_BHNN.device)
+        patches_BHLL = attention_BHNN[:, :, self.num_prefix :, self.num_prefix :]
+        for patches_HLL in patches_BHLL:  # an image at a time: temporaries far smaller than the layer
+            patches_1HLL = widen(patches_HLL[None])
+            values = [
+                attention_distance(patches_1HLL, self._distances_LL, flavour=self.flavour),
+                attention_entropy(patches_1HLL),
+                attention_nmi(patches_1HLL),
+            ]
+            self._mean.update(torch.stack(values, dim=1))
+
+    def result(self) -> AttentionSummary:
+        """Means over all images so far. Raises ValueError if there was none."""
+        distance_H, entropy_H, nmi_H = self._mean.result()
+        fraction_H = entropy_H / log(prod(self.grid))
+        return AttentionSummary(self.flavour, distance_H, entropy_H, fraction_H, nmi_H, self._mean.images)
+
+    def _check(self, attention_BHNN: Tensor) -> None:
+        length = self.num_prefix + prod(self.grid)
+        if attention_BHNN.dim() != 4 or attention_BHNN.shape[2:] != (length, length):
+            raise ValueError(
+                f'{self.name}: attention must have the shape (B, H, {length}, {length}) for {self.num_prefix} prefix tokens '
+                f'and a grid of {self.grid[0]} × {self.grid[1]}, got {tuple(attention_BHNN.shape)}. Give the grid and the '
+                'number of prefix tokens of this network at this image size.'
+            )
+        check_finite(attention_BHNN, self.name)
+        if attention_BHNN.numel() and (attention_BHNN.amin() < 0 or attention_BHNN.sum(dim=-1).amax() > 1.05):
+            raise ValueError(
+                f'{self.name}: negative entries, or rows that sum to more than 1. Give attention after softmax.'
+            )

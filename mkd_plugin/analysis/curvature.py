@@ -1,0 +1,234 @@
+"""Eigenvalues, trace and spectral density of a matrix that is known by its products (Yao et al. 2020, PyHessian)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isclose, nan, pi, sqrt
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from mkd_plugin.analysis.hessian import SymmetricOperator
+
+__all__ = [
+    'Eigenpairs',
+    'SpectralDensity',
+    'TraceEstimate',
+    'hutchinson_trace',
+    'spectral_density',
+    'top_eigenpairs',
+]
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The eigenvalues of largest magnitude, in the order in which they were found.
+
+    Attributes:
+        values_K: Eigenvalues.
+        vectors_KN: Their vectors, orthonormal.
+        iterations: Products that each took.
+        converged: Whether each met the tolerance.
+    """
+
+    values_K: Tensor
+    vectors_KN: Tensor
+    iterations: list[int]
+    converged: list[bool]
+
+
+def top_eigenpairs(
+    matrix: SymmetricOperator, count: int = 2, *, tolerance: float = 1e-3, max_iterations: int = 100, seed: int = 0
+) -> Eigenpairs:
+    """Power iteration, deflated by the vectors already found; the eigenvalue is ⟨Hv, v⟩.
+
+    Args:
+        matrix: The matrix, N × N.
+        count: How many.
+        tolerance: Relative change of the eigenvalue that ends the iteration.
+        max_iterations: Products for one eigenvalue at most.
+        seed: Of the first vectors.
+
+    Raises:
+        ValueError: More eigenvalues than the matrix has; no iteration.
+    """
+    size = matrix.like_N.numel()
+    if not 1 <= count <= size:
+        raise ValueError(f'count={count}: a matrix of {size} parameters has from 1 to {size} eigenvalues.')
+    check_positive('max_iterations', max_iterations)
+    generator = torch.Generator().manual_seed(seed)
+    vectors_KN = matrix.like_N.new_zeros(0, size)
+    values, iterations, converged = [], [], []
+    for _ in range(count):
+        start_N = torch.randn(size, generator=generator, dtype=torch.float64).to(matrix.like_N)
+        value, vector_N, steps, done = power_iteration(matrix, start_N, vectors_KN, tolerance, max_iterations)
+        vectors_KN = torch.cat([vectors_KN, vector_N[None]])
+        values.append(value)
+        iterations.append(steps)
+        converged.append(done)
+    return Eigenpairs(torch.tensor(values, dtype=torch.float64), vectors_KN, iterations, converged)
+
+
+def power_iteration(
+    matrix: SymmetricOperator, v_N: Tensor, known_KN: Tensor, tolerance: float, max_iterations: int
+) -> tuple[float, Tensor, int, bool]:
+    """Eigenvalue, vector, products and whether it converged, in the complement of the vectors already known."""
+    v_N = without(v_N, known_KN)
+    v_N = v_N / v_N.norm()
+    value = nan
+    for step in range(1, max_iterations + 1):
+        product_N = without(matrix.product(v_N), known_KN)
+        before, value = value, float(product_N @ v_N)
+        norm = product_N.norm()
+        if norm == 0:  # nothing is left of the matrix
+            return 0.0, v_N, step, True
+        v_N = product_N / norm
+        if isclose(before, value, rel_tol=tolerance):
+            return value, v_N, step, True
+    return value, v_N, max_iterations, False
+
+
+def without(v_N: Tensor, known_KN: Tensor) -> Tensor:
+    """What is orthogonal to the known orthonormal vectors; twice, because once leaves rounding behind."""
+    for _ in range(2):
+        v_N = v_N - known_KN.T @ (known_KN @ v_N)
+    return v_N
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """A trace from random vectors.
+
+    Attributes:
+        value: Mean over the vectors.
+        standard_error: Of that mean; NaN of a single vector.
+        samples: Vectors drawn.
+        converged: Whether the running mean met the tolerance.
+    """
+
+    value: float
+    standard_error: float
+    samples: int
+    converged: bool
+
+
+def hutchinson_trace(
+    matrix: SymmetricOperator, *, tolerance: float = 1e-3, max_samples: int = 100, seed: int = 0
+) -> TraceEstimate:
+    """Mean of vᵀ H v over Rademacher vectors (Hutchinson 1990).
+
+    Args:
+        matrix: The matrix.
+        tolerance: Relative change of the running mean that ends it. Two samples may agree by chance: read the standard
+            error too, and use 0 to draw them all.
+        max_samples: Vectors at most.
+        seed: Of the vectors.
+
+    Raises:
+        ValueError: No sample.
+    """
+    check_positive('max_samples', max_samples)
+    generator = torch.Generator().manual_seed(seed)
+    samples: list[float] = []
+    mean, converged = nan, False
+    while len(samples) < max_samples and not converged:
+        v_N = rademacher(matrix.like_N, generator)
+        samples.append(float(matrix.product(v_N) @ v_N))
+        before, mean = mean, fmean(samples)
+        converged = tolerance > 0 and isclose(before, mean, rel_tol=tolerance)
+    error = stdev(samples) / sqrt(len(samples)) if len(samples) > 1 else nan
+    return TraceEstimate(mean, error, len(samples), converged)
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """The distribution of eigenvalues, as points with weights that sum to one.
+
+    Attributes:
+        nodes_M: Ritz values of all random vectors.
+        weights_M: Their weights.
+    """
+
+    nodes_M: Tensor
+    weights_M: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean eigenvalue: the trace over N, as the same Rademacher vectors estimate it."""
+        return float(self.nodes_M @ self.weights_M)
+
+    def smooth(self, *, points: int = 1000, width: float = 0.01) -> tuple[Tensor, Tensor]:
+        """A curve to draw: a Gaussian at every node. It integrates to one.
+
+        Args:
+            points: Of the curve.
+            width: Standard deviation of the Gaussians over the range of the nodes (ours; only the look depends on it).
+
+        Returns:
+            Eigenvalues (points,) and densities (points,).
+        """
+        low, high = float(self.nodes_M.min()), float(self.nodes_M.max())
+        sigma = width * ((high - low) or abs(high) or 1.0)
+        at_P = torch.linspace(low - 6 * sigma, high + 6 * sigma, points, dtype=torch.float64)
+        bells_PM = torch.exp(-0.5 * ((at_P[:, None] - self.nodes_M) / sigma) ** 2) / (sigma * sqrt(2 * pi))
+        return at_P, bells_PM @ self.weights_M
+
+
+def spectral_density(
+    matrix: SymmetricOperator, *, steps: int = 100, num_vectors: int = 1, seed: int = 0
+) -> SpectralDensity:
+    """Stochastic Lanczos quadrature with full re-orthogonalisation. It keeps ``steps`` vectors of the matrix's size.
+
+    Args:
+        matrix: The matrix.
+        steps: Products per vector; fewer if the matrix is smaller.
+        num_vectors: Random (Rademacher) vectors.
+        seed: Of the vectors.
+
+    Raises:
+        ValueError: No step, or no vector.
+    """
+    check_positive('steps', steps)
+    check_positive('num_vectors', num_vectors)
+    generator = torch.Generator().manual_seed(seed)
+    nodes, weights = [], []
+    for _ in range(num_vectors):
+        tridiagonal = lanczos(matrix, rademacher(matrix.like_N, generator), steps)
+        values_M, vectors_MM = torch.linalg.eigh(tridiagonal)
+        nodes.append(values_M)
+        weights.append(vectors_MM[0].square() / num_vectors)
+    return SpectralDensity(torch.cat(nodes), torch.cat(weights))
+
+
+def lanczos(matrix: SymmetricOperator, start_N: Tensor, steps: int) -> Tensor:
+    """The tridiagonal matrix of the Krylov space of a vector, (M, M) float64 on the CPU, M ≤ steps."""
+    size = start_N.numel()
+    basis_MN = start_N.new_zeros(min(steps, size), size)
+    diagonal: list[float] = []
+    beside: list[float] = []
+    v_N = start_N / start_N.norm()
+    for step in range(len(basis_MN)):
+        basis_MN[step] = v_N
+        product_N = matrix.product(v_N)
+        diagonal.append(float(product_N @ v_N))
+        product_N = without(product_N, basis_MN[: step + 1])
+        norm = float(product_N.norm())
+        scale = max(map(abs, diagonal + beside))
+        if step + 1 == len(basis_MN) or norm <= torch.finfo(start_N.dtype).eps * scale * sqrt(size):
+            break  # or: the space is closed, and what is left is rounding
+        beside.append(norm)
+        v_N = product_N / norm
+    off = torch.tensor(beside, dtype=torch.float64)
+    return torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+def rademacher(like_N: Tensor, generator: torch.Generator) -> Tensor:
+    """A vector of ±1; the same on every device."""
+    return (torch.randint(0, 2, like_N.shape, generator=generator) * 2 - 1).to(like_N)
+
+
+def check_positive(option: str, given: int) -> None:
+    """Raise ValueError unless a number of repetitions is at least 1."""
+    if given < 1:
+        raise ValueError(f'{option}={given}: it must be at least 1.')

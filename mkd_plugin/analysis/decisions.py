@@ -1,0 +1,134 @@
+"""What a classifier decides by: shape bias on cue-conflict images, and whether two observers err on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+
+import torch
+from torch import Tensor
+
+from mkd_plugin.analysis.checks import check_finite
+
+__all__ = ['ErrorConsistency', 'ShapeBias', 'ShapeBiasSummary', 'coarse_probabilities', 'coarse_decisions']
+
+
+def coarse_probabilities(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) -> Tensor:
+    """Softmax over all C classes, then the arithmetic mean of the probabilities of each coarse class, (B, len(classes)).
+
+    Args:
+        logits_BC: A classifier's output.
+        classes: Coarse class → ids of its fine classes: the 16 of Geirhos et al. (2019), for example.
+
+    Raises:
+        ValueError: A coarse class is empty, or an id is not one of the C, or in two of them; logits are not finite.
+    """
+    check_finite(logits_BC, 'logits')
+    ids = [index for members in classes.values() for index in members]
+    empty = [name for name, members in classes.items() if not members]
+    outside = sorted({index for index in ids if not 0 <= index < logits_BC.shape[1]})
+    if not classes or empty or outside or len(set(ids)) < len(ids):
+        twice = sorted({index for index in ids if ids.count(index) > 1})
+        raise ValueError(
+            f'Coarse classes need at least one fine class each, with ids from 0 to {logits_BC.shape[1] - 1} that are in one '
+            f'of them only: empty are {empty}, out of range {outside}, in two of them {twice}.'
+        )
+    probabilities_BC = logits_BC.double().softmax(dim=1)
+    return torch.stack([probabilities_BC[:, list(members)].mean(dim=1) for members in classes.values()], dim=1)
+
+
+def coarse_decisions(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The most probable coarse class of each image; see :func:`coarse_probabilities`."""
+    names = list(classes)
+    return [names[index] for index in coarse_probabilities(logits_BC, classes).argmax(dim=1).tolist()]
+
+
+@dataclass(frozen=True)
+class ShapeBiasSummary:
+    """Decisions on cue-conflict images.
+
+    Attributes:
+        shape: Decided for the shape.
+        texture: Decided for the texture.
+        other: For neither.
+        dropped: Images whose shape and texture are the same class: not counted.
+        by_class: Class of the shape → bias among its images that were decided for shape or texture; NaN if none was.
+    """
+
+    shape: int
+    texture: int
+    other: int
+    dropped: int
+    by_class: dict[str, float]
+
+    @property
+    def bias(self) -> float:
+        """shape / (shape + texture); NaN if neither was ever decided for."""
+        return share(self.shape, self.texture)
+
+
+@dataclass
+class ShapeBias:
+    """Shape bias from predictions, batch by batch."""
+
+    _rows: dict[str, list[int]] = field(default_factory=dict)  # class of the shape → [shape, texture, other]
+    _dropped: int = 0
+
+    def update(self, decided: Sequence[str], shapes: Sequence[str], textures: Sequence[str]) -> None:
+        """Take decisions with the two classes of each image. Raises ValueError if they are not equally many."""
+        check_lengths(decided, shapes, textures)
+        for decision, shape, texture in zip(decided, shapes, textures, strict=True):
+            if shape == texture:
+                self._dropped += 1
+                continue
+            place = 0 if decision == shape else 1 if decision == texture else 2
+            self._rows.setdefault(shape, [0, 0, 0])[place] += 1
+
+    def result(self) -> ShapeBiasSummary:
+        """Over all images so far. Raises ValueError if none had a cue conflict."""
+        if not self._rows:
+            raise ValueError(
+                'Shape bias needs images whose shape and texture are of different classes; there was none.'
+            )
+        shape, texture, other = (sum(column) for column in zip(*self._rows.values(), strict=True))
+        by_class = {name: share(row[0], row[1]) for name, row in sorted(self._rows.items())}
+        return ShapeBiasSummary(shape, texture, other, self._dropped, by_class)
+
+
+@dataclass
+class ErrorConsistency:
+    """Cohen's κ of two observers' correctness, batch by batch (Geirhos et al. 2020).
+
+    κ = (c_obs − c_exp) / (1 − c_exp): 1 if they err on the same images, 0 if no more than their accuracies make likely.
+    """
+
+    _counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # images by (first right, second right)
+
+    def update(self, first_right: Iterable[bool], second_right: Iterable[bool]) -> None:
+        """Take, for the same images, whether each observer was right. Raises ValueError if they are not equally many."""
+        first, second = [bool(right) for right in first_right], [bool(right) for right in second_right]
+        check_lengths(first, second)
+        for one, other in zip(first, second, strict=True):
+            self._counts[2 * one + other] += 1
+
+    def result(self) -> float:
+        """κ; NaN if both are always right or both always wrong. Raises ValueError if there was no image."""
+        images = sum(self._counts)
+        if not images:
+            raise ValueError('Error consistency needs at least one image.')
+        both_wrong, only_second, only_first, both_right = (count / images for count in self._counts)
+        first, second = only_first + both_right, only_second + both_right
+        expected = first * second + (1 - first) * (1 - second)
+        return nan if expected == 1 else (both_wrong + both_right - expected) / (1 - expected)
+
+
+def share(part: int, rest: int) -> float:
+    """part / (part + rest), NaN if there is nothing."""
+    return part / (part + rest) if part + rest else nan
+
+
+def check_lengths(*columns: Sequence[object]) -> None:
+    """Raise ValueError unless all columns have one entry an image."""
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f'Give one entry an image: the lengths are {[len(column) for column in columns]}.')

@@ -1,0 +1,85 @@
+"""Accuracy against the number of frozen blocks and against the learning rate: fine-tuning runs that differ in one number.
+
+runs = frozen_block_sweep(mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits'), [0, 2, 4])
+accuracies = {blocks: finetune(cfg) for blocks, cfg in runs.items()}
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+__all__ = ['finetune', 'frozen_block_sweep', 'learning_rate_sweep']
+
+
+def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
+    """One fine-tuning config for each number of frozen blocks; embeddings are frozen with the first.
+
+    Args:
+        cfg: A fine-tuning config; it is not changed.
+        blocks: Numbers of blocks, 0 for none.
+
+    Raises:
+        ValueError: A number twice, or below 0. More than the backbone has: when the run starts.
+    """
+    check_distinct('blocks', blocks)
+    if min(blocks) < 0:
+        raise ValueError(f'blocks={list(blocks)}: numbers of frozen blocks start at 0.')
+    runs = {}
+    for count in blocks:
+        run = runs[count] = with_work_dir(cfg, f'frozen_{count:02d}')
+        if count:
+            run.custom_hooks = [*(run.get('custom_hooks') or []), dict(type='mkd_plugin.FreezeHook', blocks=count)]
+            run.find_unused_parameters = True  # of DDP, which is set up before anything is frozen
+    return runs
+
+
+def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Config]:
+    """One fine-tuning config for each peak learning rate; layer-wise decay and schedule are relative to it.
+
+    Args:
+        cfg: A fine-tuning config; it is not changed.
+        rates: Values of ``optim_wrapper.optimizer.lr``.
+
+    Raises:
+        ValueError: A rate twice, or not positive.
+    """
+    check_distinct('rates', rates)
+    if min(rates) <= 0:
+        raise ValueError(f'rates={list(rates)}: learning rates must be positive.')
+    runs = {}
+    for rate in rates:
+        runs[rate] = with_work_dir(cfg, f'lr_{rate:g}')
+        runs[rate].optim_wrapper.optimizer.lr = rate
+    return runs
+
+
+def finetune(cfg: Config) -> float:
+    """Run a fine-tuning config; its last top-1 accuracy on the validation images, per cent.
+
+    Raises:
+        ValueError: The config has no validation.
+    """
+    if cfg.get('val_evaluator') is None:
+        raise ValueError('The config has no val_evaluator, so there is no accuracy to read. Add one, with topk=1.')
+    cfg = copy.deepcopy(cfg)
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return float(runner.message_hub.get_scalar('val/accuracy/top1').current())
+
+
+def with_work_dir(cfg: Config, name: str) -> Config:
+    """A copy that writes into a folder of its own below the config's."""
+    run = copy.deepcopy(cfg)
+    run.work_dir = f'{cfg.get("work_dir") or "work_dirs/sweep"}/{name}'
+    return run
+
+
+def check_distinct(option: str, values: Sequence[float]) -> None:
+    """Raise ValueError unless there are values, each once."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f'{option}={list(values)}: give at least one value, each once.')
