@@ -50,7 +50,8 @@ def requirements(purpose: str) -> list[str]:
 # The hosts are extras, never hard requirements: `onedl-mmcv` and `mmcv` write the same folder, so requiring
 # either would break the installations of those who have the other.
 ONEDL = requirements('mminstall')
-OPENMMLAB = ['mmengine>=0.10,<0.11', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0']
+# mmengine 0.10.7 imports pkg_resources, which setuptools 82 no longer has
+OPENMMLAB = ['mmengine>=0.10,<0.11', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0', 'setuptools<82']
 
 # Not `build/` in the checkout: a later wheel would ship what was deleted since, and onedl-mim, which searches an
 # editable checkout for a config's base name, would find every config twice.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import one_thread, tiny_run, train, written_digits  # noqa: F401 - fixtures for every folder
 from torch import Tensor, nn
 
 ARCH = dict(width=32, depth=3, num_heads=4)

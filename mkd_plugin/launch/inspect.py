@@ -8,39 +8,43 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mkd_plugin.checkpoint.formats import COMPILED, find_networks
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 
 __all__ = ['describe_checkpoint', 'guess_format', 'render']
 
-# (format, patterns that must all be found in the keys), the most particular first.
-FORMATS = (
-    ('DINO, student and teacher together', (r'^student\.', r'^teacher\.')),
+# (format, patterns that must all be found in the keys), the most particular first: models around a network, which
+# `mkd_plugin.checkpoint.formats` finds in them, and families that no loader here reads.
+MODELS = (
     ('mkd_plugin pre-training', (r'^backbone\.layers\.0\.', r'^objectives\.')),
     ('mmpretrain algorithm (backbone.…)', (r'^backbone\.layers\.0\.ln1\.',)),
     ('mmseg or mmdet model', (r'^backbone\.', r'^(decode_head|bbox_head|roi_head|rpn_head)\.')),
     ('MM model (backbone.…)', (r'^backbone\.',)),
-    ('mmpretrain VisionTransformer', (r'^layers\.0\.ln1\.', r'^patch_embed\.projection\.')),
-    ('OpenAI CLIP', (r'visual\.transformer\.resblocks\.0\.',)),
-    ('Hugging Face CLIP', (r'vision_model\.encoder\.layers\.0\.',)),
-    ('Hugging Face ViT', (r'encoder\.layer\.0\.attention\.attention\.query\.',)),
-    ('MAE, DMAE or dBOT reference (with decoder)', (r'^blocks\.0\.attn\.', r'^decoder_blocks\.0\.')),
-    ('BEiT', (r'^blocks\.0\.attn\.q_bias', r'^blocks\.0\.attn\.')),
-    ('timm or DeiT ViT', (r'^blocks\.0\.attn\.qkv\.', r'^patch_embed\.proj\.')),
-    ('torchvision ViT', (r'^encoder\.layers\.encoder_layer_0\.',)),
-    ('ResNet', (r'^layer1\.0\.conv1\.',)),
 )
-WRAPPERS = ('module.', '_orig_mod.', 'module._orig_mod.')
+OTHERS = (('torchvision ViT', (r'^encoder\.layers\.encoder_layer_0\.',)), ('ResNet', (r'^layer1\.0\.conv1\.',)))
 
 
 def guess_format(keys: Iterable[str]) -> str:
     """What wrote these weights, judged by their names."""
-    names = list(keys)
-    wrapper = next((prefix for prefix in WRAPPERS if names and all(name.startswith(prefix) for name in names)), '')
-    names = [name.removeprefix(wrapper) for name in names]
-    for known, patterns in FORMATS:
+    names = [name.replace(COMPILED, '') for name in keys]
+    found = first_match(names, MODELS)
+    if found is not None:
+        return found
+    networks = [
+        f'{entry.format.title}{f", under {entry.prefix!r}" if entry.prefix else ""}' for entry in find_networks(names)
+    ]
+    if networks:
+        return '; '.join(networks)
+    unknown = f'unknown; names begin with {sorted({name.split(".")[0] for name in names})[:8]}'
+    return first_match(names, OTHERS) or unknown
+
+
+def first_match(names: list[str], known: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
+    """The first entry all of whose patterns are found."""
+    for title, patterns in known:
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
-            return f'{known}, every name with {wrapper} before it' if wrapper else known
-    return f'unknown; names begin with {sorted({name.split(".")[0] for name in names})[:8]}'
+            return title
+    return None
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:

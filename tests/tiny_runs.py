@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'stress'))
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools' / 'stress'))
 kill_resume = importlib.import_module('kill_resume')
 
 
