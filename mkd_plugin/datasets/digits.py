@@ -10,6 +10,7 @@ once, enlarged four times, as PNG files that the hosts' dataset classes read:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,5 +73,7 @@ def draw_labelled(root: str | Path, labels_per_class: int, draw: int) -> Path:
         lines += [f'{folder.name}/{images[i].name} {folder.name}' for i in order[:labels_per_class]]
     listed = root / 'meta' / f'{labels_per_class:02d}_{draw}.txt'
     listed.parent.mkdir(exist_ok=True)
-    listed.write_text('\n'.join(lines) + '\n')
+    half = listed.with_name(f'{listed.name}.{os.getpid()}')
+    half.write_text('\n'.join(lines) + '\n')
+    half.replace(listed)  # in one step: another process may be reading the same list
     return listed

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 
-from mkd_plugin.datasets.loading import UnreadableImageError
+from mkd_plugin.datasets.replace import ReplaceUnreadable
 from mkd_plugin.registry import DATASETS
 
 __all__ = ['EXTENSIONS', 'ImageFolder']
@@ -21,13 +18,10 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', 
 
 
 @DATASETS.register_module()
-class ImageFolder(CustomDataset):
+class ImageFolder(ReplaceUnreadable, CustomDataset):
     """Every image below a folder, however deeply nested, without labels; or those of a list.
 
-    An image that cannot be read when its turn comes is replaced by the next one that can, so that a run depends on nothing
-    but the files. It is reported once, with its path. ``unreadable`` counts such files over all workers of this process.
-
-    Only what :class:`LoadAnyImage` calls unreadable is replaced: a mistake in the rest of the pipeline is raised.
+    An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
 
     Args:
         data_root: The folder.
@@ -53,9 +47,6 @@ class ImageFolder(CustomDataset):
     ) -> None:
         if 'with_label' in options:
             raise ValueError("ImageFolder has no labels: leave with_label out, or use mmpretrain's CustomDataset.")
-        if max_unreadable < 0:
-            raise ValueError(f'max_unreadable={max_unreadable}: give 0 (none may be) or more.')
-        self.max_unreadable = max_unreadable
         if not data_root:
             raise ValueError("data_root='': give the folder of the images.")
         super().__init__(
@@ -64,16 +55,9 @@ class ImageFolder(CustomDataset):
             ann_file=ann_file,
             with_label=False,
             extensions=extensions,
+            max_unreadable=max_unreadable,
             **options,
         )
-
-    def full_init(self) -> None:
-        """List the images, and make the marks that the workers share."""
-        if self._fully_initialized:
-            return
-        super().full_init()
-        marks = torch.zeros(len(self), dtype=torch.bool)
-        self._marks: torch.Tensor = marks.share_memory_()  # type: ignore[no-untyped-call]
 
     def load_data_list(self) -> list[dict[str, str]]:
         """The paths, sorted."""
@@ -100,44 +84,6 @@ class ImageFolder(CustomDataset):
             return ': the list is empty'
         kinds = Counter(path.suffix.lower() or path.name for path in Path(folder).rglob('*') if path.is_file())
         found = ', '.join(f'{count} × {kind}' for kind, count in kinds.most_common(4)) or 'nothing'
+        if '.tar' in kinds:
+            found += ' (for tar shards: train_dataloader.dataset.type=mkd_plugin.ShardDataset)'
         return f' ({", ".join(sorted(self.extensions))}), but {found}. Give another data_root, or extensions'
-
-    @property
-    def unreadable(self) -> int:
-        """How many different files could not be read so far, by all workers of this process."""
-        return int(self._marks.sum())
-
-    def __getitem__(self, idx: int) -> Any:
-        """The image, or the next one that can be read.
-
-        Raises:
-            ValueError: More than ``max_unreadable`` files cannot be read.
-        """
-        self.full_init()
-        idx %= len(self)
-        for step in range(len(self)):
-            candidate = (idx + step) % len(self)
-            try:
-                sample = self.prepare_data(candidate)
-            except UnreadableImageError as error:
-                self._report(candidate, error)
-                continue
-            if sample is not None:  # a transform may refuse an image by giving None
-                return sample
-        raise ValueError(f'None of the {len(self)} images of {self.img_prefix} can be used; the reasons are above.')
-
-    def _report(self, idx: int, error: UnreadableImageError) -> None:
-        """Mark a file; say so if it is new."""
-        if self._marks[idx]:
-            return
-        self._marks[idx] = True
-        if self.unreadable > self.max_unreadable:
-            raise ValueError(
-                f'{self.unreadable} images of {self.img_prefix} cannot be read, and max_unreadable={self.max_unreadable} '
-                f'may be. The latest is {error}. Repair or remove them, or allow more.'
-            ) from error
-        print_log(
-            f'{error}; the next image takes its place (unreadable so far: {self.unreadable})',
-            logger='current',
-            level=logging.WARNING,
-        )

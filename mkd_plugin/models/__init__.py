@@ -3,5 +3,16 @@
 from mkd_plugin.models import heads, losses, masking, students, targets, teachers
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.objective import Objective
+from mkd_plugin.models.preprocessor import CropPreprocessor
 
-__all__ = ['MaskedDistiller', 'Objective', 'heads', 'losses', 'masking', 'students', 'targets', 'teachers']
+__all__ = [
+    'CropPreprocessor',
+    'MaskedDistiller',
+    'Objective',
+    'heads',
+    'losses',
+    'masking',
+    'students',
+    'targets',
+    'teachers',
+]

@@ -13,8 +13,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mkd_plugin import get_config
+from mkd_plugin.crops import collate_crops
 from mkd_plugin.datasets.folder import ImageFolder
 from mkd_plugin.datasets.loading import BACKGROUND, LoadAnyImage, UnreadableImageError, decode
+from mkd_plugin.models.preprocessor import CropPreprocessor
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOUR = np.stack([GREY, GREY[::-1], np.full_like(GREY, 90)], axis=-1)
@@ -147,7 +149,8 @@ def build(folder, **options) -> ImageFolder:
 def test_image_folder__reads_every_kind_through_the_configs_pipeline(folder):
     dataset = build(folder)
     assert len(dataset) == 8
-    assert [tuple(dataset[i]['inputs'].shape) for i in range(8)] == [(3, 8, 8)] * 8
+    batch = collate_crops([dataset[i] for i in range(8)])
+    assert CropPreprocessor()(batch)['inputs'].shape == (8, 3, 8, 8)
     paths = [os.path.relpath(dataset.get_data_info(i)['img_path'], folder) for i in range(8)]
     assert paths == sorted(paths) and 'a/b/c/one.PNG' in paths
     assert dataset.unreadable == 0
@@ -173,6 +176,9 @@ def test_image_folder__refuses_a_folder_without_images_when_it_is_built(folder, 
         build(tmp_path / 'empty')
     (tmp_path / 'empty' / 'x.heic').write_text('')
     with pytest.raises(ValueError, match=r'but 1 × \.heic'):
+        build(tmp_path / 'empty')
+    (tmp_path / 'empty' / 'x.tar').write_text('')
+    with pytest.raises(ValueError, match=r'1 × \.tar.*\(for tar shards: .*type=mkd_plugin\.ShardDataset\)'):
         build(tmp_path / 'empty')
     monkeypatch.setattr(os, 'scandir', refuse)
     with pytest.raises(ValueError, match='cannot be read: .*Permission denied'):
@@ -201,7 +207,7 @@ def path_of(sample) -> str:
 
 def test_image_folder__unreadable_image_is_replaced_by_the_next(folder, monkeypatch):
     said = []
-    monkeypatch.setattr('mkd_plugin.datasets.folder.print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr('mkd_plugin.datasets.replace.print_log', lambda message, **_: said.append(message))
     dataset = build(folder)
     paths = [dataset.get_data_info(i)['img_path'] for i in range(8)]
     corrupt(folder, 'b/cmyk.jpg', 'b/rgba.png', 'pixel.bmp')

@@ -2,22 +2,20 @@
 # Crops and statistics are those of in1k_pretrain_224.py.
 data_root = 'data/images/'
 data_preprocessor = dict(
-    type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+    type='mkd_plugin.CropPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_dataloader = dict(
     batch_size=512,
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mkd_plugin.collate_crops'),
     dataset=dict(
         type='mkd_plugin.ImageFolder',
         data_root=data_root,
         pipeline=[
             dict(type='mkd_plugin.LoadAnyImage'),
-            dict(
-                type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow',
-                interpolation='bicubic'),
-            dict(type='RandomFlip', prob=0.5),
+            dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),  # bicubic, on the device
+            dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
             dict(type='PackInputs'),
         ]))
