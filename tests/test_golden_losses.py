@@ -16,7 +16,13 @@ import mkd_plugin
 from mkd_plugin.registry import MODELS
 
 GOLDEN = Path(__file__).with_name('golden_losses.json')
-CONFIGS = ['dbot/dbot_digits', 'mae/mae_digits', 'dmae/dmae_digits', 'hybrid_distill/hybrid_digits']
+CONFIGS = [
+    'dbot/dbot_digits',
+    'mae/mae_digits',
+    'dmae/dmae_digits',
+    'hybrid_distill/hybrid_digits',
+    'maskdistill/maskdistill_digits',
+]
 
 
 def ten_losses(name: str) -> dict[str, list[float]]:

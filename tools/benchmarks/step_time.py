@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from workload import LiveMemory, build_model, count_gflops, image_shape, read_config
+from workload import LiveMemory, batch_of, build_model, count_gflops, image_shape, read_config
 
 PRODUCT = (4096, 768, 3072)  # rows, inner, columns: the first layer of ViT-B's perceptron for 20 images
 WARM_UP = 2
@@ -45,6 +45,7 @@ class Figures:
     processor_seconds: list[float] = field(default_factory=list)  # summed over threads, waiting ones included
     peak_bytes: int = 0
     resident_bytes: int = 0
+    student_gflop: float = 0.0  # of gflop_per_image, without the teachers
 
 
 class Timing(NamedTuple):
@@ -81,7 +82,8 @@ class Contestant:
 
     def __init__(self, name: str, *, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         cfg = read_config(name)
-        self.figures = Figures(name, count_gflops(cfg))
+        gflops = count_gflops(cfg)
+        self.figures = Figures(name, gflops.total, student_gflop=gflops.student)
         self.device = device
         self.model = build_model(cfg).to(device)
         parts = ('optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')  # no accumulation: every step is a whole one
@@ -90,7 +92,7 @@ class Contestant:
             options.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
         self.optimizer = build_optim_wrapper(self.model, options)
         images = torch.randint(0, 256, (batch_size, *image_shape(self.model)), dtype=torch.uint8, device=device)
-        self.batch = {'inputs': images, 'data_samples': None}
+        self.batch = dict(zip(('inputs', 'data_samples'), batch_of(cfg, images), strict=True))
         for _ in range(WARM_UP):
             self._step()
         self.figures.resident_bytes, self.figures.peak_bytes = self._measure_memory()
@@ -114,7 +116,7 @@ class Contestant:
             before = torch.cuda.memory_allocated()  # whatever else is there: the other contestant
             self._step()
             return resident, resident + torch.cuda.max_memory_allocated() - before
-        with LiveMemory([*kept, self.batch['inputs']]) as memory:
+        with LiveMemory([*kept, *tree_leaves(self.batch['inputs'])]) as memory:
             self._step()
         return resident, resident + memory.peak
 
@@ -199,6 +201,7 @@ def report(figures: Sequence[Figures], batch_size: int, peak: float | None) -> d
     if len(figures) == 2:
         first, second = figures
         result['flop_ratio'] = first.gflop_per_image / second.gflop_per_image
+        result['student_flop_ratio'] = first.student_gflop / second.student_gflop
         if peak is not None:
             result['time_ratio'] = pairwise(first.seconds, second.seconds)
             result['processor_time_ratio'] = pairwise(first.processor_seconds, second.processor_seconds)
@@ -207,6 +210,7 @@ def report(figures: Sequence[Figures], batch_size: int, peak: float | None) -> d
 
 LINES = {
     'gflop_per_image': ('GFLOP an image', '{:.2f}'),
+    'student_gflop': ('of these, without teachers', '{:.2f}'),
     'median_seconds': ('s a step', '{:.3f}'),
     'images_per_s': ('images/s', '{:.2f}'),
     'tflop_per_s': ('TFLOP/s', '{:.4f}'),
@@ -227,7 +231,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             table.add_row(title, *(form.format(row[key]) for row in rows))
     console.print(table)
     if 'flop_ratio' in result:
-        console.print(f'first over second: FLOPs {result["flop_ratio"]:.4f}')
+        ratio, of_student = result['flop_ratio'], result['student_flop_ratio']
+        console.print(f'first over second: FLOPs {ratio:.4f}, without teachers {of_student:.4f}')
     if 'time_ratio' in result:
         for name, key in (('time', 'time_ratio'), ('processor time', 'processor_time_ratio')):
             low, middle, high = result[key].values()
@@ -255,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     MMLogger.get_current_instance().setLevel('WARNING')  # not a line for every parameter group
     names = [args.config, *([args.against] if args.against else [])]
     if args.flops_only:
-        figures = [Figures(name, count_gflops(read_config(name))) for name in names]
+        counted = [(name, count_gflops(read_config(name))) for name in names]
+        figures = [Figures(name, gflops.total, student_gflop=gflops.student) for name, gflops in counted]
         result = {'machine': f'counted, torch {torch.__version__}', **report(figures, args.batch_size, None)}
     else:
         device = torch.device(args.device)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmengine.hub
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import MODELS, TRANSFORMS
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import mkd_plugin
@@ -59,14 +61,60 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     return getattr(model.backbone, 'in_channels', 3), height, width
 
 
-def count_gflops(cfg: Config, batch_size: int = 2) -> float:
-    """GFLOP of one image in a step, counted on tensors without values; a fused attention kernel would hide its own."""
-    model = build_model(cfg).to('meta')
-    images = torch.empty(batch_size, *image_shape(model), device='meta')
+def batch_of(cfg: Config, images: Tensor) -> tuple[Tensor | list[Tensor], list[DataSample] | None]:
+    """What the config's loader gives beside the images: a second view (here the same one) and masks, if its pipeline makes
+    them, as BEiT's does."""
+    pipeline = cfg.get('train_dataloader', {}).get('dataset', {}).get('pipeline', [])
+    steps = {str(step['type']).split('.')[-1]: step for step in pipeline}
+    inputs = [images, images] if 'RandomResizedCropAndInterpolationWithTwoPic' in steps else images
+    if 'BEiTMaskGenerator' not in steps:
+        return inputs, None
+    np.random.seed(0)  # the transform draws from the global generator
+    generator = TRANSFORMS.build(steps['BEiTMaskGenerator'])
+    samples = [DataSample() for _ in range(len(images))]
+    for sample in samples:
+        sample.set_field(torch.as_tensor(generator({})['mask']), 'mask')
+    return inputs, samples
+
+
+class Gflops(NamedTuple):
+    """GFLOP of one image in a step.
+
+    Attributes:
+        total: Forward and backward, teachers included.
+        student: What is not in a teacher's forward pass: the student, heads, losses (which form the relations of both).
+    """
+
+    total: float
+    student: float
+
+
+def count_gflops(cfg: Config, batch_size: int = 2) -> Gflops:
+    """Counted on tensors without values, unless masks come with the data, by whose values the hosts pick tokens; a fused
+    attention kernel would hide its own."""
+    model = build_model(cfg)
+    inputs, samples = batch_of(cfg, torch.zeros(batch_size, *image_shape(model)))
+    if samples is None:
+        model, inputs = model.to('meta'), tree_map(lambda images: images.to('meta'), inputs)
+    of_teachers = 0
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss, _ = model.parse_losses(model.loss(images, None))
+
+        def start(*_: Any) -> None:
+            nonlocal of_teachers
+            of_teachers -= counter.get_total_flops()
+
+        def stop(*_: Any) -> None:
+            nonlocal of_teachers
+            of_teachers += counter.get_total_flops()
+
+        ours, the_hosts = getattr(model, 'teachers', {}).values(), getattr(model, 'target_generator', None)
+        for teacher in filter(None, [*ours, the_hosts]):
+            teacher.register_forward_pre_hook(start)
+            teacher.register_forward_hook(stop)
+        loss, _ = model.parse_losses(model.loss(inputs, samples))
         loss.backward()
-    return counter.get_total_flops() / batch_size / 1e9
+    total = counter.get_total_flops()
+    return Gflops(total / batch_size / 1e9, (total - of_teachers) / batch_size / 1e9)
 
 
 class LiveMemory(TorchDispatchMode):

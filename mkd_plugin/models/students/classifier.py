@@ -19,12 +19,17 @@ class ClassifierViT(VisionTransformer):
     dBOT's and MAE's fine-tuning (their ``global_pool``): the encoder's own final norm (``ln1``) is left out, ``ln2`` is
     new. Keys agree with mmpretrain's ``VisionTransformer(out_type='avg_featmap', final_norm=False)``. Takes the options
     of :class:`VisionTransformer`; positions are trained by default, as in the papers.
+
+    Args:
+        position: As there.
+        frozen_patch_embed: Keep the patch projection as it was loaded (fine-tuning of CLIP itself).
     """
 
     may_be_new = ('ln2.weight', 'ln2.bias')  # not in a pre-training checkpoint
 
-    def __init__(self, *, position: str = 'learned', **options: Any) -> None:
+    def __init__(self, *, position: str = 'learned', frozen_patch_embed: bool = False, **options: Any) -> None:
         super().__init__(position=position, **options)
+        self.patch_embed.requires_grad_(not frozen_patch_embed)
         del self.ln1
         self.ln2 = nn.LayerNorm(self.arch.width, eps=1e-6)
 

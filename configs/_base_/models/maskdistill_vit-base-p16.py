@@ -1,0 +1,14 @@
+# MaskDistill with ViT-B/16 and CLIP's ViT-B/16. The paper leaves two things open, which are our choice: tokens are projected
+# to 512 channels, as in the same authors' BEiT v2 (`tap='output'` is the other), and beta is 1.0. Positions are §4's, BEiT's
+# relative bias (§3 speaks of learnable positions).
+model = dict(
+    type='mkd_plugin.MaskedDistiller',
+    backbone=dict(
+        type='MaskTokenViT', arch='b', patch_size=16, drop_path_rate=0.1, position='none', relative_position='shared',
+        layer_scale=0.1),
+    masking=dict(type='BlockMasking', ratio=0.4),
+    teachers=dict(teacher=dict(type='CLIPTeacher', arch='b', patch_size=16, checkpoint='checkpoints/ViT-B-16.pt')),
+    objectives=dict(
+        feature=dict(
+            teacher='teacher', tap='projected', normalize=dict(type='TokenStandardize', unbiased=False, eps=1e-5),
+            student='output', head=dict(type='LinearHead'), loss=dict(type='SmoothL1Loss', beta=1.0), region='hidden')))
