@@ -44,31 +44,32 @@ class RedundancyMasking(Masking):
         student: The student, for its grid.
         teacher: Name of the teacher that ranks the tokens (T_m).
         drop: K, the share dropped at each layer.
-        at: Blocks of the teacher whose *input* is ranked.
+        at: Where tokens are ranked: a number is the *input* of that block, ``'last'`` the output of the last one (with
+            ``at=('last',)`` the paper's direct, single-shot masking).
 
     Raises:
-        ValueError: ``drop`` is outside (0, 1), ``at`` is empty, or no patch would be left.
+        ValueError: ``drop`` is outside (0, 1), ``at`` is empty or holds something else, or no patch would be left.
     """
 
     def __init__(
-        self, *, student: StudentContext, teacher: str, drop: float = 0.3, at: Sequence[int] = (0, 4, 8)
+        self, *, student: StudentContext, teacher: str, drop: float = 0.3, at: Sequence[int | str] = (0, 4, 8)
     ) -> None:
         super().__init__(student=student)
         if not 0 < drop < 1:
             raise ValueError(
                 f'drop={drop}: the share dropped at a layer must lie in (0, 1). To drop nothing, use NoMasking.'
             )
-        if not at:
-            raise ValueError('at=(): name at least one block of the teacher whose input is ranked.')
+        if not at or isinstance(at, str):
+            raise ValueError(f'at={at!r}: name at least one block of the teacher whose input is ranked, as a list.')
         self.counts = [round(self.num_patches * (1 - drop) ** (i + 1)) for i in range(len(at))]
         self.num_visible = self.counts[-1]
         if self.num_visible < 1:
             raise ValueError(f'drop={drop} at {len(at)} layers leaves none of {self.num_patches} patches. Lower it.')
         self.teacher = teacher
-        self.taps = tuple(f'input:{block}' for block in at)
+        self.taps = tuple(tap_of(place) for place in at)
 
     def teacher_taps(self) -> Mapping[str, tuple[str, ...]]:
-        """The inputs of the ranking blocks."""
+        """The tokens that are ranked."""
         return {self.teacher: self.taps}
 
     def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
@@ -78,3 +79,16 @@ class RedundancyMasking(Masking):
         for tap, count in zip(self.taps, self.counts, strict=True):
             ids_BV = drop_most_average(features.tokens(tap)[:, features.num_prefix :], ids_BV, count)
         return TokenMask.from_kept(ids_BV, self.num_patches)
+
+
+def tap_of(place: int | str) -> str:
+    """The tap of a place where tokens are ranked.
+
+    Raises:
+        ValueError: It is neither a whole number nor 'last'.
+    """
+    if place == 'last':
+        return 'block:-1'
+    if not isinstance(place, int) or isinstance(place, bool):
+        raise ValueError(f"at holds {place!r}: use the number of a block, whose input is ranked, or 'last'.")
+    return f'input:{place}'

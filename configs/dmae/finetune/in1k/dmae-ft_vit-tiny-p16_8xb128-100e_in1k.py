@@ -1,0 +1,9 @@
+# As MAE's fine-tuning of ViT-B: rate 5e-4 per 256 images (2e-3 at 1024), layer decay 0.65, drop path 0.1. That it serves
+# this size as well is our choice.
+_base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
+
+model = dict(
+    backbone=dict(
+        arch='ti', init_cfg=dict(
+            checkpoint='work_dirs/dmae_vit-tiny-p16_teacher-vit-base_8xb512-100e_in1k/epoch_100.pth')),
+    head=dict(in_channels=192))

@@ -1,0 +1,23 @@
+# Stanford Cars: batch 768, rate 7.5e-6. The paper says no more: epochs, layer decay, drop path and augmentation are our
+# choice, those of ImageNet-1K.
+_base_ = '../in1k/hybrid-ft_vit-base-p16_8xb32-100e_in1k.py'
+
+data_preprocessor = dict(num_classes=196)
+train_dataloader = dict(
+    batch_size=96,
+    dataset=dict(
+        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='train',
+        pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(
+    batch_size=96,
+    dataset=dict(
+        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='test',
+        pipeline={{_base_.test_pipeline}}))
+test_dataloader = val_dataloader
+model = dict(head=dict(num_classes=196))
+optim_wrapper = dict(optimizer=dict(lr=7.5e-6))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=5, end=100, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=768)
