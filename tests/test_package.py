@@ -155,7 +155,7 @@ def test_import__loads_no_optional_package_and_no_model():
     script = """
 import sys
 import mkd_plugin
-unwanted = ('mmdet', 'mmseg', 'timm', 'transformers', 'mkd_plugin.models', 'mkd_plugin.checkpoint.student')
+unwanted = ('mmdet', 'mmseg', 'timm', 'mkd_plugin.models', 'mkd_plugin.checkpoint.student')
 print([name for name in unwanted if name in sys.modules])
 """
     assert run_python(script) == '[]'

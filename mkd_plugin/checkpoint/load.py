@@ -1,152 +1,130 @@
-"""Strict loading of a ViT, with a report."""
+"""Strict loading of a ViT from any known format, with a report."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
-from mkd_plugin.checkpoint.resize import resize_positions
+from mkd_plugin.checkpoint.fit import Fitted, fit
+from mkd_plugin.checkpoint.formats import Converted, Found, find_network, without_wrapper
+from mkd_plugin.checkpoint.mismatch import check_architecture, check_coverage, check_features
+from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
+from mkd_plugin.checkpoint.report import LoadReport
+from mkd_plugin.checkpoint.stated import stated_grid, stated_options
 
 if TYPE_CHECKING:
     from mkd_plugin.models.vit import VisionTransformer
 
-__all__ = ['LoadReport', 'find_prefix', 'load_backbone']
+__all__ = ['LoadReport', 'convert_weights', 'fill_network', 'load_backbone']
 
-
-@dataclass
-class LoadReport:
-    """What became of every tensor.
-
-    Attributes:
-        source: The file.
-        matched: Loaded as they are.
-        resized: Loaded after their grid was resized.
-        missing: Of the network, not in the file.
-        unexpected: In the file, not of the network.
-    """
-
-    source: str
-    matched: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [f'loaded {self.source}:']
-        for name in ('matched', 'resized', 'missing', 'unexpected'):
-            keys = getattr(self, name)
-            listed = f' ({shorten(keys)})' if keys and name != 'matched' else ''
-            parts.append(f'  {name:<10} {len(keys)}{listed}')
-        return '\n'.join(parts)
-
-
-def shorten(keys: Sequence[str], most: int = 6) -> str:
-    """The first few keys, and how many more there are."""
-    rest = len(keys) - most
-    return ', '.join(keys[:most]) + (f' and {rest} more' if rest > 0 else '')
-
-
-def find_prefix(weights: Mapping[str, Tensor]) -> str:
-    """Where the ViT is in a state dict: at the top, or the student's ``backbone.`` of a MM checkpoint."""
-    return 'backbone.' if any(key.startswith('backbone.') for key in weights) else ''
+# Parts of a known network that need not be in ours: a decoder, CLIP's projection, what pre-training put in hidden places.
+NO_PART_OF_IT = ('decoder.', 'proj.', 'mask_token')
 
 
 def load_backbone(
-    network: VisionTransformer, path: str | Path, *, prefix: str | None = None, allow_missing: Sequence[str] = ()
+    network: VisionTransformer,
+    path: str | Path,
+    *,
+    prefix: str | None = None,
+    allow_missing: Sequence[str] = (),
+    grid: tuple[int, int] | None = None,
 ) -> LoadReport:
-    """Load a ViT from a checkpoint of this package or of mmpretrain.
+    """Load a ViT from a checkpoint of any known format (``mkd_plugin.checkpoint.formats``), which is told by its names.
 
-    A position table of another grid is resized as timm does it.
+    Tables of positions for another grid are resized as timm does it; a relative table that all blocks share is repeated for
+    a network with one in every block; numbers are converted to the network's.
 
     Args:
         network: The network to fill.
-        path: The file.
-        prefix: Where the network is in the file; by itself it is looked for under ``backbone.`` and at the top. A
-            stage's teacher is under ``teachers.<name>.network.``.
+        path: The file (``.pth``, ``.pt``, ``.safetensors``, OpenAI's TorchScript archive), or a folder that Hugging Face's
+            ``save_pretrained`` wrote.
+        prefix: Where the network is in the file. By itself the student is found; a stage's teacher is under
+            ``teachers.<name>.network.``.
         allow_missing: Names that need not be in the file, beside those the network's class calls new.
+        grid: Patches per column and row that the file's positions are for. Only needed where neither the file says it nor
+            a square does.
 
     Returns:
         The report, which is also logged.
 
     Raises:
-        ValueError: The file does not cover the network; the message says what is missing or has another shape. Or it
-            holds a network with more blocks, or other attention heads.
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read or is of no known format; it does not cover the network, or is of one with more
+            blocks, other heads, or parts that this one lacks. Nothing has been loaded then.
     """
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint, path)
-    prefix = find_prefix(weights) if prefix is None else prefix
-    if prefix and not prefix.endswith('.'):
-        prefix += '.'  # the hosts take it without the dot as well
-    found = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    own = network.state_dict()
-    report = LoadReport(str(path))
-    if 'pos_embed' in found and 'pos_embed' in own and found['pos_embed'].shape != own['pos_embed'].shape:
-        found['pos_embed'] = resize_table(found['pos_embed'], network)
-        report.resized.append('pos_embed')
-    fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
-    report.matched = [key for key in fitting if key not in report.resized]
-    report.missing = [key for key in own if key not in fitting]
-    report.unexpected = [key for key in found if key not in own]
-    check_coverage(report, network, weights, own, prefix, allow_missing)
-    check_architecture(report, network, checkpoint)
-    network.load_state_dict(fitting, strict=False)
+    report = fill_network(
+        network, read_checkpoint(path, lazy=True), path, prefix=prefix, allow_missing=allow_missing, grid=grid
+    )
     print_log(str(report), logger='current')
     return report
 
 
-def resize_table(table_1ND: Tensor, network: VisionTransformer) -> Tensor:
-    """A position table of a square grid, resized to the network's; unchanged if it is of another width."""
-    side = round((table_1ND.shape[1] - network.num_prefix) ** 0.5)
-    square = side**2 + network.num_prefix == table_1ND.shape[1]
-    if table_1ND.shape[-1] != network.arch.width or not square:
-        return table_1ND
-    return resize_positions(table_1ND, (side, side), network.grid, network.num_prefix)
-
-
-def check_coverage(
-    report: LoadReport,
+def fill_network(
     network: VisionTransformer,
-    weights: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    prefix: str,
-    allow_missing: Sequence[str],
-) -> None:
-    """Raise ValueError unless every tensor of the network was found with its shape, or may be new."""
-    may_be_new = {*allow_missing, *getattr(network, 'may_be_new', ())}
-    uncovered = [key for key in report.missing if key not in may_be_new]
-    if not uncovered:
-        return
-    there = {key: tuple(weights[prefix + key].shape) for key in uncovered if prefix + key in weights}
-    reasons = [f'{key} is {shape} there and {tuple(own[key].shape)} here' for key, shape in list(there.items())[:4]]
-    absent = [key for key in uncovered if key not in there]
-    if absent:
-        reasons.append(f'absent: {shorten(absent)}')
-    arch = network.arch
-    raise ValueError(
-        f'{report.source} does not cover the network (width {arch.width}, {arch.depth} blocks, patch '
-        f"{network.patch_size}; looked under the prefix '{prefix}'): {len(uncovered)} of {len(own)} tensors are not there. "
-        f'{"; ".join(reasons)}. The file has: {shorten(list(weights))}. '
-        "Check arch, patch_size and prefix (a stage's teacher is under 'teachers.<name>.network.')."
+    checkpoint: dict[str, Any],
+    source: str | Path,
+    *,
+    prefix: str | None = None,
+    allow_missing: Sequence[str] = (),
+    grid: tuple[int, int] | None = None,
+) -> LoadReport:
+    """:func:`load_backbone` of a checkpoint that has been read; ``source`` is what messages call it."""
+    weights = without_wrapper(weights_of(checkpoint, source))
+    found, converted = convert_weights(weights, source, prefix)
+    stated = stated_options(checkpoint) if found.prefix in ('', 'backbone.') else {}
+    own = network.state_dict()
+    check_architecture(source, found, network, converted.tensors, stated)
+    fitted = fit(converted.tensors, network, grid or stated_grid(stated))
+    report = sort_out(converted, fitted, own, LoadReport(str(source), found.format.title, found.prefix))
+    check_coverage(report, network, fitted.tensors, own, weights, allow_missing)
+    check_features(report, network, converted.tensors)
+    converted.tensors.clear()  # so that tensors which had to be put together are freed one by one
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(fitted.tensors.pop(name))
+    return report
+
+
+def convert_weights(
+    weights: Mapping[str, Tensor], source: str | Path, prefix: str | None = None
+) -> tuple[Found, Converted]:
+    """Find the network in a file's state dict and give its tensors our names. What lies elsewhere counts as dropped.
+
+    Raises:
+        ValueError: No format is recognised, or there are several networks and none is the obvious one.
+    """
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'  # the hosts take it without the dot as well
+    found = find_network(weights, source, prefix)
+    place = found.prefix
+    converted = found.format.to_ours(
+        {name[len(place) :]: tensor for name, tensor in weights.items() if name.startswith(place)}
     )
+    converted.dropped += [name for name in weights if not name.startswith(place)]
+    return found, converted
 
 
-def check_architecture(report: LoadReport, network: VisionTransformer, checkpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError if the file's network has more blocks, or (where the file says so) another number of heads."""
-    arch = network.arch
-    blocks = (re.match(r'layers\.(\d+)\.', key) for key in report.unexpected)
-    deepest = max((int(block[1]) + 1 for block in blocks if block), default=0)
-    if deepest > arch.depth:
-        raise ValueError(f'{report.source} holds a network of {deepest} blocks, this one has {arch.depth}. Check arch.')
-    stated = provenance_of(checkpoint).get('backbone', {}).get('arch', {})
-    if stated and stated['width'] == arch.width and stated['num_heads'] != arch.num_heads:
-        raise ValueError(
-            f'{report.source} holds a network of {stated["num_heads"]} attention heads, this one has {arch.num_heads}: '
-            'its tensors would fit, and mean something else. Check arch.'
-        )
+def sort_out(converted: Converted, fitted: Fitted, own: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
+    """Fill the report: which tensors of both sides belong together."""
+    tensors = fitted.tensors
+    fitting = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    report.matched = [name for name in fitting if name not in fitted.resized]
+    report.resized = [name for name in fitting if name in fitted.resized]
+    report.missing = [name for name in own if name not in fitting]
+    other = [name for name in tensors if name not in own]
+    report.dropped = [*converted.dropped, *(name for name in other if name.startswith(NO_PART_OF_IT))]
+    report.unexpected = [*converted.unknown, *(name for name in other if not name.startswith(NO_PART_OF_IT))]
+    report.converted = [name for name in fitting if tensors[name].dtype != own[name].dtype]
+    numbers = {f'{short(tensors[name].dtype)} → {short(own[name].dtype)}' for name in report.converted}
+    report.numbers = sorted(numbers)
+    return report
+
+
+def short(dtype: torch.dtype) -> str:
+    """A number format's name without torch's."""
+    return str(dtype).removeprefix('torch.')

@@ -130,12 +130,12 @@ NO_FINAL_NORM = (
 )
 DVAE = 'OpenAI released encoder.pkl, a pickled module, which is refused: reading it would run its code.'
 
-MAE = Source('facebookresearch/mae', 'mae')
+MAE = Source('facebookresearch/mae', 'timm')
 DBOT_REFERENCE = Source('liuxingbin/dbot', 'dbot', common=dict(papers=(DBOT,), manifest=True))
 DINO = Source('facebookresearch/dino', 'timm')
 DINOV2 = Source('facebookresearch/dinov2', 'dinov2')
 DEIT = Source('facebookresearch/deit', 'timm')
-MOCO = Source('facebookresearch/moco-v3', 'moco', common=dict(prefix='module.base_encoder.'))
+MOCO = Source('facebookresearch/moco-v3', 'timm', common=dict(prefix='module.base_encoder.'))
 SLIP = Source('facebookresearch/SLIP', 'slip', common=dict(papers=(MASKDISTILL,), remark=TWELVE_HEADS))
 OPENAI = Source('openai/CLIP', 'clip', CLIP, dict(component='CLIPTeacher', remark=PROJECTED))
 BEIT = Source('microsoft/unilm (beit)', 'beit', HALF)
@@ -162,10 +162,13 @@ RELEASES: dict[str, Release] = {
             remark=RAW_PIXELS,
         ),
         MAE('mae_huge', 'MAE ViT-H/14', 'mae_pretrain_vit_huge.pth', network=mae('h', 14), manifest=True),
-        MAE(
+        Release(
             'mae_base_full',
             'MAE ViT-B/16 with its decoder',
+            MAE.publisher,
             'mae_pretrain_vit_base_full.pth',
+            'mae',
+            IMAGENET,
             network=mae('b'),
             manifest=True,
         ),

@@ -85,6 +85,11 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
             f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. '
             'Build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
         )
+    if 'pixel_mean' not in provenance:
+        raise ValueError(
+            f'{path} does not say which pixel statistics its network wants: it was converted without --release. Convert it '
+            'again with it, or build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+        )
     parts = ['student', *provenance.get('teachers', [])]
     if part not in parts:
         raise ValueError(

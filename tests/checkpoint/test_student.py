@@ -113,13 +113,13 @@ def test_load_student__file_that_does_not_say_what_it_holds(tmp_path, vit_option
 
 def test_load_student__part_that_is_not_there(tmp_path, vit_options):
     path = save_run(tmp_path / 'run.pth', VisibleViT(**vit_options))
-    with pytest.raises(ValueError, match="looked under the prefix 'teachers.boot.network.'"):
+    with pytest.raises(ValueError, match="under the prefix 'teachers.boot.network.'"):
         load_student(path, part='boot')
 
 
 def test_load_student__provenance_that_does_not_fit(tmp_path, vit_options):
     path = save_run(tmp_path / 'run.pth', VisibleViT(**vit_options), backbone=dict(BACKBONE, patch_size=8))
-    with pytest.raises(ValueError, match='does not cover the network'):
+    with pytest.raises(ValueError, match='patch 4 there and 8 here'):
         load_student(path)
 
 

@@ -16,6 +16,9 @@ from mkd_plugin.launch.environment import describe_environment
 from mkd_plugin.launch.inspect import describe_checkpoint, guess_format, render
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMM = ['blocks.0.attn.qkv.weight', 'patch_embed.proj.weight']
+CLIP = ['class_embedding', 'conv1.weight', 'transformer.resblocks.0.attn.in_proj_weight']
+HF = ['embeddings.patch_embeddings.projection.weight', 'encoder.layer.0.layernorm_before.weight']
 
 
 @pytest.mark.parametrize(
@@ -23,21 +26,29 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (['backbone.layers.0.ln1.weight', 'objectives.feature.heads.0.embed.weight'], 'mkd_plugin pre-training'),
         (['backbone.layers.0.ln1.weight', 'neck.mask_token'], 'mmpretrain algorithm (backbone.…)'),
-        (['layers.0.ln1.weight', 'patch_embed.projection.weight'], 'mmpretrain VisionTransformer'),
+        (['layers.0.ln1.weight', 'patch_embed.projection.weight'], 'mkd_plugin or mmpretrain VisionTransformer'),
         (
-            ['blocks.0.attn.qkv.weight', 'decoder_blocks.0.attn.qkv.weight'],
-            'MAE, DMAE or dBOT reference (with decoder)',
+            [*TIMM, 'decoder_embed.weight', 'decoder_pred.weight', 'decoder_blocks.0.attn.qkv.weight'],
+            'MAE reference, encoder and decoder',
         ),
-        (['blocks.0.attn.qkv.weight', 'patch_embed.proj.weight'], 'timm or DeiT ViT'),
-        (['blocks.0.attn.qkv.weight', 'blocks.0.attn.q_bias'], 'BEiT'),
-        (['visual.transformer.resblocks.0.attn.in_proj_weight'], 'OpenAI CLIP'),
-        (['vit.encoder.layer.0.attention.attention.query.weight'], 'Hugging Face ViT'),
-        (['student.module.backbone.x', 'teacher.backbone.x'], 'DINO, student and teacher together'),
+        (TIMM, 'timm, DeiT, DINO, MoCo v3 or MAE encoder'),
+        ([*TIMM, 'blocks.0.attn.q_bias'], 'BEiT or BEiT v2'),
+        (
+            [f'visual.{name}' for name in CLIP],
+            "CLIP of OpenAI or OpenCLIP, visual tower, under 'visual.'",
+        ),
+        (
+            [f'vit.{name}' for name in HF],
+            "Hugging Face ViT or DeiT, under 'vit.'",
+        ),
+        (
+            [f'{place}{name}' for place in ('student.module.backbone.', 'teacher.backbone.') for name in TIMM],
+            "timm, DeiT, DINO, MoCo v3 or MAE encoder, under 'student.module.backbone.'; "
+            "timm, DeiT, DINO, MoCo v3 or MAE encoder, under 'teacher.backbone.'",
+        ),
         (['backbone.conv1.weight', 'decode_head.conv_seg.weight'], 'mmseg or mmdet model'),
-        (
-            ['_orig_mod.blocks.0.attn.qkv.weight', '_orig_mod.patch_embed.proj.weight'],
-            'timm or DeiT ViT, every name with _orig_mod. before it',
-        ),
+        ([f'_orig_mod.{name}' for name in TIMM], 'timm, DeiT, DINO, MoCo v3 or MAE encoder'),
+        (['layer1.0.conv1.weight'], 'ResNet'),
         (['weight', 'bias'], "unknown; names begin with ['bias', 'weight']"),
     ],
 )
@@ -49,7 +60,7 @@ def test_guess_format__of_our_own_and_timms_networks(build_distiller):
     timm = pytest.importorskip('timm')
     assert guess_format(build_distiller().state_dict()) == 'mkd_plugin pre-training'
     vit = timm.create_model('vit_tiny_patch16_224', depth=1)
-    assert guess_format(vit.state_dict()) == 'timm or DeiT ViT'
+    assert guess_format(vit.state_dict()) == 'timm, DeiT, DINO, MoCo v3 or MAE encoder'
 
 
 @pytest.fixture
@@ -84,7 +95,7 @@ def test_describe_checkpoint__tells_everything_once(checkpoint):
 def test_describe_checkpoint__bare_state_dict(tmp_path):
     torch.save({'blocks.0.attn.qkv.weight': torch.zeros(2), 'patch_embed.proj.weight': torch.zeros(2)}, tmp_path / 'x')
     described = describe_checkpoint(tmp_path / 'x')
-    assert described['format'] == 'timm or DeiT ViT' and described['entries'] == []
+    assert described['format'] == 'timm, DeiT, DINO, MoCo v3 or MAE encoder' and described['entries'] == []
     assert described['provenance'] == {} and described['config'] is None
     assert 'none: not written by mkd_plugin' in render(described)
 
