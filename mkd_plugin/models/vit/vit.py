@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,15 +11,18 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mkd_plugin.models.vit.arch import Arch, resolve_arch
-from mkd_plugin.models.vit.attention import AttentionOutput
 from mkd_plugin.models.vit.block import ACTIVATIONS, Block, drop_path_rates, init_linears
 from mkd_plugin.models.vit.embed import PatchEmbed, grid_of
 from mkd_plugin.models.vit.positions import sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
-from mkd_plugin.models.vit.taps import Tap, end_at_one_block, parse_tap
-from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens, take
+from mkd_plugin.models.vit.run import run_blocks
+from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
 __all__ = ['VisionTransformer']
+
+# what comes before the first block: layer 0 of layer-wise rate decay
+EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'pre_norm', 'mask_token')
 
 
 class VisionTransformer(BaseModule):
@@ -251,47 +254,9 @@ class VisionTransformer(BaseModule):
         parsed = [parse_tap(name, depth) for name in taps]
         shown = None if self.sees_all else mask
         if shown is not None or region is None or region.patches == 'all' or not end_at_one_block(parsed):
-            return TokenFeatures(self._run_blocks(tokens_BND, parsed), self.num_prefix, shown)
-        values = self._run_blocks(tokens_BND, parsed, region.rows(self.num_prefix))
+            return TokenFeatures(run_blocks(self, tokens_BND, parsed), self.num_prefix, shown)
+        values = run_blocks(self, tokens_BND, parsed, region.rows(self.num_prefix))
         return TokenFeatures(values, self.num_prefix, region=region)
-
-    def _run_blocks(self, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None) -> dict[str, TapValue]:
-        """Run up to the highest tap and no further; the last of these blocks for ``rows_BR`` only."""
-        values: dict[str, TapValue] = {}
-        bias_1HNN = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        sums: dict[str, Tensor] = {}
-        last = max(tap.position for tap in taps)
-        for position in range(last + 1):
-            for tap in taps:
-                if tap.kind == 'mean' and tap.first <= position:
-                    sums[tap.name] = sums[tap.name] + x_BND if tap.name in sums else x_BND
-                if tap.position == position and not tap.inner:
-                    values[tap.name] = self._read(tap, x_BND, sums)
-            inner = [tap for tap in taps if tap.inner and tap.position == position]
-            if position < last:
-                rows = rows_BR if position == last - 1 else None
-                x_BND, attention = self.layers[position](x_BND, rows, bias_1HNN)
-            elif inner:
-                attention = self._stop_inside(position, x_BND, bias_1HNN, {tap.kind for tap in inner})
-            values.update({tap.name: read_inside(tap, attention) for tap in inner})
-        return values
-
-    def _read(self, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
-        """A tap between two blocks."""
-        if tap.kind == 'mean':
-            return Tokens(sums.pop(tap.name) / (tap.position - tap.first + 1))
-        if tap.kind == 'tokens':
-            return Tokens(x_BND)
-        output_BND = self.ln1(x_BND)
-        return Tokens(output_BND if self.proj is None or tap.kind == 'output' else self.proj(output_BND))
-
-    def _stop_inside(self, index: int, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
-        """As much of a block's attention as these kinds of taps read."""
-        block: Block = self.layers[index]  # type: ignore[assignment]
-        x_BND = block.ln1(x_BND)
-        if 'attention' in kinds:
-            return block.attn(x_BND, None, bias_1HNN)
-        return block.attn.project(x_BND, values='qkv' in kinds)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for layer-wise rate decay, as mmpretrain's constructor asks for it.
@@ -304,16 +269,7 @@ class VisionTransformer(BaseModule):
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         name = param_name[len(prefix) :]
-        embeddings = (
-            'cls_token',
-            'dist_token',
-            'register_tokens',
-            'pos_embed',
-            'patch_embed',
-            'pre_norm',
-            'mask_token',
-        )
-        if name.startswith(embeddings):
+        if name.startswith(EMBEDDINGS):
             return 0, num_layers
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, num_layers
@@ -324,14 +280,3 @@ def check_choice(option: str, given: str | None, allowed: Sequence[str | None]) 
     """Raise ValueError unless an option has one of the values it may have."""
     if given not in allowed:
         raise ValueError(f'{option}={given!r}: use one of {list(allowed)}.')
-
-
-def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:
-    """A tap inside a block."""
-    if tap.kind == 'attention':
-        assert attention.update_BRD is not None
-        return Tokens(attention.update_BRD)
-    if tap.kind == 'qkv':
-        return Tokens(attention.qkv_BNE())
-    relation = attention.query_key()
-    return relation if tap.kind == 'relation' else replace(relation, scale=relation.q_BHNK.shape[-1] ** -0.5)
