@@ -1,0 +1,24 @@
+# iNaturalist 2019: batch 768, rate 7.5e-6 (Hybrid Distill). The paper says no more: epochs, layer decay, drop path and
+# augmentation are our choice, those of ImageNet-1K. Give the checkpoint as model.backbone.init_cfg.checkpoint. Lists come from
+# the set's own files: tools/dataset_tools/make_label_list.py ROOT ROOT/meta/train.txt --json ROOT/train2019.json
+_base_ = '../vit-base-p16_ft_8xb128-100e_in1k.py'
+
+data_preprocessor = dict(num_classes=1010)
+train_dataloader = dict(
+    batch_size=96,
+    dataset=dict(
+        _delete_=True, type='CustomDataset', data_root='data/inat19', ann_file='meta/train.txt', data_prefix='',
+        pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(
+    batch_size=96,
+    dataset=dict(
+        _delete_=True, type='CustomDataset', data_root='data/inat19', ann_file='meta/val.txt', data_prefix='',
+        pipeline={{_base_.test_pipeline}}))
+test_dataloader = val_dataloader
+model = dict(head=dict(num_classes=1010))
+optim_wrapper = dict(optimizer=dict(lr=7.5e-6))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=5, end=100, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=768)
