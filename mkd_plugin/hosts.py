@@ -53,14 +53,16 @@ def check_hosts() -> None:
     Warns, in one sentence, if pre-training and classification cannot run because mmpretrain or mmcv is missing.
 
     Raises:
-        ImportError: mmengine is missing, a host is installed twice, or its version is not supported; one sentence with
-            the command that mends it.
+        ImportError: mmengine is missing, a host is installed twice, its version is not supported, or transformers is too
+            new for mmpretrain; one sentence with the command that mends it.
     """
     installed = {host: host.installed() for host in HOSTS}
     for host, found in installed.items():
         _check_unambiguous(host, found)
     for host, found in installed.items():
         _check_version(host, found)
+        if host.module == 'mmpretrain' and found:
+            _check_transformers()
 
     # Someone who has OpenMMLab's packages is not told to install onedl's beside them.
     names = {name for found in installed.values() for name in found}
@@ -96,6 +98,19 @@ def _check_version(host: Host, found: dict[str, str]) -> None:
                 f'mkd_plugin supports {host.module} {host.supported}, but {name} {number} is installed: run '
                 f'`{_pip_install((name, host))}`.'
             )
+
+
+def _check_transformers() -> None:
+    """mmpretrain imports transformers if it is there, and dies of version 5: `TypeError: NoneType takes no arguments`."""
+    try:
+        number = version('transformers')
+    except PackageNotFoundError:
+        return
+    if not SpecifierSet('<5').contains(number, prereleases=True):
+        raise ImportError(
+            f'transformers {number} is installed, and mmpretrain cannot be imported beside version 5 or newer: run '
+            '`pip install "transformers<5"`.'
+        )
 
 
 def _pip_install(*wanted: tuple[str, Host]) -> str:

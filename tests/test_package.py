@@ -67,6 +67,15 @@ def test_check_hosts__accepts_any_release_in_range(install, version):
     hosts.check_hosts()
 
 
+def test_check_hosts__transformers_that_mmpretrain_dies_of(install):
+    onedl = {'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6'}
+    install({**onedl, 'onedl-mmpretrain': '1.3.6', 'transformers': '5.23.0'})
+    with pytest.raises(ImportError, match='transformers 5.23.0 is installed, .* `pip install "transformers<5"`'):
+        hosts.check_hosts()
+    install({**onedl, 'onedl-mmpretrain': '1.3.6', 'transformers': '4.57.6'})
+    hosts.check_hosts()
+
+
 def test_check_hosts__nothing_installed(install):
     install({})
     with pytest.raises(ImportError) as error:

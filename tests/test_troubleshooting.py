@@ -22,6 +22,7 @@ FOREIGN = {
     '… in child config cannot inherit from base because …',
     'mmengine does not support to load mkd_plugin config',
     'mmsegmentation is not installed',
+    'NoneType takes no arguments',
     'Found no NVIDIA driver',
     'SyncBatchNorm expected input tensor to be on GPU',
     'Inference tensors cannot be saved for backward',
