@@ -116,23 +116,26 @@ class VisionTransformer(BaseModule):
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self._build_positions(position)
         self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            Block(
-                width=width,
-                num_heads=self.arch.num_heads,
-                mlp_ratio=self.arch.mlp_ratio,
-                drop_path=rate,
-                norm_eps=norm_eps,
-                activation=activation,
-                layer_scale=layer_scale,
-                relative_grid=self.grid if relative_position == 'per_block' else None,
-                recompute=activation_checkpointing,
-            )
-            for rate in drop_path_rates(drop_path_rate, self.arch.depth)
-        )
+        self.layers = self._build_blocks(drop_path_rate, activation_checkpointing)
         self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
         self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
+
+    def _build_blocks(self, drop_path_rate: float, recompute: bool) -> nn.ModuleList:
+        return nn.ModuleList(
+            Block(
+                width=self.arch.width,
+                num_heads=self.arch.num_heads,
+                mlp_ratio=self.arch.mlp_ratio,
+                drop_path=rate,
+                norm_eps=self.options['norm_eps'],
+                activation=self.options['activation'],
+                layer_scale=self.options['layer_scale'],
+                relative_grid=self.grid if self.relative_position == 'per_block' else None,
+                recompute=recompute,
+            )
+            for rate in drop_path_rates(drop_path_rate, self.arch.depth)
+        )
 
     def _build_positions(self, position: str) -> None:
         if position == 'learned':
