@@ -16,19 +16,19 @@ from PIL import Image
 from torch import Tensor
 
 from mkd_plugin.checkpoint.student import LoadedStudent, load_student
+from mkd_plugin.models.masking.attention import attention_of_cls
+from mkd_plugin.structures import QueryKey
 
-__all__ = ['attention_of_cls', 'plot_attention']
+__all__ = ['attention_map_of_cls', 'plot_attention']
 
 
 @torch.no_grad()
-def attention_of_cls(student: LoadedStudent, images_BCHW: Tensor) -> Tensor:
-    """How much the cls token attends to each patch in the last block, mean over heads, (B, gh, gw)."""
+def attention_map_of_cls(student: LoadedStudent, images_BCHW: Tensor) -> Tensor:
+    """What the cls token of the last block attends to, averaged over heads, (B, rows, columns); images are RGB in [0, 1]."""
     backbone = student.backbone
-    tap = 'relation:-1'
-    relation_BHNN = backbone(student.normalise(images_BCHW), taps=(tap,)).tokens(tap)
-    head_width = backbone.arch.width // backbone.arch.num_heads
-    attention_BHN = (relation_BHNN[:, :, 0] / head_width**0.5).softmax(dim=-1)
-    return attention_BHN.mean(dim=1)[:, backbone.num_prefix :].unflatten(1, backbone.grid)
+    logits = backbone(student.normalise(images_BCHW), taps=('logit:-1',)).taps['logit:-1']
+    assert isinstance(logits, QueryKey)
+    return attention_of_cls(logits, backbone.num_prefix).view(-1, *backbone.grid)
 
 
 def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path, num_images: int = 8) -> None:
@@ -53,7 +53,7 @@ def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path, num
     )
     rows = {'input': images_BCHW.permute(0, 2, 3, 1).numpy()}
     rows['masked'] = np.where(hidden[..., None], 0.5, rows['input'])
-    rows.update({name: attention_of_cls(student, images_BCHW).numpy() for name, student in students.items()})
+    rows.update({name: attention_map_of_cls(student, images_BCHW).numpy() for name, student in students.items()})
     figure, axes = plt.subplots(len(rows), len(files), figsize=(len(files), len(rows) + 0.2), layout='constrained')
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, fontsize='small')
