@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine._strategy.fsdp import FSDPStrategy
 from mmengine.device import get_device
+from mmengine.optim import BaseOptimWrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
@@ -46,6 +47,12 @@ class ShardedStrategy(FSDPStrategy):
         super().__init__(
             model_wrapper=dict(type='MMFullyShardedDataParallel', **wrapper), state_dict_cfg='full', **options
         )
+
+    def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> BaseOptimWrapper:
+        """Build it while every parameter is whole: a rule such as ``flat_decay_mult`` would find 1-D shares only, and take
+        the weight decay from all of them."""
+        with whole_parameters(self.model if model is None else model):
+            return super().build_optim_wrapper(optim_wrapper, model)
 
     def optim_state_dict(self) -> dict[str, Any]:
         """The optimiser's whole state, by the names of the parameters.

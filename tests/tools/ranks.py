@@ -58,6 +58,15 @@ class Shares(Hook):
         Path(runner.work_dir, f'share_{runner.rank}').write_text(str(held))
 
 
+@HOOKS.register_module()
+class Decays(Hook):
+    """Writes down the weight decay of every group of parameters."""
+
+    def before_train(self, runner: Any) -> None:
+        decays = [group['weight_decay'] for group in runner.optim_wrapper.param_groups]
+        Path(runner.work_dir, f'decays_{runner.rank}').write_text(str(decays))
+
+
 def write_config(folder: Path, digits: Path, *, bases: tuple[str, ...] = (), more: str = '') -> Path:
     """A config file of the tiny run."""
     paths = [ROOT / 'configs/dbot/dbot_digits.py', *(ROOT / 'configs/_base_' / base for base in bases)]

@@ -85,6 +85,15 @@ def test_fsdp__weights_are_shared_out(run):
     )
 
 
+@pytest.mark.slow
+def test_fsdp__decays_what_ddp_decays(run):
+    """Every share is 1-D; what is 1-D as a whole has no weight decay."""
+    probe = "custom_hooks += [dict(type='Decays')]"
+    ddp, fsdp = ((run(bases, probe) / 'decays_0').read_text() for bases in ((), FSDP))
+    assert ddp == fsdp
+    assert '0.05' in ddp and '0.0,' in ddp
+
+
 @pytest.mark.parametrize('bases', [pytest.param((), marks=pytest.mark.slow), FSDP], ids=['ddp', 'fsdp'])
 def test_preempted__and_resumed_amid_an_epoch_is_the_whole_run_bit_for_bit(run, bases):
     assert differences(run(bases), run(bases, PREEMPTED, codes=(85, 0))) == []
