@@ -13,6 +13,7 @@ check_hosts()  # first: the imports below fail with less helpful words
 from mkd_plugin import registry  # noqa: E402
 from mkd_plugin.checkpoint.loaders import install_safe_loader  # noqa: E402
 from mkd_plugin.config import get_ablation, get_config  # noqa: E402
+from mkd_plugin.host_gaps import resolve_mmseg_bases, serve_missing_ops  # noqa: E402
 
 if TYPE_CHECKING:
     from mkd_plugin.checkpoint.student import load_student
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'registry']
 
 install_safe_loader()
+serve_missing_ops()
+resolve_mmseg_bases()
 
 
 def __getattr__(name: str) -> Any:

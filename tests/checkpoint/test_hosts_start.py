@@ -65,21 +65,10 @@ def test_init_cfg__a_host_starts_from_a_converted_file(tmp_path, host, source):
     assert all(torch.equal(own[name], network.state_dict()[name]) for name in shared)
 
 
-# mmdet imports mmcv's compiled ops when it is imported. None of them runs while a detector is built and loads its weights, so
-# where they are not compiled a module without any op stands in for them, in a process of its own.
+# In a process of its own, where mmdet is imported after mkd_plugin: mmcv's ops may not be compiled.
 MMDET = """
-import sys, types, torch
-from importlib.util import find_spec
-import mmcv
-if find_spec('mmcv._ext') is None:
-    class NoOps(types.ModuleType):
-        def __getattr__(self, name):
-            if name.startswith('__'):
-                raise AttributeError(name)
-            def absent(*_, **__):
-                raise NotImplementedError(name)
-            return absent
-    sys.modules['mmcv._ext'] = NoOps('mmcv._ext')
+import sys, torch
+import mkd_plugin
 from mmdet.registry import MODELS
 import mmdet.models
 from mmengine.registry import DefaultScope
