@@ -17,12 +17,24 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'RUNNERS', 'STRATEGIES', 'TRANSFORMS', 'MirroredRegistry', 'build']
+__all__ = [
+    'DATASETS',
+    'FUNCTIONS',
+    'HOOKS',
+    'MODELS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'RUNNERS',
+    'STRATEGIES',
+    'TRANSFORMS',
+    'MirroredRegistry',
+    'build',
+]
 
 
 class MirroredRegistry(Registry):
@@ -62,10 +74,17 @@ class MirroredRegistry(Registry):
             self._mirror.register_module(name=name, module=module, force=True)
 
 
-MODELS = MirroredRegistry('mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models'])
+MODELS = MirroredRegistry(
+    'mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models', 'mkd_plugin.downstream']
+)
 HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
 RUNNERS = MirroredRegistry('mkd_plugin runner', parent=MMENGINE_RUNNERS, locations=['mkd_plugin.engine'])
 STRATEGIES = MirroredRegistry('mkd_plugin strategy', parent=MMENGINE_STRATEGIES, locations=['mkd_plugin.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = MirroredRegistry(
+    'mkd_plugin optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    locations=['mkd_plugin.engine'],
+)
 DATASETS = MirroredRegistry('mkd_plugin dataset', parent=MMENGINE_DATASETS, locations=['mkd_plugin.datasets'])
 TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=MMENGINE_TRANSFORMS, locations=['mkd_plugin.datasets'])
 FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, locations=['mkd_plugin.crops'])
@@ -73,7 +92,13 @@ FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, l
 if find_spec('mmpretrain') is not None:
     from mmpretrain import registry as mmpretrain_registry
 
-    for ours, name in ((MODELS, 'MODELS'), (HOOKS, 'HOOKS'), (DATASETS, 'DATASETS'), (TRANSFORMS, 'TRANSFORMS')):
+    for ours, name in (
+        (MODELS, 'MODELS'),
+        (HOOKS, 'HOOKS'),
+        (OPTIM_WRAPPER_CONSTRUCTORS, 'OPTIM_WRAPPER_CONSTRUCTORS'),
+        (DATASETS, 'DATASETS'),
+        (TRANSFORMS, 'TRANSFORMS'),
+    ):
         ours.mirror_into(getattr(mmpretrain_registry, name))
 
 

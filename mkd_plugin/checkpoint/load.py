@@ -45,7 +45,8 @@ def load_backbone(
             ``save_pretrained`` wrote.
         prefix: Where the network is in the file. By itself the student is found; a stage's teacher is under
             ``teachers.<name>.network.``.
-        allow_missing: Names that need not be in the file, beside those the network's class calls new.
+        allow_missing: Names that need not be in the file, beside those the network's class calls new; or patterns, as
+            '*.rel_pos_bias.*'.
         grid: Patches per column and row that the file's positions are for. Only needed where neither the file says it nor
             a square does.
 

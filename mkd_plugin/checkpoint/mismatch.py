@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,10 @@ def check_coverage(
     weights: Mapping[str, Tensor],
     allow_missing: Sequence[str],
 ) -> None:
-    """Raise ValueError unless every tensor of the network was found with its shape, or may be new."""
-    may_be_new = {*allow_missing, *getattr(network, 'may_be_new', ())}
-    uncovered = [name for name in report.missing if name not in may_be_new]
+    """Raise ValueError unless every tensor of the network was found with its shape, or may be new: by name, or by a pattern
+    such as '*.rel_pos_bias.*'."""
+    may_be_new = (*allow_missing, *getattr(network, 'may_be_new', ()))
+    uncovered = [name for name in report.missing if not any(fnmatchcase(name, new) for new in may_be_new)]
     if not uncovered:
         return
     there = {name: tuple(tensors[name].shape) for name in uncovered if name in tensors}

@@ -1,10 +1,13 @@
-"""What changes state while a run goes on: stages, momentum teachers, checkpoints, exact resume; and what records it."""
+"""What changes state while a run goes on: stages, momentum teachers, checkpoints, exact resume; what records it; and the
+optimiser's rates by layer.
+"""
 
 from mkd_plugin.engine.atomic_checkpoint import AtomicCheckpointHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.finite_loss import FiniteLossHook
 from mkd_plugin.engine.freeze import FreezeHook
+from mkd_plugin.engine.layer_decay import LayerDecayConstructor
 from mkd_plugin.engine.metrics import MetricsHook
 from mkd_plugin.engine.momentum import MomentumHook
 from mkd_plugin.engine.portable_checkpoint import PortableCheckpointHook
@@ -21,6 +24,7 @@ __all__ = [
     'ExactResumeHook',
     'FiniteLossHook',
     'FreezeHook',
+    'LayerDecayConstructor',
     'MetricsHook',
     'MomentumHook',
     'PortableCheckpointHook',

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
@@ -18,9 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from mkd_plugin.engine.parameter_groups import group_table
+from mkd_plugin.launch.config import LOADERS
+from mkd_plugin.launch.data_tree import missing_tree
 from mkd_plugin.launch.fake import fake_batch, run_step
 from mkd_plugin.launch.files import check_work_dir, missing_files, without_missing_checkpoints
-from mkd_plugin.launch.plan import batch_of, memory_of, parameter_groups, stages_of
+from mkd_plugin.launch.plan import batch_of, memory_of, stages_of
 
 __all__ = ['dry_run']
 
@@ -86,6 +90,9 @@ class DryRun:
             self.say('files: all there')
         for entry in missing:
             self.problems.append(f'missing: {entry.path} – {entry.expected}; --cfg-options {entry.option}=…')
+        tree = missing_tree(self.cfg, LOADERS)
+        if tree is not None:
+            self.say(escape(tree))
 
     def show_data(self) -> None:
         """How many images there are; whatever is wrong with the folder comes up here."""
@@ -126,18 +133,17 @@ class DryRun:
             **without_missing_checkpoints(cfg.model.to_dict()),
         }
         torch.manual_seed(0)
-        model: nn.Module = MODELS.build(model_cfg)
+        model: nn.Module = MODELS.build(ConfigDict(model_cfg))  # detectors read their options as attributes
         if hasattr(model, 'init_weights'):
             model.init_weights()  # type: ignore[operator]
+        if get_device() == 'cpu':  # where SyncBN does not run
+            model = revert_sync_batchnorm(model)
         self.model = model.to(get_device()).train()
         wrapper = copy.deepcopy(cfg.optim_wrapper)
         wrapper.optimizer.lr *= self.batch.ratio
         wrapper.pop('accumulative_counts', None)  # the one step is to update the weights
         self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
-        table = Table('tensors', 'parameters', 'rate', 'weight decay', title='parameter groups')
-        for tensors, numbers, rate, decay in parameter_groups(self.optim_wrapper.optimizer):
-            table.add_row(str(tensors), f'{numbers:,}', f'{rate:.4g}', f'{decay:.4g}')
-        self.say(table)
+        self.say(group_table(self.optim_wrapper.optimizer))
         memory = memory_of(self.model, self.optim_wrapper.optimizer)
         self.say(
             f'memory, estimated (MiB): weights {memory.weights / MIB:.1f}, gradients {memory.gradients / MIB:.1f}, '

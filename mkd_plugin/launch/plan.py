@@ -1,4 +1,4 @@
-"""What a config would do: stages, rates, batch, parameter groups, memory."""
+"""What a config would do: stages, rates, batch, memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from mkd_plugin.engine.stages import stage_schedulers
 
-__all__ = ['Batch', 'Memory', 'Stage', 'batch_of', 'memory_of', 'parameter_groups', 'stages_of']
+__all__ = ['Batch', 'Memory', 'Stage', 'batch_of', 'memory_of', 'stages_of']
 
 TICKS = 1000  # a schedule is followed at so many points: its shape does not depend on how many steps an epoch has
 
@@ -96,6 +96,8 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
     total = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
     schedule = cfg.get('param_scheduler') or []
     schedule = [schedule] if isinstance(schedule, dict) else list(schedule)
+    if by_epoch:  # how many epochs some iterations are depends on the data: such a warm-up is not shown
+        schedule = [entry for entry in schedule if entry.get('by_epoch', True)]
     lengths = [total]
     for hook in cfg.get('custom_hooks') or []:
         if str(hook.get('type')).split('.')[-1] == 'StageHook':
@@ -136,15 +138,6 @@ def follow(schedule: Sequence[dict[str, Any]], rate: float, length: int) -> list
         for scheduler in schedulers:
             scheduler.step()
     return rates
-
-
-def parameter_groups(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, float, float]]:
-    """(tensors, numbers, rate, weight decay) of each kind of group; mmengine makes a group of every tensor."""
-    kinds: dict[tuple[float, float], list[int]] = {}
-    for group in optimizer.param_groups:
-        numbers = kinds.setdefault((group['lr'], group.get('weight_decay', 0.0)), [])
-        numbers += [parameter.numel() for parameter in group['params']]
-    return [(len(numbers), sum(numbers), rate, decay) for (rate, decay), numbers in kinds.items()]
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:

@@ -15,9 +15,10 @@ from rich.console import Console
 from torch import nn
 
 from mkd_plugin import get_ablation, get_config
+from mkd_plugin.engine.parameter_groups import parameter_groups
 from mkd_plugin.launch.dry_run import dry_run
 from mkd_plugin.launch.files import missing_files, without_missing_checkpoints
-from mkd_plugin.launch.plan import batch_of, memory_of, parameter_groups, stages_of
+from mkd_plugin.launch.plan import batch_of, memory_of, stages_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,7 +176,7 @@ def test_memory_of__and_groups():
     model[2].requires_grad_(False)
     groups = [dict(params=[model[0].weight], weight_decay=0.1), dict(params=[model[0].bias], weight_decay=0.0)]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
-    assert parameter_groups(optimizer) == [(1, 50, 1e-3, 0.1), (1, 5, 1e-3, 0.0)]
+    assert parameter_groups(optimizer) == [('', 1, 50, 1e-3, 0.1), ('', 1, 5, 1e-3, 0.0)]
     memory = memory_of(model, optimizer)
     assert (memory.weights, memory.gradients, memory.optimizer) == (220, 220, 440)
     assert memory.teachers == 12 * 4 + 2 * 5 * 4 + 8  # the frozen layer and the running statistics

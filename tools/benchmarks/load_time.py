@@ -66,9 +66,6 @@ def run_once(args: argparse.Namespace) -> dict[str, float]:
         with torch.device('meta'):  # weights are drawn for nothing otherwise, which takes longer than loading
             network = VisionTransformer(**options_of(args))
         network = network.to_empty(device='cpu')
-        for module in network.modules():
-            if hasattr(module, 'index_NN'):
-                module.index_NN.zero_()
     before, start = peak(), time.perf_counter()
     if args.once == 'ours':
         load_backbone(network, args.file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from timm.layers import QuickGELU
 from torch import Tensor, nn
@@ -48,6 +50,8 @@ class Block(nn.Module):
             about a third more time, a fraction of the memory).
     """
 
+    attention_class: ClassVar[type[Attention]] = Attention
+
     def __init__(
         self,
         *,
@@ -64,7 +68,9 @@ class Block(nn.Module):
         super().__init__()
         self.recompute = recompute
         self.ln1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width=width, num_heads=num_heads, relative_grid=relative_grid, layer_scale=layer_scale)
+        self.attn = self.attention_class(
+            width=width, num_heads=num_heads, relative_grid=relative_grid, layer_scale=layer_scale
+        )
         self.ln2 = nn.LayerNorm(width, eps=norm_eps)
         hidden = int(width * mlp_ratio)
         self.ffn = FeedForward(width=width, hidden=hidden, activation=activation, layer_scale=layer_scale)

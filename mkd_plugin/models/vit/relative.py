@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from timm.layers.pos_embed_rel import gen_relative_position_index
-from torch import Tensor, nn
+from functools import lru_cache
 
-__all__ = ['RelativePositionBias', 'table_length']
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ['RelativePositionBias', 'spread', 'table_length']
 
 
 def table_length(grid: tuple[int, int]) -> int:
@@ -25,12 +29,10 @@ class RelativePositionBias(nn.Module):
         num_heads: Attention heads.
     """
 
-    index_NN: Tensor
-
     def __init__(self, *, grid: tuple[int, int], num_heads: int) -> None:
         super().__init__()
+        self.grid = grid
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_length(grid), num_heads))
-        self.register_buffer('index_NN', gen_relative_position_index(grid, class_token=True), persistent=False)
 
     def reset_parameters(self) -> None:
         """No preference for any offset."""
@@ -38,6 +40,62 @@ class RelativePositionBias(nn.Module):
 
     def forward(self) -> Tensor:
         """The bias, (1, H, N, N) for cls and the grid's patches."""
-        length = self.index_NN.shape[0]
-        bias_NNH = self.relative_position_bias_table[self.index_NN.flatten()].view(length, length, -1)
-        return bias_NNH.permute(2, 0, 1).unsqueeze(0).contiguous()
+        return spread(self.offsets(self.grid), self.of_cls()).unsqueeze(0)
+
+    def offsets(self, grid: tuple[int, int]) -> Tensor:
+        """The entry of every offset between two patches of any grid, (H, 2h − 1, 2w − 1), from (1 − h, 1 − w) on.
+
+        For another grid than the table's they are interpolated as timm's ``resize_rel_pos_bias_table`` does it, but
+        differentiably: linearly along each axis, the table's entries standing at distances that grow geometrically.
+        """
+        rows, columns = (2 * side - 1 for side in self.grid)
+        table_Hab = self.relative_position_bias_table[:-3].T.view(-1, rows, columns)
+        if grid == self.grid:
+            return table_Hab
+        down, across = (
+            torch.from_numpy(interpolation(old, new)).to(table_Hab) for old, new in zip(self.grid, grid, strict=True)
+        )
+        with torch.autocast(table_Hab.device.type, enabled=False):
+            return down @ table_Hab @ across.T
+
+    def within(self, grid: tuple[int, int]) -> Tensor:
+        """The same for a window of a plane: its offsets mean in patches what they mean in the plane, so that the table's
+        own entries are taken as far as it has them."""
+        table_Hab = self.offsets((max(self.grid[0], grid[0]), max(self.grid[1], grid[1])))
+        middle = table_Hab.shape[1] // 2, table_Hab.shape[2] // 2
+        rows, columns = (slice(at + 1 - side, at + side) for at, side in zip(middle, grid, strict=True))
+        return table_Hab[:, rows, columns]
+
+    def of_cls(self) -> Tensor:
+        """The entries of cls→patch, patch→cls and cls→cls, (3, H)."""
+        return self.relative_position_bias_table[-3:]
+
+
+def spread(offsets_Hab: Tensor, cls_3H: Tensor | None) -> Tensor:
+    """The bias of every pair of tokens, (H, N, N), row-major patches, behind cls if ``cls_3H`` is given."""
+    sides = (offsets_Hab.shape[1] + 1) // 2, (offsets_Hab.shape[2] + 1) // 2
+    length = sides[0] * sides[1]
+    # entry (i, j) of a window that slides over the table is that of patch i and, counted from the end, patch j
+    bias_HLL = F.unfold(offsets_Hab.unsqueeze(0), sides).view(-1, length, length).flip(2)
+    if cls_3H is None:
+        return bias_HLL
+    to_patch, from_patch, alone = cls_3H[:, :, None, None].unbind(0)
+    bias_HLN = torch.cat([from_patch.expand(-1, length, 1), bias_HLL], dim=2)
+    return torch.cat([torch.cat([alone, to_patch.expand(-1, 1, length)], dim=2), bias_HLN], dim=1)
+
+
+@lru_cache(maxsize=512)
+def interpolation(old: int, new: int) -> npt.NDArray[np.float64]:
+    """Weights (2 new − 1, 2 old − 1) of the offsets 1 − old … old − 1 in each of the offsets 1 − new … new − 1.
+
+    The old offset k stands at the new distance 1 + q + … + q^(k − 1), with q between 1.01 and 1.5 such that the outermost
+    stands at new − 1. Further out than the outermost, its value holds.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1 else (ratio, high)
+    outward = np.cumsum(ratio ** np.arange(old - 1))
+    places = np.concatenate([-outward[::-1], [0.0], outward])
+    wanted = np.arange(1 - new, new)
+    return np.stack([np.interp(wanted, places, unit) for unit in np.eye(2 * old - 1)], axis=1)

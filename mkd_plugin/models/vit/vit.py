@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
@@ -49,7 +49,7 @@ class VisionTransformer(BaseModule):
         num_registers: Further prefix tokens without a position (DINOv2).
         activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report;
-            ``allow_missing=[…]`` names what need not be in the file.
+            ``allow_missing=[…]`` names, by patterns such as '*.rel_pos_bias.*', what need not be in the file.
 
     Attributes:
         num_prefix: P, the tokens before the patches; the first is cls.
@@ -61,6 +61,7 @@ class VisionTransformer(BaseModule):
     """
 
     pos_embed: Tensor | None
+    block_class: ClassVar[type[Block]] = Block
     sees_all = False  # under a mask, only the visible patches are computed
 
     def __init__(
@@ -123,7 +124,7 @@ class VisionTransformer(BaseModule):
 
     def _build_blocks(self, drop_path_rate: float, recompute: bool) -> nn.ModuleList:
         return nn.ModuleList(
-            Block(
+            self.block_class(
                 width=self.arch.width,
                 num_heads=self.arch.num_heads,
                 mlp_ratio=self.arch.mlp_ratio,
@@ -207,11 +208,14 @@ class VisionTransformer(BaseModule):
                 "Set the backbone's img_size, or the pipeline's crop, so that they agree."
             )
         patches_BVD = self._embed_patches(images_BCHW, mask)
+        return self.pre_norm(torch.cat([self._prefix().expand(len(images_BCHW), -1, -1), patches_BVD], dim=1))
+
+    def _prefix(self) -> Tensor:
+        """The tokens before the patches, with the positions of those that have one, (1, P, D)."""
         placed = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
         if self.pos_embed is not None:
             placed = placed + self.pos_embed[:, : self.num_placed]
-        prefix = placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
-        return self.pre_norm(torch.cat([prefix.expand(len(images_BCHW), -1, -1), patches_BVD], dim=1))
+        return placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """The visible patches with their positions, (B, V, D)."""
