@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mkd_plugin.launch.config import add_shared_arguments, load_config
+from mkd_plugin.launch.data_tree import check_data
 from mkd_plugin.launch.distributed import start_process_group
 from mkd_plugin.launch.files import check_work_dir
 
@@ -51,6 +52,7 @@ def main() -> int:
     if args.amp:
         cfg.test_cfg.fp16 = True
     check_work_dir(cfg.work_dir)
+    check_data(cfg, ('test_dataloader',))
     start_process_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     try:

@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mkd_plugin.launch.config import add_shared_arguments, apply_training_options, load_config
+from mkd_plugin.launch.data_tree import check_data
 from mkd_plugin.launch.distributed import processes_from_environment, start_process_group
 from mkd_plugin.launch.files import check_work_dir
 
@@ -48,6 +49,7 @@ def main() -> int:
     if args.dry_run is None:
         apply_training_options(cfg, args)
         check_work_dir(cfg.work_dir)
+        check_data(cfg, ('train_dataloader', 'val_dataloader'))
         start_process_group(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train()

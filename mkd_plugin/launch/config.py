@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 
 from mkd_plugin.config import get_ablation
+from mkd_plugin.launch.classes import check_classes
 from mkd_plugin.launch.strategies import check_strategy, fit_strategy_to_cpu
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'has_accelerator',
     'load_config',
     'move_data_root',
+    'read_config',
 ]
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -38,25 +40,38 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def read_config(name: str, options: dict[str, Any]) -> Config:
+    """A config, or METHOD:ROW of an ablation, with the changes of ``--cfg-options``.
+
+    Raises:
+        ValueError: There is no such config file or ablation row.
+    """
+    method, _, row = name.partition(':')
+    if not row and not Path(name).is_file():
+        raise ValueError(f'{name}: there is no such config file. Give a path, or METHOD:ROW for an ablation.')
+    cfg = get_ablation(method, row) if row else Config.fromfile(name)
+    data_root = cfg.get('data_root')
+    cfg.merge_from_dict(options)
+    if 'data_root' in options:
+        move_data_root(cfg, data_root)
+    return cfg
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the command line's changes, for this machine.
 
     Raises:
-        ValueError: There is no such config file or ablation row, or its strategy cannot be used.
+        ValueError: There is no such config file or ablation row, its strategy cannot be used, or its heads are not for the
+            classes of its data.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    method, _, row = args.config.partition(':')
-    if not row and not Path(args.config).is_file():
-        raise ValueError(f'{args.config}: there is no such config file. Give a path, or METHOD:ROW for an ablation.')
-    cfg = get_ablation(method, row) if row else Config.fromfile(args.config)
-    data_root = cfg.get('data_root')
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    cfg.merge_from_dict(args.cfg_options)
-    if 'data_root' in args.cfg_options:
-        move_data_root(cfg, data_root)
+    method, _, row = args.config.partition(':')
     name = f'{method}_{row}' if row else Path(args.config).stem
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     check_strategy(cfg)
+    check_classes(cfg)
     fit_to_device(cfg)
     return cfg
 
@@ -68,7 +83,10 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
         ValueError: --auto-scale-lr although the config does not say which batch size its rate is for.
     """
     if args.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
+        # mmdet hands boxes to RoIAlign in the type of the features, and bfloat16 moves a corner by up to four pixels
+        coarse = 'roi_head' in cfg.get('model', {})
+        precision = dict(dtype='float16', loss_scale='dynamic') if coarse else dict(dtype='bfloat16', loss_scale=1.0)
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', **precision)
         fit_to_device(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -85,7 +103,7 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def move_data_root(cfg: Config, before: str | None) -> None:
-    """Let ``data_root`` of a command line reach the datasets.
+    """Let ``data_root`` of a command line reach the datasets, and the annotations of the evaluators.
 
     A config file uses the variable while it is read; what is merged later would change nothing but the variable itself.
     """
@@ -102,6 +120,12 @@ def move_data_root(cfg: Config, before: str | None) -> None:
 
     for loader in LOADERS:
         move(cfg.get(loader))
+    for name in ('val_evaluator', 'test_evaluator'):
+        evaluators = cfg.get(name) or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            listed = evaluator.get('ann_file')
+            if before and listed and listed.startswith(before):
+                evaluator['ann_file'] = os.path.join(cfg.data_root, listed.removeprefix(before).lstrip('/'))
 
 
 def has_accelerator() -> bool:
@@ -117,7 +141,7 @@ def has_bfloat16() -> bool:
 
 
 def fit_to_device(cfg: Config) -> None:
-    """Change what this machine cannot run: mixed precision, and on a CPU the number of a GPU that DDP is given."""
+    """Change what this machine cannot run: mixed precision, and on a CPU SyncBN and the number of a GPU that DDP is given."""
     wrapper = cfg.get('optim_wrapper') or {}
     mixed = wrapper.get('type') == 'AmpOptimWrapper'
     if has_accelerator():
@@ -130,9 +154,22 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.pop(key, None)
         wrapper['type'] = 'OptimWrapper'
         print_log('There is no GPU: training in float32 instead of mixed precision.', level=logging.WARNING)
+    if without_sync(cfg.get('model')):
+        print_log('There is no GPU: BN instead of SyncBN, each process with its own statistics.', level=logging.WARNING)
     fit_strategy_to_cpu(cfg)
     if cfg.launcher != 'none' and cfg.get('model_wrapper_cfg') is None:
         unused = cfg.get('find_unused_parameters', False)
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False, find_unused_parameters=unused
         )
+
+
+def without_sync(node: Any) -> bool:
+    """Turn every SyncBN of a model's config into BN, which is what it computes in one process; True if there was any."""
+    parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else []
+    found = isinstance(node, dict) and node.get('type') == 'SyncBN'
+    if found:
+        node['type'] = 'BN'
+    for part in parts:
+        found |= without_sync(part)
+    return found

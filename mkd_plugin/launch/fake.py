@@ -20,6 +20,8 @@ from mkd_plugin.engine.unused_parameters import check_next_backward
 
 __all__ = ['StepResult', 'fake_batch', 'run_step']
 
+HEIGHT, WIDTH = 256, 320  # of a made-up image
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -42,20 +44,38 @@ class StepResult:
 
 def fake_batch(cfg: Config, images: int) -> Any:
     """A batch as the training pipeline and the loader would make it, from image files full of noise."""
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    classes = cfg.model.get('head', {}).get('num_classes') or 2
+    compose = Compose(cfg.train_dataloader.dataset.pipeline)
     generator = np.random.default_rng(0)
     with TemporaryDirectory() as folder:
         samples = []
-        compose = Compose(pipeline)
         for number in range(images):
             path = Path(folder, f'{number}.png')
-            Image.fromarray(generator.integers(256, size=(256, 320, 3), dtype=np.uint8)).save(path)
-            sample = dict(img_path=str(path), gt_label=number % classes, sample_idx=number)
-            samples.append(compose(sample))
+            Image.fromarray(generator.integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+            samples.append(compose(fake_sample(cfg, path, number)))
     collate = dict(cfg.train_dataloader.get('collate_fn') or {'type': 'pseudo_collate'})
     collate.pop('_scope_', None)  # mmengine's mark of the package that a base came from
     return FUNCTIONS.get(collate.pop('type'))(samples, **collate)
+
+
+def fake_sample(cfg: Config, path: Path, number: int) -> dict[str, Any]:
+    """What the data set of the config's host says of an image: its class, two objects, or a label map of two halves."""
+    sample = dict(img_path=str(path), sample_idx=number)
+    scope, dataset = cfg.get('default_scope'), cfg.train_dataloader.dataset
+    if scope == 'mmdet':
+        boxes = [(40, 30, 200, 180), (150, 60, 300, 240)]
+        instances = [
+            dict(ignore_flag=0, bbox=[x1, y1, x2, y2], bbox_label=0, mask=[[x1, y1, x2, y1, x2, y2, x1, y2]])
+            for x1, y1, x2, y2 in boxes
+        ]
+        return dict(sample, img_id=number, height=HEIGHT, width=WIDTH, instances=instances)
+    if scope == 'mmseg':
+        labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        labels[:, WIDTH // 2 :] = 1
+        Image.fromarray(labels).save(path.with_suffix('.labels.png'))
+        reduce = dataset.get('reduce_zero_label', str(dataset.type).endswith('ADE20KDataset'))
+        maps = dict(seg_map_path=str(path.with_suffix('.labels.png')), label_map=None, reduce_zero_label=reduce)
+        return dict(sample, **maps, seg_fields=[])
+    return dict(sample, gt_label=number % (cfg.model.get('head', {}).get('num_classes') or 2))
 
 
 def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:

@@ -84,7 +84,9 @@ def missing_data(dataset: Any, option: str) -> list[Missing]:
     for inner in (dataset.get('dataset'), *(dataset.get('datasets') or ())):
         found += missing_data(inner, f'{option}.dataset')
     root = str(dataset.get('data_root') or '')
-    labels = dataset.get('with_label', not str(dataset.get('type')).endswith('ImageFolder'))
+    prefixes = dataset.get('data_prefix')
+    own_labels = isinstance(prefixes, dict) and not {'img', 'img_path'}.isdisjoint(prefixes)  # mmdet's, mmseg's
+    labels = dataset.get('with_label', not own_labels and not str(dataset.get('type')).endswith('ImageFolder'))
     kind = 'a folder of images' + (', a sub-folder a class' if labels and not dataset.get('ann_file') else '')
     if str(dataset.get('type')).endswith('ShardDataset'):
         kind = 'a folder of tar shards'

@@ -30,6 +30,17 @@ def test_load_config__data_root_reaches_every_dataset():
     assert cfg.work_dir == 'work_dirs/dbot_vit-base-p16_8xb512-2x800e_folder'
 
 
+def test_load_config__data_root_reaches_the_annotations_of_evaluators(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        "data_root = 'data/coco/'\n"
+        "val_evaluator = dict(ann_file=data_root + 'annotations/val.json')\n"
+        "test_evaluator = [dict(ann_file='elsewhere/test.json'), dict(ann_file=data_root + 'test.json')]\n"
+    )
+    cfg = load_config(arguments(tmp_path / 'c.py', cfg_options={'data_root': '/my'}))
+    assert cfg.val_evaluator.ann_file == '/my/annotations/val.json'
+    assert [entry.ann_file for entry in cfg.test_evaluator] == ['elsewhere/test.json', '/my/test.json']
+
+
 def test_load_config__data_root_of_a_config_without_one(tmp_path):
     (tmp_path / 'c.py').write_text("train_dataloader = dict(dataset=dict(data_root='a', pipeline=[dict(type='X')]))")
     cfg = load_config(arguments(tmp_path / 'c.py', cfg_options={'data_root': 'b'}))
@@ -50,6 +61,27 @@ def test_load_config__precision_is_what_the_device_has(monkeypatch):
     monkeypatch.setattr('mkd_plugin.launch.config.has_bfloat16', lambda: False)
     cfg = load_config(arguments(config))
     assert (cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale) == ('float16', 'dynamic')
+
+
+def test_load_config__sync_bn_is_bn_on_a_cpu(monkeypatch, tmp_path):
+    """torch's SyncBN raises on a CPU in a process group. In lists and deep inside, and in nothing but the model."""
+    (tmp_path / 'c.py').write_text(
+        "norm = dict(type='SyncBN', requires_grad=True)\n"
+        "neck = [dict(type='mkd_plugin.ScalePyramid', norm_cfg=norm), dict(type='FPN')]\n"
+        'model = dict(neck=neck, roi_head=dict(bbox_head=[dict(norm_cfg=norm, conv_cfg=None)]), head=dict(norm_cfg=None))\n'
+        "train_dataloader = dict(note=dict(type='SyncBN'))"
+    )
+    monkeypatch.setattr('mkd_plugin.launch.config.has_accelerator', lambda: False)
+    told = []
+    monkeypatch.setattr('mkd_plugin.launch.config.print_log', lambda text, **_: told.append(text))
+    cfg = load_config(arguments(tmp_path / 'c.py', launcher='pytorch'))
+    bn = {'type': 'BN', 'requires_grad': True}
+    assert cfg.model.neck[0].norm_cfg == bn and cfg.model.roi_head.bbox_head[0].norm_cfg == bn
+    assert cfg.train_dataloader.note.type == 'SyncBN'
+    assert told == ['There is no GPU: BN instead of SyncBN, each process with its own statistics.']
+    monkeypatch.setattr('mkd_plugin.launch.config.has_accelerator', lambda: True)
+    cfg = load_config(arguments(tmp_path / 'c.py', launcher='pytorch'))
+    assert cfg.model.neck[0].norm_cfg.type == 'SyncBN' and len(told) == 1
 
 
 def test_load_config__unknown_file():
