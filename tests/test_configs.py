@@ -18,7 +18,10 @@ TINY = dict(width=32, depth=4, num_heads=4)
 TEACHER = {**TINY, 'depth': 6}  # deep enough for 'mean:last-6'
 NAMES = sorted(path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().rglob('*.py'))
 PRETRAIN = [name for name in NAMES if name.split('/')[0] not in ('_base_', 'downstream') and '/finetune/' not in name]
-FINETUNE = [name for name in NAMES if '/finetune/' in name or '/transfer/' in name]
+DENSE = ('cascade', 'mask-rcnn', 'upernet')  # of mmdet and mmseg: test_dense_configs.py
+FINETUNE = [
+    name for name in NAMES if ('/finetune/' in name or '/transfer/' in name) and not any(kind in name for kind in DENSE)
+]
 ROWS = [
     (path.parent.name, row) for path in config_root().glob('*/ablations.yml') for row in ablations(path.parent.name)
 ]
