@@ -1,10 +1,10 @@
 """Measure networks on images, and put them side by side: figures on one page, every number in a JSON.
 
-python tools/analyze.py [NAME=]CHECKPOINT[#PART] … --data FOLDER [--only …] [--flavour cl-vs-mim|dbot] [--out DIR]
+python tools/analyze.py [NAME=][NETWORK=]FILE[#PART] … --data FOLDER [--only …] [--flavour cl-vs-mim|dbot] [--out DIR]
 
-A checkpoint is a file of any format that the package reads (its own, MAE, DINO, DeiT, CLIP, timm, Hugging Face, …). NAME
-may be that of a release (docs/teachers.md), which then says which network the file is of. PART is one of a file's own
-teachers, such as `boot`, or the prefix of one of its networks. An interrupted run goes on with what is done.
+FILE is a checkpoint of any format that the package reads (its own, MAE, DINO, DeiT, CLIP, timm, Hugging Face, …). NETWORK
+says which network it is of: a release (docs/teachers.md), or timm:MODEL. PART is one of a file's own teachers, such as
+`boot`, or the prefix of one of its networks. An interrupted run goes on with what is done.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from mmengine.config import DictAction
 from mkd_plugin.analysis.checks import FLAVOURS
 from mkd_plugin.analysis.report import MEASUREMENTS, Settings, analyze
 from mkd_plugin.analysis.report.settings import DIRECTIONS
+from mkd_plugin.checkpoint.specification import SPECIFICATION
+from mkd_plugin.checkpoint.subjects import PIXELS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoints', nargs='+', metavar='[NAME=]CHECKPOINT[#PART]')
+    parser.add_argument('checkpoints', nargs='+', metavar=SPECIFICATION)
     parser.add_argument(
         '--data', required=True, help='folder of images; sub-folders are classes, which curvature needs'
     )
@@ -51,6 +53,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--network', nargs='+', action=DictAction, help='options that files do not state: num_heads=…, img_size=…'
     )
+    parser.add_argument('--pixels', choices=PIXELS, help='statistics of pixels, for files that do not state them')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
     return parser.parse_args(arguments)
 
@@ -75,7 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
             landscape_size=args.landscape_size,
         )
         report = analyze(
-            args.checkpoints, data=args.data, out=args.out, settings=settings, known=args.network, device=args.device
+            args.checkpoints,
+            data=args.data,
+            out=args.out,
+            settings=settings,
+            known=args.network,
+            pixels=args.pixels,
+            device=args.device,
         )
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -1,7 +1,9 @@
 """Judge frozen networks by k-NN, linear probes and few labels: one table for all checkpoints.
 
-    python tools/evaluate.py CHECKPOINT… --protocols knn,linear,fewshot --data ROOT [--out DIR]
+    python tools/evaluate.py [NAME=][NETWORK=]FILE[#PART] … --protocols knn,linear,fewshot --data ROOT [--out DIR]
 
+FILE is a checkpoint of any format that the package reads. NETWORK says which network it is of: a release
+(docs/teachers.md), or timm:MODEL. PART is one of a file's own teachers, such as `boot`, or the prefix of one of its networks.
 ROOT has `train` and `val`, each with a folder for each class (or lists: `--train-list`, `--val-list`). The table goes to the
 terminal, to `evaluation.json` and to `evaluation.md`, after each protocol; features are computed once and kept in the cache.
 """
@@ -14,8 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.config import DictAction
 from rich.console import Console
 
+from mkd_plugin.checkpoint.specification import SPECIFICATION
+from mkd_plugin.checkpoint.subjects import PIXELS
 from mkd_plugin.evaluation import (
     FEW,
     KS,
@@ -45,7 +50,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoints', nargs='+', metavar='CHECKPOINT', help="files of this package's runs")
+    parser.add_argument('checkpoints', nargs='+', metavar=SPECIFICATION)
     parser.add_argument('--protocols', default=','.join(PROTOCOLS), help=f'some of {",".join(PROTOCOLS)}')
     parser.add_argument('--data', type=Path, required=True, metavar='ROOT')
     parser.add_argument('--train-list', type=Path, help='path below ROOT/train and class id in each line')
@@ -53,13 +58,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--resize', type=int, help='short edge before the crop, pixels (image size · 256 / 224)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/evaluation'))
     parser.add_argument('--cache', type=Path, help='for features (OUT/cache)')
-    parser.add_argument('--part', default='student', help="'student', or a teacher that the files hold")
+    parser.add_argument(
+        '--network', nargs='+', action=DictAction, help='options that files do not state: num_heads=…, img_size=…'
+    )
+    parser.add_argument('--pixels', choices=PIXELS, help='statistics of pixels, for files that do not state them')
     parser.add_argument('--taps', default='block:-1', help="layers, as 'block:-1,block:5,output'")
     parser.add_argument('--pools', default='cls,mean', help='cls, mean, or both')
     parser.add_argument('--ks', type=integers, default=KS, help='neighbours of k-NN')
     parser.add_argument('--shots', type=integers, default=SHOTS, help='labels a class of few-shot')
     parser.add_argument('--draws', type=int, default=3, help='draws of these labels')
-    parser.add_argument('--lars', action='store_true', help="MAE's linear probe: LARS, batch 16384")
+    parser.add_argument('--lars', action='store_true', help="MAE's linear probe (LARS, batch 16384), on centre crops")
     parser.add_argument('--rates', type=numbers, help='learning rates of the probe, for a batch of 256')
     parser.add_argument('--epochs', type=int, help='of the probe (90)')
     parser.add_argument('--probe-batch', type=int, help='of the probe (256; 16384 with --lars)')
@@ -94,7 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = plan_of(args)
         protocols = args.protocols.split(',')
-        table = evaluate(args.checkpoints, protocols, data, args.out, plan=plan, store=store, part=args.part)
+        table = evaluate(
+            args.checkpoints,
+            protocols,
+            data,
+            args.out,
+            plan=plan,
+            store=store,
+            known=args.network,
+            pixels=args.pixels,
+        )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

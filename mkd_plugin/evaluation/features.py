@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mkd_plugin.analysis.checks import check_finite
-from mkd_plugin.checkpoint.student import LoadedStudent
+from mkd_plugin.checkpoint.subjects import Subject
 from mkd_plugin.evaluation.images import LabelledImages
 from mkd_plugin.evaluation.progress import shown
 
@@ -26,7 +26,7 @@ __all__ = ['Feature', 'FeatureStore', 'Features', 'Split']
 
 TAP = re.compile(r'output|block:-?\d+')  # all of the network's width
 POOLS = ('cls', 'mean')
-VERSION = 1  # of what is computed and how it is kept
+VERSION = 2  # of what is computed and how it is kept
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ class FeatureStore:
     """Computes features, or takes those that an earlier run has computed of the same images by the same network.
 
     A folder of the cache is named by the sha256 of all that its numbers depend on: the checkpoint's content, the part of it,
-    the images' names and bytes, preprocessing, taps. So another checkpoint under the same path is another folder. It holds
-    ``about.json``, a ``.npy`` file for each feature, and ``done.json``, how many images are in them: a run that was stopped
-    goes on after its last whole shard. Two processes that want the same features take turns.
+    its network's options and pixel statistics, the images' names and bytes, preprocessing, taps. So another checkpoint under
+    the same path is another folder. It holds ``about.json``, a ``.npy`` file for each feature, and ``done.json``, how many
+    images are in them: a run that was stopped goes on after its last whole shard. Two processes that want the same features
+    take turns.
 
     Attributes:
         cache: Folder of the cache.
@@ -95,24 +96,26 @@ class FeatureStore:
     workers: int = 0
     shard: int = 2048
 
-    def features(
-        self, student: LoadedStudent, weights: Mapping[str, str], images: LabelledImages, which: Sequence[Feature]
-    ) -> Features:
+    def features(self, subject: Subject, images: LabelledImages, which: Sequence[Feature]) -> Features:
         """Features of all images.
 
         Args:
-            student: The network in eval mode, on the device that computes.
-            weights: What identifies its weights: ``sha256`` of the file, ``part`` of it.
+            subject: The network, on the device that computes.
             images: In the order of their features.
             which: What to compute, without repetition.
 
         Raises:
             OSError: The cache cannot be written.
-            ValueError: An unknown tap, an image that cannot be read, or features that are not finite.
+            ValueError: An unknown tap, one that the network lacks, an image that cannot be read, or features that are not
+                finite.
         """
+        if not subject.final_norm and any(feature.tap == 'output' for feature in which):
+            raise ValueError(
+                f"{subject.source} has no norm for tokens, so there is no 'output'. Read its last block: 'block:-1'."
+            )
         key = dict(
             version=VERSION,
-            weights=dict(weights),
+            subject=subject.identity,
             data=images.identity(),
             features=sorted(map(str, which)),
         )
@@ -122,7 +125,7 @@ class FeatureStore:
             write_json(folder / 'about.json', key)
             done = read_done(folder)
             if done < len(images):
-                self._extract(student, images, which, folder, done)
+                self._extract(subject, images, which, folder, done)
         values = {
             # copy on write: torch wants memory that it could write to
             feature: torch.from_numpy(np.load(file_of(folder, feature), mmap_mode='c'))
@@ -131,16 +134,16 @@ class FeatureStore:
         return Features(values, images.labels)
 
     def _extract(
-        self, student: LoadedStudent, images: LabelledImages, which: Sequence[Feature], folder: Path, done: int
+        self, subject: Subject, images: LabelledImages, which: Sequence[Feature], folder: Path, done: int
     ) -> None:
         """Fill the files from image ``done`` on, a shard at a time."""
-        width = student.backbone.arch.width
+        width = subject.network.arch.width
         files = {feature: open_rows(file_of(folder, feature), len(images), width, new=done == 0) for feature in which}
         with shown(f'features of {images.folder.name}', len(images), done=done) as report:
             while done < len(images):
                 stop = min(done + self.shard, len(images))
                 for batch in images.batches(done, stop, batch_size=self.batch_size, workers=self.workers):
-                    for feature, found_BD in compute(student, batch, which).items():
+                    for feature, found_BD in compute(subject, batch, which).items():
                         files[feature][done : done + len(batch)] = found_BD.cpu().numpy()
                     done += len(batch)
                     report(done)
@@ -150,17 +153,15 @@ class FeatureStore:
 
 
 @torch.no_grad()
-def compute(student: LoadedStudent, images_BCHW: Tensor, which: Sequence[Feature]) -> dict[Feature, Tensor]:
+def compute(subject: Subject, images_BCHW: Tensor, which: Sequence[Feature]) -> dict[Feature, Tensor]:
     """All features of a batch, (B, D) each, in one pass."""
-    backbone = student.backbone
+    network = subject.network
     taps = sorted({feature.tap for feature in which})
-    found = backbone(student.normalise(images_BCHW.to(student.pixel_mean.device)), taps=taps)
+    found = network(subject.normalise(images_BCHW.to(subject.device)), taps=taps)
     values = {}
     for feature in which:
         tokens_BND = found.tokens(feature.tap)
-        values[feature] = (
-            tokens_BND[:, 0] if feature.pool == 'cls' else tokens_BND[:, backbone.num_prefix :].mean(dim=1)
-        )
+        values[feature] = tokens_BND[:, 0] if feature.pool == 'cls' else tokens_BND[:, network.num_prefix :].mean(dim=1)
         check_finite(values[feature], str(feature))
     return values
 

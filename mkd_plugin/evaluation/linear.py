@@ -1,4 +1,8 @@
-"""Linear probes on frozen features: all learning rates, layers and poolings in one pass over the data."""
+"""Linear probes on frozen features: all learning rates, layers and poolings in one pass over the data.
+
+A deviation from MAE's recipe: features are those of each image's centre crop, computed once; MAE draws a new crop and flip
+for each epoch, so that its probes see more images.
+"""
 
 from __future__ import annotations
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from mkd_plugin.checkpoint.student import LoadedStudent, load_student
-from mkd_plugin.checkpoint.write import sha256_of
+from mkd_plugin.checkpoint.specification import parse_requests
+from mkd_plugin.checkpoint.subjects import Subject, load_subject
 from mkd_plugin.evaluation.features import FeatureStore, Split
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, check_same_classes, open_images
 from mkd_plugin.evaluation.protocols import PROTOCOLS, Plan, check_protocols
-from mkd_plugin.evaluation.table import EvaluationTable, check_writable, short_names
+from mkd_plugin.evaluation.table import EvaluationTable, check_writable
 
 __all__ = ['Data', 'evaluate']
 
@@ -32,9 +33,9 @@ class Data:
     val_list: Path | None = None
     resize: int | None = None
 
-    def open(self, student: LoadedStudent) -> tuple[LabelledImages, LabelledImages]:
+    def open(self, subject: Subject) -> tuple[LabelledImages, LabelledImages]:
         """Both splits, at the network's image size. Raises ValueError if their classes differ."""
-        crop = student.backbone.image_hw
+        crop = subject.network.image_hw
         preprocessing = Preprocessing.customary(crop) if self.resize is None else Preprocessing(crop, self.resize)
         train = open_images(self.root / 'train', preprocessing, annotation=self.train_list)
         val = open_images(self.root / 'val', preprocessing, annotation=self.val_list)
@@ -50,7 +51,8 @@ def evaluate(
     *,
     plan: Plan,
     store: FeatureStore,
-    part: str = 'student',
+    known: Mapping[str, Any] | None = None,
+    pixels: str | None = None,
 ) -> EvaluationTable:
     """Measure all checkpoints by all protocols.
 
@@ -58,26 +60,30 @@ def evaluate(
     table's failures; the others are measured all the same.
 
     Args:
-        checkpoints: Files that :func:`load_student` reads.
+        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.checkpoint.specification.Request`.
         protocols: Names in ``PROTOCOLS``.
         data: The images.
         out: Folder for ``evaluation.json`` and ``evaluation.md``.
         plan: What to measure.
         store: Computes features and keeps them.
-        part: 'student', or a teacher that the files hold.
+        known: Options of networks whose files do not state them.
+        pixels: Likewise, of pixels: a name in ``mkd_plugin.checkpoint.subjects.PIXELS``.
 
     Raises:
-        ValueError: An unknown protocol, a checkpoint that is given twice, or folders that cannot be written.
+        ValueError: An unknown protocol, two checkpoints of one name, or folders that cannot be written.
     """
     check_protocols(protocols)
-    names = short_names(checkpoints)
+    requests = parse_requests(checkpoints)
     for folder in (out, store.cache):
         check_writable(folder)
     settings = dict(data=asdict(data), plan=asdict(plan), protocols=list(protocols))
-    table = EvaluationTable({name: dict(path=path) for name, path in zip(names, checkpoints, strict=True)}, settings)
-    for name, path in zip(names, checkpoints, strict=True):
+    table = EvaluationTable({request.name: dict(source=request.text) for request in requests}, settings)
+    for request in requests:
+        name = request.name
         try:
-            split = features_of(path, table.checkpoints[name], data, plan, store, part)
+            subject = load_subject(request, known=known or {}, device=plan.device, pixels=pixels)
+            table.checkpoints[name] = subject.description
+            split = features_of(subject, data, plan, store)
         except (OSError, ValueError) as error:
             table.fail(name, 'features', error)
         else:
@@ -88,14 +94,10 @@ def evaluate(
     return table
 
 
-def features_of(path: str, about: dict[str, str], data: Data, plan: Plan, store: FeatureStore, part: str) -> Split:
-    """Features of both splits; ``about`` is told what identifies the weights."""
-    student = load_student(path, part=part).to(plan.device)
-    weights = dict(sha256=sha256_of(Path(path)), part=part)
-    about.update(weights)
-    train, val = data.open(student)
-    found = [store.features(student, weights, images, plan.features) for images in (train, val)]
-    return Split(*found)
+def features_of(subject: Subject, data: Data, plan: Plan, store: FeatureStore) -> Split:
+    """Features of both splits."""
+    train, val = data.open(subject)
+    return Split(*(store.features(subject, images, plan.features) for images in (train, val)))
 
 
 def measure(table: EvaluationTable, name: str, protocol: str, split: Split, plan: Plan) -> None:

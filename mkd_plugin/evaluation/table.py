@@ -25,13 +25,13 @@ class EvaluationTable:
     """Rows of several checkpoints, side by side.
 
     Attributes:
-        checkpoints: Column → what identifies it (path, sha256, part).
+        checkpoints: Column → what it is: its source, and what is known of its network once it is loaded.
         settings: What was asked for.
         rows: Column → its rows.
         failures: What could not be measured: column, protocol, reason.
     """
 
-    checkpoints: dict[str, dict[str, str]]
+    checkpoints: dict[str, dict[str, Any]]
     settings: Mapping[str, Any]
     rows: dict[str, list[Row]] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -53,7 +53,8 @@ class EvaluationTable:
         return [[*place, *(found.get(column, '–') for column in self.checkpoints)] for place, found in cells.items()]
 
     def notes(self) -> list[str]:
-        """What holds for rows of the table, and failures."""
+        """What columns are of, what holds for rows, and failures."""
+        columns = [f'{name}: {about_network(about)}' for name, about in self.checkpoints.items() if 'format' in about]
         said = {
             f'{row.protocol}{f", {row.setting}" if math.isnan(row.top1) else ""}: {row.note}'
             for rows in self.rows.values()
@@ -61,7 +62,7 @@ class EvaluationTable:
             if row.note
         }
         failed = [f'{entry["checkpoint"]}, {entry["protocol"]}: {entry["reason"]}' for entry in self.failures]
-        return [*sorted(said), *failed]
+        return [*columns, *sorted(said), *failed]
 
     def rich(self) -> Table:
         """For the terminal."""
@@ -94,6 +95,14 @@ class EvaluationTable:
             half = folder / f'{name}.{os.getpid()}'
             half.write_text(text)
             half.replace(folder / name)
+
+
+def about_network(about: Mapping[str, Any]) -> str:
+    """A network's format, image and pixels, and what was assumed of it."""
+    height, width = about['image_hw']
+    mean, std = (' '.join(f'{value:.4g}' for value in about[name]) for name in ('pixel_mean', 'pixel_std'))
+    said = f'{about["format"]}, {height} × {width} px, mean {mean}, std {std}'
+    return '; '.join([said, *about['notes']])
 
 
 def number(row: Row) -> str:

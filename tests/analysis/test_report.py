@@ -18,7 +18,6 @@ from PIL import Image
 from mkd_plugin.analysis import AttentionStatistics, linear_cka, run_watched
 from mkd_plugin.analysis.report import MEASUREMENTS, Settings, analyze, run
 from mkd_plugin.analysis.report.images import ImageSet
-from mkd_plugin.analysis.report.models import load_subjects
 from mkd_plugin.models.vit import VisionTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,6 +235,21 @@ def test_analyze__curvature_without_labels(tmp_path, two, pictures):
     assert 'has no labels' in report.failed['before']['hessian']
 
 
+def test_analyze__landscape_along_eigenvectors(tmp_path, two, pictures):
+    """Another plane through the same point; along the largest eigenvalue's vector the loss bends most."""
+    found = {}
+    for directions in ('random', 'hessian'):
+        settings = Settings(only=['landscape'], images=6, batch=3, directions=directions, landscape_size=3)
+        report = analyze(two[:1], data=pictures, out=tmp_path / 'out', settings=settings)
+        found[directions] = report.results['before']['landscape']
+    random, hessian = (np.array(found[directions]['losses']) for directions in ('random', 'hessian'))
+    assert found['hessian']['directions'] == 'hessian' and random.shape == hessian.shape == (3, 3)
+    assert random[1, 1] == pytest.approx(hessian[1, 1], rel=1e-6)
+    bends = [losses[0, 1] - 2 * losses[1, 1] + losses[2, 1] for losses in (random, hessian)]
+    assert bends[1] > bends[0]
+    assert 'along two top eigenvectors' in unescape((tmp_path / 'out/index.html').read_text())
+
+
 def test_analyze__curvature_of_a_large_network_is_left_out(tmp_path, two, pictures, monkeypatch):
     monkeypatch.setattr(run, 'SMALL', 100)
     monkeypatch.setattr(run, 'MEASUREMENTS', ('variance', 'landscape'))
@@ -261,49 +275,6 @@ def test_analyze__bad_input(tmp_path, two, pictures, capsys, change, message):
     change = [word.format(tmp_path) for word in change]
     assert tool.main([*two, '--data', str(pictures), '--out', str(tmp_path / 'out'), *change]) == 1
     assert re.search(message, capsys.readouterr().err)
-
-
-def test_load_subjects__resnet(tmp_path):
-    from torchvision.models import resnet18
-
-    torch.save(resnet18().state_dict(), tmp_path / 'r18.pth')
-    with pytest.raises(ValueError, match='is of a ResNet, which has neither attention nor tokens'):
-        load_subjects([str(tmp_path / 'r18.pth')], known={}, device='cpu')
-
-
-def test_load_subjects__names(tmp_path):
-    for folder in ('a', 'b'):
-        (tmp_path / folder).mkdir()
-        save_network(tmp_path / folder / 'stage_1.pth')
-    paths = [str(tmp_path / folder / 'stage_1.pth') for folder in ('a', 'b')]
-    assert [subject.name for subject in load_subjects(paths, known={}, device='cpu')] == ['a/stage_1', 'b/stage_1']
-    with pytest.raises(ValueError, match=r"Several checkpoints are called \['x'\]"):
-        load_subjects([f'x={path}' for path in paths], known={}, device='cpu')
-
-
-def test_load_subjects__file_that_states_nothing(tmp_path):
-    """Heads are guessed and said, or given; a teacher of the file is a part of it."""
-    network = VisionTransformer(arch=ARCH, img_size=16, patch_size=4, position='learned')
-    torch.save(network.state_dict(), tmp_path / 'plain.pth')
-    (guessed,) = load_subjects([str(tmp_path / 'plain.pth')], known={}, device='cpu')
-    (given,) = load_subjects([str(tmp_path / 'plain.pth')], known=dict(num_heads=2), device='cpu')
-    assert guessed.network.arch.num_heads == 1
-    assert given.network.arch.num_heads == 2
-    assert [len(subject.notes) for subject in (guessed, given)] == [2, 1]
-    assert guessed.identity != given.identity
-
-
-def test_load_subjects__teacher_of_a_run(tmp_path):
-    student = VisionTransformer(arch=ARCH, img_size=16, patch_size=4)
-    teacher = VisionTransformer(arch=ARCH, img_size=16, patch_size=4)
-    about = dict(version='0', backbone=student.options, pixel_mean=MEAN, pixel_std=STD, teachers=['boot'])
-    state = {f'backbone.{name}': value for name, value in student.state_dict().items()}
-    state |= {f'teachers.boot.network.{name}': value for name, value in teacher.state_dict().items()}
-    torch.save(dict(meta=dict(mkd_plugin=about), state_dict=state), tmp_path / 'run.pth')
-    found = load_subjects([f'{tmp_path / "run.pth"}{part}' for part in ('', '#boot')], known={}, device='cpu')
-    for subject, wanted in zip(found, (student, teacher), strict=True):
-        assert torch.equal(subject.network.layers[0].attn.qkv.weight, wanted.layers[0].attn.qkv.weight)
-    assert [subject.name for subject in found] == ['run', 'run#boot']
 
 
 def test_image_set__labels_and_files(pictures):

@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from conftest import VIT
 from labelled_files import write_images, write_student
 
 from mkd_plugin.checkpoint.student import load_student
+from mkd_plugin.checkpoint.subjects import load_subjects
 from mkd_plugin.checkpoint.write import sha256_of
 from mkd_plugin.evaluation import features as module
 from mkd_plugin.evaluation.features import Feature, FeatureStore
 from mkd_plugin.evaluation.images import Preprocessing, open_images
+from mkd_plugin.models.students import ClassifierViT
 
 SMALL = Preprocessing((16, 16), 18)
 WHICH = (Feature('block:-1', 'mean'), Feature('block:-1', 'cls'), Feature('block:0', 'mean'), Feature('output', 'cls'))
@@ -31,7 +34,12 @@ def computed(monkeypatch) -> list[int]:
 
 
 def read(store, path, images, which=WHICH):
-    return store.features(load_student(path), dict(sha256=sha256_of(path), part='student'), images, which)
+    return store.features(subject_of(path), images, which)
+
+
+def subject_of(path):
+    (subject,) = load_subjects([str(path)], known={}, device='cpu')
+    return subject
 
 
 def test_features__are_the_students(tmp_path):
@@ -110,17 +118,41 @@ def test_features__cache_says_what_it_is_of(tmp_path):
     path, store = write_student(tmp_path, 'a.pth'), FeatureStore(tmp_path / 'c')
     read(store, path, open_images(write_images(tmp_path, 'train'), SMALL))
     about = json.loads(next((tmp_path / 'c').glob('*/about.json')).read_text())
-    assert about['weights'] == dict(sha256=sha256_of(path), part='student')
+    assert about['subject'].startswith(f'{sha256_of(path)} backbone. ')
     assert about['data']['images'] == 12 and about['data']['preprocessing']['resize'] == 18
 
 
 def test_features__not_finite(tmp_path):
     images, path = open_images(write_images(tmp_path, 'train'), SMALL), write_student(tmp_path, 'a.pth')
-    student = load_student(path)
+    subject = subject_of(path)
     with torch.no_grad():
-        student.backbone.layers[1].ffn.layers[1].bias.fill_(torch.inf)
+        subject.network.layers[1].ffn.layers[1].bias.fill_(torch.inf)
     with pytest.raises(ValueError, match='block:-1 mean.*NaN or infinite'):
-        FeatureStore(tmp_path / 'c').features(student, dict(sha256='', part=''), images, WHICH)
+        FeatureStore(tmp_path / 'c').features(subject, images, WHICH)
+
+
+def test_features__pixels_are_part_of_the_key(tmp_path, computed):
+    """The same weights want other features with other statistics of pixels."""
+    images, store = open_images(write_images(tmp_path, 'train'), SMALL), FeatureStore(tmp_path / 'c')
+    bare = tmp_path / 'bare.pth'
+    torch.save(load_student(write_student(tmp_path, 'a.pth')).backbone.state_dict(), bare)
+    found = []
+    for pixels in ('half', 'clip', 'half'):
+        (subject,) = load_subjects([str(bare)], known=dict(num_heads=4), device='cpu', pixels=pixels)
+        found.append(store.features(subject, images, WHICH).values[WHICH[0]])
+    assert computed == [12, 12]
+    assert not found[0].equal(found[1]) and found[0].equal(found[2])
+
+
+def test_features__no_final_norm(tmp_path):
+    """A fine-tuned network has its norm after the mean: its last block can be read, an output it has not."""
+    images, network = open_images(write_images(tmp_path, 'train'), SMALL), ClassifierViT(**VIT)
+    torch.save(network.state_dict(), tmp_path / 'tuned.pth')
+    (subject,) = load_subjects([str(tmp_path / 'tuned.pth')], known=dict(num_heads=4), device='cpu')
+    assert 'it has no norm for tokens after the last block' in subject.notes
+    FeatureStore(tmp_path / 'c').features(subject, images, WHICH[:3])
+    with pytest.raises(ValueError, match="has no norm for tokens, so there is no 'output'"):
+        FeatureStore(tmp_path / 'c').features(subject, images, WHICH)
 
 
 def test_feature__unknown():

@@ -91,3 +91,21 @@ def test_listed_in_json__inaturalists_form(tmp_path):
     path.write_text(json.dumps(dict(images=[])))
     with pytest.raises(ValueError, match="COCO's form.*test set"):
         listed_in_json(tmp_path, path)
+
+
+@pytest.mark.parametrize('name', ['dbot', 'dmae'])
+@pytest.mark.parametrize('percent', [1, 10])
+def test_config__trains_on_the_list(tmp_path, name, percent):
+    """The semi-supervised configs read what the tool writes, and only the training images are fewer."""
+    write_images(tmp_path, 'train', count=20)
+    share = 100 * 3 // 60 if percent == 1 else 50
+    (tmp_path / 'meta').mkdir()
+    write_list(draw_share(tmp_path / 'train', share / 100, 0), tmp_path / f'meta/train_{percent}p.txt')
+    length = {1: 400, 10: 200}[percent]
+    cfg = get_config(f'{name}/finetune/in1k/{name}-ft_vit-base-p16_8xb128-{length}e_in1k-{percent}p')
+    whole = get_config(f'{name}/finetune/in1k/{name}-ft_vit-base-p16_8xb128-100e_in1k')
+    dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, data_root=str(tmp_path)))
+    assert len(dataset) == share * 60 // 100
+    assert len(set(dataset.get_gt_labels())) == 3
+    assert cfg.val_dataloader == whole.val_dataloader and cfg.model == whole.model
+    assert cfg.train_cfg.max_epochs == length == cfg.param_scheduler[1].end

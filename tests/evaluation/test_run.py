@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from labelled_files import write_images, write_student
 
+from mkd_plugin.checkpoint.export import export_weights
+from mkd_plugin.checkpoint.student import load_student
 from mkd_plugin.checkpoint.write import sha256_of
 from mkd_plugin.evaluation import protocols
 from mkd_plugin.evaluation.table import short_names
@@ -43,7 +46,9 @@ def test_evaluate__one_table_for_all_checkpoints(data, tmp_path, capsys):
         for protocol, rows in (('knn', 4), ('linear', 2), ('fewshot', 2))
         for _ in range(rows)
     ]
-    assert found['checkpoints']['a'] == dict(path=str(paths[0]), sha256=sha256_of(paths[0]), part='student')
+    about = found['checkpoints']['a']
+    assert about['source'] == str(paths[0]) and about['identity'].startswith(f'{sha256_of(paths[0])} backbone. ')
+    assert (about['pixel_mean'], about['pixel_std']) == ([127.5] * 3, [60.0] * 3)
     rows = [line for line in page.splitlines() if line.startswith('|')]
     assert rows[0] == '| protocol | setting | feature | a | b |' and len(rows) == 2 + 8
     first = [row for row in found['rows'] if row['setting'] == 'k = 3' and row['feature'] == 'block:-1 mean']
@@ -108,6 +113,30 @@ def test_evaluate__bad_checkpoint_leaves_the_others(data, tmp_path):
     assert code == 1 and [entry['checkpoint'] for entry in found['failures']] == ['bad']
     assert {row['checkpoint'] for row in found['rows']} == {'a'}
     assert '| – |' in page
+
+
+def test_evaluate__files_of_other_formats(data, tmp_path):
+    """The same network as ours, and as timm names it: the same numbers, and what was assumed is said."""
+    ours = write_student(tmp_path, 'ours.pth')
+    network = load_student(ours).backbone
+    _, weights, _ = export_weights(network.state_dict(), network.options, 'timm')
+    torch.save(weights, tmp_path / 'theirs.pth')
+    known = ['--network', 'num_heads=4', '--data', data, '--protocols', 'knn']
+    code, found, page = run(ours, f'x={tmp_path}/theirs.pth', *known, '--pixels', 'half', tmp_path / 'out')
+    assert code == 0
+    assert found['checkpoints']['x']['pixel_mean'] == [127.5] * 3
+    assert '- x: timm' in page and 'mean 127.5 127.5 127.5, std 127.5' in page
+    assert 'pixel statistics as told: --pixels half' in page
+    _, guessed, page = run(tmp_path / 'theirs.pth', *known, tmp_path / 'other')
+    assert guessed['checkpoints']['theirs']['pixel_mean'] == [123.675, 116.28, 103.53]
+    assert "ImageNet's pixel statistics: the file states none" in page
+
+
+def test_evaluate__teacher_of_a_run(data, tmp_path):
+    path = write_student(tmp_path, 'a.pth')
+    code, found, _ = run(f'{path}#boot', path, '--data', data, '--protocols', 'knn', tmp_path / 'out')
+    assert code == 1 and {row['checkpoint'] for row in found['rows']} == {'a'}
+    assert "under the prefix 'boot" in found['failures'][0]['reason']
 
 
 def test_evaluate__val_without_labels(data, tmp_path):

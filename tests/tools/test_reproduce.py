@@ -18,6 +18,7 @@ from scipy import stats
 
 from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.datasets import write_digits
+from mkd_plugin.launch.pool import ready
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.students import VisibleViT
 
@@ -160,9 +161,9 @@ def test_plan__every_job_once_after_what_it_needs(experiment):
 def test_ready__waits_for_running_and_waiting_jobs(experiment):
     teacher, student = Job('pretrain', 'mae', 0), Job('pretrain', 'dbot-mae', 0)
     other = Job('pretrain', 'mae-raw', 0)
-    assert pool.ready(experiment, [teacher, student, other], []) == [teacher, other]
-    assert pool.ready(experiment, [student, other], [teacher]) == [other]
-    assert pool.ready(experiment, [student, other], []) == [student, other]
+    assert ready(experiment, [teacher, student, other], []) == [teacher, other]
+    assert ready(experiment, [student, other], [teacher]) == [other]
+    assert ready(experiment, [student, other], []) == [student, other]
 
 
 def test_do__interrupted_pretraining_ends_as_one_that_was_not(experiment, monkeypatch):

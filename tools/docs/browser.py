@@ -22,13 +22,16 @@ COMMAND = ('chromium', '--headless', '--no-sandbox', '--disable-gpu', '--hide-sc
 LOOK = """
 addEventListener('load', () => {
   const page = document.querySelector('iframe').contentDocument;
-  const figures = [...page.querySelectorAll('svg')].map((svg) => svg.getBoundingClientRect());
+  const sizes = (kind) => [...page.querySelectorAll(kind)].map((of) => of.getBoundingClientRect());
+  const figures = sizes('svg');
+  const pictures = sizes('img').filter((box, index) => page.querySelectorAll('img')[index].naturalWidth);
   const first = page.querySelector('.panels button');
   if (first) first.click();
   document.querySelector('pre').textContent = JSON.stringify({
     window: page.documentElement.clientWidth,
     content: page.documentElement.scrollWidth,
     figures: figures.map((box) => [box.width, box.height]),
+    pictures: pictures.map((box) => [box.width, box.height]),
     images: [...page.querySelectorAll('image')].length,
     enlarged: page.querySelectorAll('dialog[open] svg').length,
   });
@@ -51,7 +54,8 @@ def look(page: Path, *, width: int) -> tuple[dict[str, Any], list[str]]:
 
     Returns:
         ``window`` and ``content``: widths; ``figures``: (width, height) of each; ``images``: pixel images in them;
-        ``enlarged``: figures in the dialog after a click on the first. And what was written to the console.
+        ``pictures``: (width, height) of each ``img`` that could be read; ``enlarged``: figures in the dialog after a click on
+        the first. And what was written to the console.
     """
     frame = (
         f'<iframe width="{width}" height="800" style="border: 0" srcdoc="{escape(page.read_text(encoding="utf-8"))}">'

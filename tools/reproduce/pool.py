@@ -5,15 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from types import FrameType
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mkd_plugin.launch.pool import interrupt, work_through
 from reproduce.jobs import Experiment, Job
 
 __all__ = ['run_jobs']
@@ -41,7 +39,7 @@ def run_jobs(experiment: Experiment, jobs: Sequence[Job], *, workers: int, conso
     before = signal.signal(signal.SIGTERM, interrupt)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=start_worker)
     try:
-        work_through(pool, experiment, waiting, workers, console)
+        work_through(pool, experiment, waiting, workers=workers, console=console, outcome=experiment.result)
     except BaseException:
         for child in multiprocessing.active_children():
             child.terminate()  # a pre-training saves and leaves
@@ -50,38 +48,3 @@ def run_jobs(experiment: Experiment, jobs: Sequence[Job], *, workers: int, conso
     finally:
         signal.signal(signal.SIGTERM, before)
     pool.shutdown()
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
-def work_through(
-    pool: ProcessPoolExecutor, experiment: Experiment, jobs: Sequence[Job], workers: int, console: Console
-) -> None:
-    """Give each free worker the first job that waits for nothing."""
-    columns = (TextColumn('jobs'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    waiting, running, done = list(jobs), dict[Future[None], Job](), 0
-    began, total, steps = time.monotonic(), sum(map(experiment.steps, jobs)), 0
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task('', total=len(jobs))
-        while waiting or running:
-            for job in ready(experiment, waiting, list(running.values()))[: workers - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(experiment.do, job)] = job
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job = running.pop(future)
-                future.result()
-                done, steps = done + 1, steps + experiment.steps(job)
-                progress.advance(bar)
-                if not console.is_terminal:  # a log file gets lines, a terminal the bar
-                    left = (time.monotonic() - began) * (total - steps) / steps / 60
-                    print(f'[{done}/{len(jobs)}] {job}: {experiment.result(job)}, {left:.0f} minutes left', flush=True)
-
-
-def ready(experiment: Experiment, waiting: Sequence[Job], running: Sequence[Job]) -> list[Job]:
-    """The waiting jobs whose needs are done, in their order."""
-    unfinished = {*waiting, *running}
-    return [job for job in waiting if not unfinished.intersection(experiment.needs(job))]

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mkd_plugin.analysis.report.models import Subject
+from mkd_plugin.checkpoint.subjects import Subject
 
 __all__ = ['ImageSet']
 
@@ -87,4 +87,4 @@ class ImageSet:
         """All images as a network wants them, so many at once, on its device."""
         for first in range(0, len(self), size):
             numbers = range(first, min(first + size, len(self)))
-            yield subject.normalise(self.read(numbers, subject.network.image_hw).to(subject.mean_C11.device))
+            yield subject.normalise(self.read(numbers, subject.network.image_hw).to(subject.device))

@@ -23,8 +23,8 @@ from mkd_plugin.analysis import (
 )
 from mkd_plugin.analysis.checks import patches_of
 from mkd_plugin.analysis.report.images import ImageSet
-from mkd_plugin.analysis.report.models import Subject
 from mkd_plugin.analysis.report.settings import Settings
+from mkd_plugin.checkpoint.subjects import Subject
 
 __all__ = ['Job', 'compare', 'measure_attention', 'measure_image_spectrum', 'measure_maps', 'measure_tokens']
 
@@ -144,7 +144,7 @@ def measure_maps(job: Job) -> dict[str, Any]:
             maps[layer] += chosen_BQL.reshape(-1, len(rows), height, width).tolist()
 
     shown = job.images.evenly(job.settings.shown)
-    pixels = job.images.read(shown, network.image_hw).to(job.subject.mean_C11.device)
+    pixels = job.images.read(shown, network.image_hw).to(job.subject.device)
     run_watched(network, job.subject.normalise(pixels), on_attention=take)
     return {'images': shown, 'queries': queries, 'layers': maps}
 

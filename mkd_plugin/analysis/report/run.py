@@ -28,12 +28,13 @@ from mkd_plugin.analysis.report.measure import (
     measure_token_spectrum,
     measure_variance,
 )
-from mkd_plugin.analysis.report.models import Subject, load_subjects
 from mkd_plugin.analysis.report.page import write_page
 from mkd_plugin.analysis.report.result import Report
 from mkd_plugin.analysis.report.settings import CURVATURE, MEASUREMENTS, Settings
-from mkd_plugin.analysis.report.store import Store, plain, write_whole
+from mkd_plugin.analysis.report.store import Store
+from mkd_plugin.checkpoint.subjects import Subject, load_subjects
 from mkd_plugin.engine.progress import someone_looks
+from mkd_plugin.files import plain, write_whole
 
 __all__ = ['analyze']
 
@@ -81,16 +82,18 @@ def analyze(
     out: str | Path,
     settings: Settings,
     known: Mapping[str, Any] | None = None,
+    pixels: str | None = None,
     device: str = 'cpu',
 ) -> Report:
     """Measure networks on images; write ``report.json`` and ``index.html``. What an earlier run has measured is not again.
 
     Args:
-        checkpoints: ``[NAME=]PATH[#PART]`` each; see :func:`models.load_subjects`.
+        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.checkpoint.specification.Request`.
         data: A folder of images.
         out: Where to; a result is written there as soon as it is there.
         settings: What and how.
         known: Options of networks whose files do not state them.
+        pixels: Likewise, of pixels: a name in ``mkd_plugin.checkpoint.subjects.PIXELS``.
         device: Where to compute.
 
     Returns:
@@ -102,7 +105,7 @@ def analyze(
     """
     store = Store(out)
     images = ImageSet(data, settings.images)
-    subjects = load_subjects(checkpoints, known=known or {}, device=device)
+    subjects = load_subjects(checkpoints, known=known or {}, device=device, pixels=pixels)
     about = {'root': str(data), 'images': len(images), 'of': images.available, 'wanted': settings.images}
     report = Report(
         models={subject.name: subject.description for subject in subjects},

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mkd_plugin.analysis.report.captions import CAPTIONS, DISTANCES, SPECTRA, Caption
 from mkd_plugin.analysis.report.figures import (
@@ -22,8 +21,9 @@ from mkd_plugin.analysis.report.figures import (
 )
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.result import Report
+from mkd_plugin.html import Panel
 
-__all__ = ['Panel', 'Section', 'sections_of']
+__all__ = ['Section', 'sections_of']
 
 HEADS = {
     'distance': ('distance_H', 'pixels'),
@@ -33,14 +33,6 @@ HEADS = {
 CUT = 4.0  # surfaces end at this many times the greatest loss at their middles, or above the flattest surface
 
 Found = Mapping[str, dict[str, Any]]  # model → what was measured of it
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure, and what it says to somebody who does not see it."""
-
-    figure: Figure
-    words: str
 
 
 @dataclass

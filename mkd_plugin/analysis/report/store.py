@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.settings import MEASUREMENTS, Settings
+from mkd_plugin.files import plain, write_whole
 
-__all__ = ['Store', 'plain', 'write_whole']
+__all__ = ['Store']
 
 LAYOUT = 1  # of a result; raised when what is measured under the same settings changes
 
@@ -59,21 +56,3 @@ class Store:
         text = json.dumps(plain(result), allow_nan=False)
         write_whole(path, text)
         return dict(json.loads(text))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step: it is whole or not there."""
-    half = path.with_name(f'{path.name}.{os.getpid()}')
-    half.write_text(text, encoding='utf-8')
-    half.replace(path)
-
-
-def plain(value: Any) -> Any:
-    """The same for JSON: tensors as lists, and None for what is no finite number."""
-    if isinstance(value, Tensor):
-        return plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
