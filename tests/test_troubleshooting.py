@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'troubleshooting.md'
 
-# Said by torch, mmengine, mmcv, SciPy, pip or python.
+# Said by torch, mmengine, mmcv, mmdet, NumPy, SciPy, pip or python.
 FOREIGN = {
     'operator torchvision::nms does not exist',
     "No module named 'mmcv._ext'",
@@ -26,6 +26,9 @@ FOREIGN = {
     'Found no NVIDIA driver',
     'SyncBatchNorm expected input tensor to be on GPU',
     'Inference tensors cannot be saved for backward',
+    'need at least one array to concatenate',
+    "KeyError: 'mask'",
+    'There is no valid anchor inside the image boundary',
     'interp2d has been removed in SciPy 1.14.0',
 }
 

@@ -14,11 +14,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ['NUM_TRAIN', 'NUM_VAL', 'draw_labelled', 'write_digits']
+__all__ = ['NUM_TRAIN', 'NUM_VAL', 'draw_labelled', 'split_scans', 'write_digits']
 
 NUM_TRAIN, NUM_VAL = 1440, 357
 SIDE = 32
@@ -37,11 +38,7 @@ def write_digits(root: str | Path) -> Path:
     if (root / COMPLETE).is_file():
         return root
     digits = load_digits()
-    numbers = np.arange(len(digits.target))
-    train, val = train_test_split(
-        numbers, train_size=NUM_TRAIN, test_size=NUM_VAL, random_state=0, stratify=digits.target
-    )
-    for split, members in (('train', train), ('val', val)):
+    for split, members in split_scans(digits.target).items():
         for number in members:
             scan = Image.fromarray((digits.images[number] * (255 / 16)).round().astype(np.uint8))
             folder = root / split / str(digits.target[number])
@@ -49,6 +46,14 @@ def write_digits(root: str | Path) -> Path:
             scan.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f'{number:04d}.png')
     (root / COMPLETE).write_text(f'{NUM_TRAIN} images for training, {NUM_VAL} for validation\n')
     return root
+
+
+def split_scans(labels: npt.NDArray[np.int_]) -> dict[str, npt.NDArray[np.int_]]:
+    """Numbers of the scans in ``train`` and ``val``: no scan is in both. ``labels`` are those of all 1,797."""
+    train, val = train_test_split(
+        np.arange(len(labels)), train_size=NUM_TRAIN, test_size=NUM_VAL, random_state=0, stratify=labels
+    )
+    return {'train': train, 'val': val}
 
 
 def draw_labelled(root: str | Path, labels_per_class: int, draw: int) -> Path:
