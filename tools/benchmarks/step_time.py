@@ -3,6 +3,7 @@
     python tools/benchmarks/step_time.py dbot/dbot_digits --against mae/mae_digits
     python tools/benchmarks/step_time.py CONFIG --against mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py
     python tools/benchmarks/step_time.py CONFIG --flops-only
+    python tools/benchmarks/step_time.py backbones --size 512x512       (the dense backbone against mmseg's: backbone_time.py)
 
 A config is a file, the name of a shipped one, METHOD:ROW for an ablation, or PACKAGE::NAME for a host's. A step is what the
 runner does with a batch: preprocessing, forward, backward, optimiser; images are random and already on the device. Steps of
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -256,7 +258,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ['backbones']:
+        import backbone_time  # which uses this module
+
+        backbone_time.main(given[1:])
+        return
+    args = parse_args(given)
     MMLogger.get_current_instance().setLevel('WARNING')  # not a line for every parameter group
     names = [args.config, *([args.against] if args.against else [])]
     if args.flops_only:
