@@ -5,10 +5,7 @@
 _base_ = 'dbot-ft_vit-base-p16_8xb128-100e_in1k.py'
 
 train_dataloader = dict(dataset=dict(ann_file='meta/train_1p.txt'))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
-    # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 1.2e-3, by_epoch=True, begin=20, end=400, convert_to_iter_based=True),
-]
+warmup, length = _base_.param_scheduler
+param_scheduler = [dict(warmup, end=20), dict(length, begin=20, end=400)]
+del warmup, length
 train_cfg = dict(max_epochs=400)
