@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from tiny_runs import one_thread, tiny_run, train, written_digits  # noqa: F401 - fixtures for every folder
 from torch import Tensor, nn
 
@@ -50,6 +51,13 @@ MAE = dict(
 def seeded() -> None:
     """Every test draws the same numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_scope() -> Iterator[None]:
+    """A run leaves its host's scope behind, in which the next test would look for plain names."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
