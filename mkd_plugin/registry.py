@@ -23,19 +23,6 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = [
-    'DATASETS',
-    'FUNCTIONS',
-    'HOOKS',
-    'MODELS',
-    'OPTIM_WRAPPER_CONSTRUCTORS',
-    'RUNNERS',
-    'STRATEGIES',
-    'TRANSFORMS',
-    'MirroredRegistry',
-    'build',
-]
-
 
 class MirroredRegistry(Registry):
     """A registry whose members also become members of a host's registry.
@@ -75,7 +62,7 @@ class MirroredRegistry(Registry):
 
 
 MODELS = MirroredRegistry(
-    'mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models', 'mkd_plugin.downstream']
+    'mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models', 'mkd_plugin.dense']
 )
 HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
 RUNNERS = MirroredRegistry('mkd_plugin runner', parent=MMENGINE_RUNNERS, locations=['mkd_plugin.engine'])
@@ -87,7 +74,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = MirroredRegistry(
 )
 DATASETS = MirroredRegistry('mkd_plugin dataset', parent=MMENGINE_DATASETS, locations=['mkd_plugin.datasets'])
 TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=MMENGINE_TRANSFORMS, locations=['mkd_plugin.datasets'])
-FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, locations=['mkd_plugin.crops'])
+FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, locations=['mkd_plugin.datasets.crops'])
 
 if find_spec('mmpretrain') is not None:
     from mmpretrain import registry as mmpretrain_registry

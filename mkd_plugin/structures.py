@@ -17,8 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ['QueryKey', 'Region', 'RegionTokens', 'TapSpec', 'TapValue', 'TokenFeatures', 'TokenMask', 'Tokens', 'take']
-
 
 def take(x_BND: Tensor, rows_BR: Tensor) -> Tensor:
     """Pick tokens: ``out[b, r] = x[b, rows[b, r]]``, shape (B, R, D)."""

@@ -18,8 +18,8 @@ from mmengine.config import DictAction
 from mkd_plugin.analysis.checks import FLAVOURS
 from mkd_plugin.analysis.report import MEASUREMENTS, Settings, analyze
 from mkd_plugin.analysis.report.settings import DIRECTIONS
-from mkd_plugin.checkpoint.specification import SPECIFICATION
-from mkd_plugin.checkpoint.subjects import PIXELS
+from mkd_plugin.interop.specs import SPECIFICATION
+from mkd_plugin.interop.subjects import PIXELS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 from mkd_plugin.checkpoint import load_backbone
-from mkd_plugin.checkpoint.compare import build_filled, largest_error
-from mkd_plugin.checkpoint.export import export_weights
-from mkd_plugin.checkpoint.libraries import Kind, choose_kind
+from mkd_plugin.interop.export import build_filled, export_weights, largest_error
+from mkd_plugin.interop.libraries import Kind, choose_kind
 from mkd_plugin.models.vit import VisionTransformer
 
 CLIP = dict(pre_norm=True, norm_eps=1e-5, activation='quick_gelu')

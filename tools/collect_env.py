@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mkd_plugin.launch.environment import describe_environment
+from mkd_plugin.preflight.environment import describe_environment
 
 if __name__ == '__main__':
     for name, value in describe_environment().items():

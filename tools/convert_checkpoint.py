@@ -13,9 +13,9 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.markup import escape
 
-from mkd_plugin.checkpoint.convert import PARTS, Conversion, convert_checkpoint
-from mkd_plugin.checkpoint.libraries import TARGETS
 from mkd_plugin.checkpoint.releases import RELEASES
+from mkd_plugin.interop.convert import PARTS, Conversion, convert_checkpoint
+from mkd_plugin.interop.libraries import TARGETS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -19,8 +19,6 @@ from pathlib import Path
 from mmengine.config import DictAction
 from rich.console import Console
 
-from mkd_plugin.checkpoint.specification import SPECIFICATION
-from mkd_plugin.checkpoint.subjects import PIXELS
 from mkd_plugin.evaluation import (
     FEW,
     KS,
@@ -35,6 +33,8 @@ from mkd_plugin.evaluation import (
     evaluate,
     shortened,
 )
+from mkd_plugin.interop.specs import SPECIFICATION
+from mkd_plugin.interop.subjects import PIXELS
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from mkd_plugin.launch.inspect import describe_checkpoint, render
+from mkd_plugin.interop.inspect import describe_checkpoint, render
 
 
 def main() -> int:

@@ -19,5 +19,5 @@ launch() {
     if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then rendezvous=(--standalone); fi
     # torchrun would give every process one thread
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + processes - 1) / processes ))}
-    exec "$(find_python)" -m mkd_plugin.launch.torchrun "${rendezvous[@]}" --nproc_per_node "$processes" "$@"
+    exec "$(find_python)" -m mkd_plugin.preflight.torchrun "${rendezvous[@]}" --nproc_per_node "$processes" "$@"
 }

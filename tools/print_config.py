@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from mkd_plugin.launch.config import read_config
+from mkd_plugin.preflight.config import read_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -29,7 +29,7 @@ from rich.table import Table
 
 import mkd_plugin
 from mkd_plugin.datasets import draw_labelled, write_digits
-from mkd_plugin.visualization import plot_attention
+from mkd_plugin.reporting.pictures import plot_attention
 
 # mmpretrain imports an op that it does not need and that is not compiled here
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')

@@ -16,10 +16,9 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mkd_plugin.launch.config import add_shared_arguments, load_config
-from mkd_plugin.launch.data_tree import check_data
-from mkd_plugin.launch.distributed import start_process_group
-from mkd_plugin.launch.files import check_work_dir
+from mkd_plugin.preflight.config import add_shared_arguments, load_config
+from mkd_plugin.preflight.data import check_data, check_work_dir
+from mkd_plugin.preflight.distributed import start_process_group
 
 
 def parse_args() -> argparse.Namespace:

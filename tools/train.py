@@ -16,10 +16,9 @@ import sys
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mkd_plugin.launch.config import add_shared_arguments, apply_training_options, load_config
-from mkd_plugin.launch.data_tree import check_data
-from mkd_plugin.launch.distributed import processes_from_environment, start_process_group
-from mkd_plugin.launch.files import check_work_dir
+from mkd_plugin.preflight.config import add_shared_arguments, apply_training_options, load_config
+from mkd_plugin.preflight.data import check_data, check_work_dir
+from mkd_plugin.preflight.distributed import processes_from_environment, start_process_group
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +58,7 @@ def main() -> int:
     if rank > 0:
         return 0
     apply_training_options(cfg, args)
-    from mkd_plugin.launch.dry_run import dry_run
+    from mkd_plugin.preflight.dry_run import dry_run
 
     return dry_run(cfg, processes=args.processes or processes, images=args.dry_run)
 

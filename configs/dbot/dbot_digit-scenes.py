@@ -2,7 +2,9 @@
 # trains in half an hour. The method is that of dbot_vit-base-p16; beside the sizes, teacher 0 has no blocks, as the
 # reference code has it for L and H (configs/dbot/README.md).
 _base_ = [
-    '../_base_/datasets/digit_scenes_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py'
+    '../_base_/datasets/digit_scenes_pretrain.py',
+    '../_base_/schedules/digits_100e.py',
+    '../_base_/runtime_digits.py',
 ]
 
 model = dict(
@@ -12,9 +14,16 @@ model = dict(
     teachers=dict(boot=dict(type='BootstrappedTeacher', start='student', start_depth=0)),
     objectives=dict(
         feature=dict(
-            teacher='boot', tap='block:-1', normalize=dict(type='TokenStandardize', unbiased=True),
-            student='output', head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
-            loss=dict(type='SmoothL1Loss', beta=2.0), region='hidden+cls')))
+            teacher='boot',
+            tap='block:-1',
+            normalize=dict(type='TokenStandardize', unbiased=True),
+            student='output',
+            head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
+            loss=dict(type='SmoothL1Loss', beta=2.0),
+            region='hidden+cls',
+        )
+    ),
+)
 custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[100, 100])]
 train_cfg = dict(max_epochs=200)
 default_hooks = dict(checkpoint=dict(interval=10), logger=dict(interval=31))

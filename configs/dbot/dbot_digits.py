@@ -8,8 +8,15 @@ model = dict(
     teachers=dict(boot=dict(type='BootstrappedTeacher', start='student')),
     objectives=dict(
         feature=dict(
-            teacher='boot', tap='block:-1', normalize=dict(type='TokenStandardize', unbiased=True),
-            student='output', head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
-            loss=dict(type='SmoothL1Loss', beta=2.0), region='hidden+cls')))
+            teacher='boot',
+            tap='block:-1',
+            normalize=dict(type='TokenStandardize', unbiased=True),
+            student='output',
+            head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
+            loss=dict(type='SmoothL1Loss', beta=2.0),
+            region='hidden+cls',
+        )
+    ),
+)
 custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[100, 100])]
 train_cfg = dict(max_epochs=200)

@@ -16,15 +16,6 @@ from torch import Tensor
 from mkd_plugin.analysis.checks import check_finite, check_flavour, widen
 from mkd_plugin.analysis.streaming import ImageMean
 
-__all__ = [
-    'AttentionStatistics',
-    'AttentionSummary',
-    'attention_distance',
-    'attention_entropy',
-    'attention_nmi',
-    'patch_distances',
-]
-
 DISTANCE_EPS = 1e-32  # the public code's, before rows are renormalised
 NMI_EPS = 1e-8
 

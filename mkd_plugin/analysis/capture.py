@@ -19,8 +19,6 @@ from torch.overrides import TorchFunctionMode
 from mkd_plugin.analysis.checks import widen
 from mkd_plugin.analysis.mean_loss import evaluation_mode
 
-__all__ = ['OnLayer', 'blocks_of', 'explicit_attention', 'run_watched']
-
 OnLayer = Callable[[str, Tensor], object]  # (name of the layer, its values for some images)
 IMAGES_AT_ONCE = 4  # attention is formed for so many images: less than a layer of a batch is in memory
 

@@ -7,8 +7,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ['FLAVOURS', 'check_finite', 'check_flavour', 'patches_of', 'widen']
-
 FLAVOURS = ('cl-vs-mim', 'dbot')
 
 

@@ -11,15 +11,6 @@ from torch import Tensor
 
 from mkd_plugin.analysis.hessian import SymmetricOperator
 
-__all__ = [
-    'Eigenpairs',
-    'SpectralDensity',
-    'TraceEstimate',
-    'hutchinson_trace',
-    'spectral_density',
-    'top_eigenpairs',
-]
-
 
 @dataclass(frozen=True)
 class Eigenpairs:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from mkd_plugin.analysis.checks import check_finite
 
-__all__ = ['ErrorConsistency', 'ShapeBias', 'ShapeBiasSummary', 'coarse_probabilities', 'coarse_decisions']
-
 
 def coarse_probabilities(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) -> Tensor:
     """Softmax over all C classes, then the arithmetic mean of the probabilities of each coarse class, (B, len(classes)).

@@ -10,8 +10,6 @@ from torch import Tensor
 from mkd_plugin.analysis.checks import patches_of
 from mkd_plugin.analysis.streaming import ImageMean
 
-__all__ = ['FeatureMapVariance', 'FourierAmplitude', 'FourierSummary', 'feature_map_variance', 'log_amplitude']
-
 AMPLITUDE_EPS = 1e-6
 
 

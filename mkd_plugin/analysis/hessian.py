@@ -10,8 +10,6 @@ from torch import Tensor
 
 from mkd_plugin.analysis.mean_loss import MeanLoss
 
-__all__ = ['Hessian', 'SymmetricOperator', 'split_like']
-
 
 class SymmetricOperator(Protocol):
     """A symmetric matrix that is known by its products.

@@ -12,16 +12,6 @@ from torch import Tensor
 from mkd_plugin.analysis.hessian import split_like
 from mkd_plugin.analysis.mean_loss import MeanLoss
 
-__all__ = [
-    'Direction',
-    'LossLandscape',
-    'direction_of',
-    'filter_normalise',
-    'loss_at',
-    'loss_landscape',
-    'random_direction',
-]
-
 Direction = Mapping[str, Tensor]  # parameter's name → displacement of its shape
 NORM_EPS = 1e-7
 POSITIONS = ('pos_embed', 'position')  # absolute tables, and relative ones

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ['MeanLoss', 'evaluation_mode']
-
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:

@@ -11,8 +11,6 @@ from torch import Tensor
 from mkd_plugin.analysis.checks import check_finite
 from mkd_plugin.analysis.streaming import CrossScatter
 
-__all__ = ['LinearCKA', 'SimilarityTable', 'linear_cka']
-
 
 def linear_cka(x_NC: Tensor, y_NE: Tensor) -> float:
     """‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of centred features, Frobenius norms: 1 for a rotated or uniformly scaled copy.

@@ -16,15 +16,6 @@ from torch.nn import functional as F
 from mkd_plugin.analysis.checks import check_finite, patches_of
 from mkd_plugin.analysis.streaming import CrossScatter, ImageMean
 
-__all__ = [
-    'ImageSpectrum',
-    'SpectrumSummary',
-    'TokenSpectrum',
-    'TopRatio',
-    'token_log_spectrum',
-    'top_ratio',
-]
-
 
 def squared_singular_values(x_BNC: Tensor) -> Tensor:
     """Of each matrix (float64), the largest first, (B, min(N, C))."""

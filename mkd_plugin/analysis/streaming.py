@@ -8,8 +8,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ['Accumulator', 'CrossScatter', 'ImageMean', 'PerLayer']
-
 
 class Accumulator(Protocol):
     """Takes batches, gives a result at any time."""

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-__all__ = ['finetune', 'frozen_block_sweep', 'learning_rate_sweep']
-
 
 def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
     """One fine-tuning config for each number of frozen blocks; embeddings are frozen with the first.

@@ -7,9 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from mkd_plugin.analysis.report.figures import MODELS, panel
-from mkd_plugin.html import Panel
-
-__all__ = ['task_panels']
+from mkd_plugin.reporting.html import Panel
 
 
 def task_panels(report: Mapping[str, Any], task: str) -> Iterator[Panel]:

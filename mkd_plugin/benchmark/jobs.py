@@ -22,13 +22,11 @@ from mmengine.config import Config
 from mkd_plugin.benchmark.scores import final_scores
 from mkd_plugin.benchmark.settings import Settings, Start
 from mkd_plugin.benchmark.suites import Suite
-from mkd_plugin.config import config_root
 from mkd_plugin.engine.metrics import METRICS, read_metrics
-from mkd_plugin.files import write_whole
-from mkd_plugin.launch.config import add_shared_arguments, load_config
+from mkd_plugin.preflight.config import add_shared_arguments, load_config
+from mkd_plugin.utils.configs import config_root
+from mkd_plugin.utils.files import write_whole
 from mkd_plugin.version import __version__
-
-__all__ = ['Failure', 'Job', 'Trainings']
 
 LAYOUT = 1  # of a result; raised when what is kept of a training changes
 DONE, SPENT, LOG, LOCK = 'done.json', 'seconds.json', 'log.txt', 'lock'

@@ -9,10 +9,8 @@ from typing import Any
 
 from mkd_plugin.benchmark.figures import task_panels
 from mkd_plugin.benchmark.pictures import Pictures, data_uri
-from mkd_plugin.files import write_whole
-from mkd_plugin.html import Panel, anchor, document, panels, table
-
-__all__ = ['cell', 'write_page']
+from mkd_plugin.reporting.html import Panel, anchor, document, panels, table
+from mkd_plugin.utils.files import write_whole
 
 Report = Mapping[str, Any]
 SCORES, RUNS = 'Scores', 'Trainings and settings'

@@ -13,9 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from mkd_plugin.benchmark.jobs import Job, Trainings
-from mkd_plugin.engine.atomic import newest_checkpoint
-
-__all__ = ['Pictures', 'data_uri', 'draw']
+from mkd_plugin.engine.checkpoints import newest_checkpoint
 
 DRAWN = ('detection', 'segmentation')
 QUALITY = 80  # of WebP
@@ -55,7 +53,7 @@ def draw(trainings: Trainings, jobs: Sequence[Job]) -> tuple[list[Pictures], dic
 
 def pictures_of(trainings: Trainings, job: Job) -> Pictures:
     """The pictures of a training. Raises ValueError if it left no checkpoint."""
-    from mkd_plugin.downstream.draw import draw_predictions  # mmdet and mmseg are slow to import
+    from mkd_plugin.reporting.predictions import draw_predictions  # mmdet and mmseg are slow to import
 
     folder, count = trainings.place(job) / 'pictures', trainings.settings.pictures
     names = [(folder / f'{n}-truth.webp', folder / f'{n}-predicted.webp') for n in range(count)]

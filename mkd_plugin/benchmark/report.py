@@ -12,8 +12,6 @@ from mkd_plugin.benchmark.scores import differences, summarize
 from mkd_plugin.engine.provenance import software
 from mkd_plugin.version import __version__
 
-__all__ = ['collect']
-
 POINTS = 200  # of a curve
 
 

@@ -18,12 +18,10 @@ from mkd_plugin.benchmark.pictures import draw
 from mkd_plugin.benchmark.report import collect
 from mkd_plugin.benchmark.settings import Settings, read_starts
 from mkd_plugin.benchmark.suites import Task
-from mkd_plugin.files import plain, write_whole
-from mkd_plugin.hosts import HOSTS
-from mkd_plugin.launch.files import check_work_dir, missing_files
-from mkd_plugin.launch.pool import interrupt, work_through
-
-__all__ = ['benchmark']
+from mkd_plugin.compat.hosts import HOSTS
+from mkd_plugin.preflight.data import check_work_dir, missing_files
+from mkd_plugin.reporting.pool import interrupt, work_through
+from mkd_plugin.utils.files import plain, write_whole
 
 
 def benchmark(

@@ -8,8 +8,6 @@ from typing import Any
 
 from mkd_plugin.benchmark.suites import Metric
 
-__all__ = ['differences', 'final_scores', 'summarize']
-
 Row = Mapping[str, Any]
 Seeds = Mapping[int, float]  # seed → score
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from mkd_plugin.benchmark.suites import SUITES, TASKS, Suite, Task
 from mkd_plugin.engine.provenance import fingerprint
 
-__all__ = ['SCRATCH', 'Settings', 'Start', 'read_starts']
-
 SCRATCH = 'scratch'
 UNREADABLE = re.compile(r'[\s,()\[\]"\']')  # mmengine reads these of --cfg-options as something else than a path
 

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mkd_plugin.config import config_root
 from mkd_plugin.datasets.digit_scenes import SETTINGS, write_digit_scenes
-
-__all__ = ['SUITES', 'TASKS', 'Metric', 'Suite', 'Task', 'full_suite']
+from mkd_plugin.utils.configs import config_root
 
 
 @dataclass(frozen=True)

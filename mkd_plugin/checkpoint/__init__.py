@@ -5,7 +5,8 @@ file, without running what is in it. ``convert``: from file to file, checked aga
 teachers of the papers. ``student``: a whole student.
 """
 
-from mkd_plugin.checkpoint.load import LoadReport, load_backbone
+from mkd_plugin.checkpoint.load import load_backbone
 from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.checkpoint.report import LoadReport
 
 __all__ = ['LoadReport', 'load_backbone', 'read_checkpoint']

@@ -10,17 +10,17 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mkd_plugin.checkpoint.fit import Fitted, fit
 from mkd_plugin.checkpoint.formats import Converted, Found, find_network, without_wrapper
-from mkd_plugin.checkpoint.mismatch import check_architecture, check_coverage, check_features
+from mkd_plugin.checkpoint.infer_arch import stated_grid, stated_options
 from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
-from mkd_plugin.checkpoint.report import LoadReport
-from mkd_plugin.checkpoint.stated import stated_grid, stated_options
+from mkd_plugin.checkpoint.report import LoadReport, check_architecture, check_coverage, check_features
+from mkd_plugin.checkpoint.resize import Fitted, fit
 
 if TYPE_CHECKING:
     from mkd_plugin.models.vit import VisionTransformer
+from collections.abc import Callable
 
-__all__ = ['LoadReport', 'convert_weights', 'fill_network', 'load_backbone']
+from torch import nn
 
 # Parts of a known network that need not be in ours: a decoder, CLIP's projection, what pre-training put in hidden places.
 NO_PART_OF_IT = ('decoder.', 'proj.', 'mask_token')
@@ -129,3 +129,49 @@ def sort_out(converted: Converted, fitted: Fitted, own: Mapping[str, Tensor], re
 def short(dtype: torch.dtype) -> str:
     """A number format's name without torch's."""
     return str(dtype).removeprefix('torch.')
+
+
+def load_module(
+    network: nn.Module,
+    path: str,
+    *,
+    prefix: str = '',
+    adapt: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+) -> None:
+    """Fill a network with a file that has its own names.
+
+    Args:
+        network: The network to fill.
+        path: The file; what it has beyond the network is dropped, and said.
+        prefix: Where the network is in the file. ``module.`` is left out by itself.
+        adapt: Renames or resizes the file's tensors for the network.
+
+    Raises:
+        ValueError: A tensor of the network is not in the file, or has another shape there.
+    """
+    name = type(network).__name__
+    weights: dict[str, Any] = {
+        key.removeprefix('module.').removeprefix(prefix): value
+        for key, value in weights_of(read_checkpoint(path), path).items()
+        if key.removeprefix('module.').startswith(prefix)
+    }
+    if adapt is not None:
+        try:
+            weights = adapt(weights, network)
+        except (
+            KeyError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # it takes its own model's names for granted
+            raise ValueError(f'{path} does not cover {name}: it has not the names of this model ({error}).') from error
+    own = network.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    missing, dropped = [key for key in own if key not in fitting], [key for key in weights if key not in own]
+    if missing:
+        raise ValueError(
+            f'{path} does not cover {name}: {len(missing)} of {len(own)} tensors are not there or have another shape, first '
+            f'{missing[:4]}. The file has {list(weights)[:4]}. Is it a file of this model?'
+        )
+    network.load_state_dict(fitting)
+    print_log(f'loaded {path} into {name}: {len(fitting)} tensors; not used: {dropped or "none"}', logger='current')

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mkd_plugin.checkpoint.archive import check_unfolded, is_safetensors, is_torchscript
-from mkd_plugin.checkpoint.safetensors_file import is_folder_of_weights, read_folder, read_safetensors
 from mkd_plugin.checkpoint.torchscript import read_torchscript
-
-__all__ = ['provenance_of', 'read_checkpoint', 'weights_of']
 
 
 def statistic_of_history(owner: Any, name: str) -> Any:
@@ -161,3 +158,98 @@ def provenance_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     meta = checkpoint.get('meta')
     found = meta.get('mkd_plugin') if isinstance(meta, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+ALLOWED = 64 * 2**20  # bytes beside the tensors: code, pickles, the table of contents
+HEADER = 8  # bytes of the length of a safetensors file's header
+
+
+def check_unfolded(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse a zip file that unfolds to far more than it has bytes: torch stores tensors uncompressed.
+
+    Args:
+        archive: The file.
+        size: Its bytes on the disk.
+
+    Raises:
+        ValueError: It is such a bomb.
+    """
+    unfolded = sum(entry.file_size for entry in archive.infolist())
+    if unfolded > 2 * size + ALLOWED:
+        raise ValueError(
+            f'it would unfold to {unfolded:,} bytes from {size:,}: torch stores tensors uncompressed, so this is no checkpoint'
+        )
+
+
+def is_torchscript(archive: zipfile.ZipFile) -> bool:
+    """Whether it is what ``torch.jit.save`` writes: pickled tensors beside compiled code."""
+    return any(name.endswith('/constants.pkl') for name in archive.namelist())
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a JSON text, and its bracket."""
+    with path.open('rb') as file:
+        head = file.read(HEADER + 1)
+    length = int.from_bytes(head[:HEADER], 'little')
+    return head[HEADER:] == b'{' and length <= path.stat().st_size - HEADER
+
+
+WHOLE = ('model.safetensors', 'pytorch_model.bin')
+INDEX = tuple(f'{name}.index.json' for name in WHOLE)  # of weights that are spread over several files
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """``state_dict``, and what this package wrote about it as ``meta``.
+
+    Raises:
+        SafetensorError: It is damaged.
+        ValueError: Its metadata are.
+    """
+    with safe_open(path, framework='pt') as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    meta = {'mkd_plugin': json.loads(metadata['mkd_plugin'])} if 'mkd_plugin' in metadata else {}
+    return {'state_dict': weights, 'meta': meta}
+
+
+def is_folder_of_weights(path: Path) -> bool:
+    """Whether it is a folder with a file of weights that Hugging Face's libraries would find."""
+    return any((path / name).is_file() for name in (*WHOLE, *INDEX))
+
+
+def read_folder(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """``state_dict`` of the folder's weights, and ``meta`` with its ``config.json``.
+
+    Args:
+        path: The folder.
+        read: Reads one file.
+
+    Raises:
+        FileNotFoundError: A file that the folder's index names is not there.
+        ValueError: A file cannot be read, or lies elsewhere.
+    """
+    whole = next((path / name for name in WHOLE if (path / name).is_file()), None)
+    if whole is not None:
+        files = [whole]
+    else:
+        index = next(path / name for name in INDEX if (path / name).is_file())
+        files = [path / name for name in sorted(set(load_json(index)['weight_map'].values()))]
+        if any(file.parent != path for file in files):
+            raise ValueError(f'{index} names files outside of its folder.')
+    weights: dict[str, Any] = {}
+    for file in files:
+        found = read(file)
+        weights |= found.get('state_dict', found)
+    config = path / 'config.json'
+    return {'state_dict': weights, 'meta': {'hf_config': load_json(config)} if config.is_file() else {}}
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON file with a dict. Raises ValueError if it is none."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read as JSON ({error}).') from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{path} holds no dict.')
+    return found

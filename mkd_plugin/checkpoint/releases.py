@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ['RELEASES', 'Release', 'release']
-
 Statistics = tuple[float, float, float]
 
 # Per channel in RGB order, for pixels of 0 … 255.

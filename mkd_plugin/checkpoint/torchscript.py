@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['read_torchscript']
-
 DTYPES = {
     'DoubleStorage': torch.float64,
     'FloatStorage': torch.float32,

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['sha256_of', 'write_weights']
-
 BLOCK = 2**20  # bytes that are read at once
 
 

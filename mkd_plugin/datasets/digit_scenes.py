@@ -29,8 +29,6 @@ from sklearn.datasets import load_digits
 from mkd_plugin.datasets.digits import split_scans
 from mkd_plugin.datasets.scenes import Scans, Scene, draw_scene
 
-__all__ = ['CLASSES', 'NUM_SCENES', 'write_digit_scenes']
-
 CLASSES = tuple('0123456789')
 NUM_SCENES = {'train': 1000, 'val': 200}
 SETTINGS = 'scenes.json'

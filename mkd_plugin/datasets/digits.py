@@ -19,8 +19,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-__all__ = ['NUM_TRAIN', 'NUM_VAL', 'draw_labelled', 'split_scans', 'write_digits']
-
 NUM_TRAIN, NUM_VAL = 1440, 357
 SIDE = 32
 COMPLETE = 'complete.txt'

@@ -3,7 +3,7 @@
 What the hosts' loaders make of files that are common in collections of photographs: cv2 gives a truncated JPEG back half
 grey and says nothing, and shows the colours that transparency hides; Pillow turns 16-bit grey images white.
 
-Ordinary JPEGs that are whole are read by cv2, which gives Pillow's very pixels in less time (tools/benchmarks/data_time.py).
+Ordinary JPEGs that are whole are read by cv2, which gives Pillow's very pixels in less time (benchmarks/data_time.py).
 torchvision's decoder is as fast and stricter, but is to be removed. All else goes to Pillow.
 """
 
@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mkd_plugin.registry import TRANSFORMS
-
-__all__ = ['LoadAnyImage', 'UnreadableImageError', 'decode', 'to_rgb']
 
 # mmcv's, which it uses for grey images with transparency: close to ImageNet's mean
 BACKGROUND = (124, 117, 104)

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-__all__ = ['MIN_VISIBLE', 'SIDES', 'Scans', 'Scene', 'draw_scene']
-
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 SIDES = (96, 160)  # of a picture, pixels

@@ -14,10 +14,8 @@ import torch
 from mmcv.transforms import RandomFlip
 from mmpretrain.datasets import RandomResizedCrop
 
-from mkd_plugin.crops import resize_crop
+from mkd_plugin.datasets.crops import resize_crop
 from mkd_plugin.registry import TRANSFORMS
-
-__all__ = ['CropForDevice', 'FlipOnDevice']
 
 
 @TRANSFORMS.register_module()

@@ -2,21 +2,18 @@
 optimiser's rates by layer.
 """
 
-from mkd_plugin.engine.atomic_checkpoint import AtomicCheckpointHook
+from mkd_plugin.engine.checkpoints import AtomicCheckpointHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
-from mkd_plugin.engine.finite_loss import FiniteLossHook
-from mkd_plugin.engine.freeze import FreezeHook
-from mkd_plugin.engine.layer_decay import LayerDecayConstructor
+from mkd_plugin.engine.guards import FiniteLossHook, UnusedParametersHook
 from mkd_plugin.engine.metrics import MetricsHook
 from mkd_plugin.engine.momentum import MomentumHook
+from mkd_plugin.engine.optim import FreezeHook, LayerDecayConstructor
 from mkd_plugin.engine.portable_checkpoint import PortableCheckpointHook
 from mkd_plugin.engine.preemption import PreemptionHook
 from mkd_plugin.engine.progress import ProgressHook
-from mkd_plugin.engine.sharding import ShardedStrategy
 from mkd_plugin.engine.stages import StageHook
-from mkd_plugin.engine.strategy_runner import StrategyRunner
-from mkd_plugin.engine.unused_parameters import UnusedParametersHook
+from mkd_plugin.engine.strategies import ShardedStrategy, StrategyRunner
 
 __all__ = [
     'AtomicCheckpointHook',

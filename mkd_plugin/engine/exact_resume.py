@@ -8,13 +8,17 @@ from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.atomic import newest_checkpoint
-from mkd_plugin.engine.config_record import changes_between, record_of
-from mkd_plugin.engine.exact_data import EndlessBatches, make_exact, why_not_exact
-from mkd_plugin.engine.randomness import base_seed, derive_seed, seed_generators
+from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.engine.exact_data import (
+    EndlessBatches,
+    base_seed,
+    derive_seed,
+    make_exact,
+    seed_generators,
+    why_not_exact,
+)
+from mkd_plugin.engine.provenance import changes_between, record_of
 from mkd_plugin.registry import HOOKS
-
-__all__ = ['ExactResumeHook']
 
 RECORD = 'mkd_config'
 

@@ -13,11 +13,9 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.atomic import HALF, put_in_place
-from mkd_plugin.engine.run_end import is_training, when_run_ends
+from mkd_plugin.engine.checkpoints import HALF, put_in_place
+from mkd_plugin.engine.preemption import is_training, when_run_ends
 from mkd_plugin.registry import HOOKS
-
-__all__ = ['METRICS', 'MetricsHook', 'images_a_step', 'is_due', 'keep_until', 'log_interval', 'read_metrics']
 
 METRICS = 'metrics.jsonl'
 Row = dict[str, Any]

@@ -7,12 +7,10 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.sharding import whole_parameters
 from mkd_plugin.engine.stages import bare_model
+from mkd_plugin.engine.strategies import whole_parameters
 from mkd_plugin.models.teachers import MomentumTeacher
 from mkd_plugin.registry import HOOKS
-
-__all__ = ['MomentumHook']
 
 
 @HOOKS.register_module()

@@ -12,16 +12,14 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mkd_plugin.checkpoint.read import provenance_of
+from mkd_plugin.engine.preemption import is_training
 from mkd_plugin.engine.provenance import FORMAT, changed_teachers, model_files, software
-from mkd_plugin.engine.run_end import is_training
 from mkd_plugin.engine.stages import bare_model
 from mkd_plugin.models.context import pixel_statistics
 from mkd_plugin.models.teachers.base import StudentCopy
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.version import __version__
-
-__all__ = ['PortableCheckpointHook']
 
 
 @HOOKS.register_module()

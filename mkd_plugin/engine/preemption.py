@@ -1,10 +1,10 @@
-"""Stops in time when a scheduler wants the machine back."""
+"""What is done when a run ends, whichever way it does."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,11 +14,39 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.atomic import point_to, remove, save_atomically
-from mkd_plugin.engine.randomness import at_optimizer_step
+from mkd_plugin.engine.checkpoints import point_to, remove, save_atomically
+from mkd_plugin.engine.exact_data import at_optimizer_step
 from mkd_plugin.registry import HOOKS
 
-__all__ = ['REQUEUE', 'PreemptionHook']
+
+def is_training(runner: Runner) -> bool:
+    """Whether ``before_run`` comes from ``runner.train()``: only that has built the loop by then."""
+    return runner._train_loop is not None and not isinstance(runner._train_loop, dict)
+
+
+def when_run_ends(runner: Runner, action: Callable[[BaseException | None], Any]) -> None:
+    """Call ``action`` when the training loop ends: with None, or with what stopped it, which is then raised again.
+
+    mmengine calls no hook after an exception, Ctrl-C or ``SystemExit``, so the loop's ``run`` is wrapped. Of several
+    actions the first that was given is called first.
+
+    Args:
+        runner: A run that is about to train, in a hook's ``before_run``.
+        action: What to do.
+    """
+    run = runner.train_loop.run
+
+    def guarded() -> Any:
+        try:
+            result = run()
+        except BaseException as error:
+            action(error)
+            raise
+        action(None)
+        return result
+
+    runner.train_loop.run = guarded
+
 
 REQUEUE = 85
 FILE = 'preempted.pth'

@@ -17,11 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mkd_plugin.engine.metrics import images_a_step, is_due, log_interval
-from mkd_plugin.engine.run_end import is_training, when_run_ends
+from mkd_plugin.engine.preemption import is_training, when_run_ends
 from mkd_plugin.engine.stages import StageHook
 from mkd_plugin.registry import HOOKS
-
-__all__ = ['ProgressHook', 'someone_looks']
 
 REFRESH = 0.25  # seconds
 WIDE = 100  # columns from which on there is room to spare

@@ -13,13 +13,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.atomic import save_atomically
-from mkd_plugin.engine.sharding import whole_parameters
+from mkd_plugin.engine.checkpoints import save_atomically
+from mkd_plugin.engine.strategies import whole_parameters
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.teachers import BootstrappedTeacher
 from mkd_plugin.registry import HOOKS
-
-__all__ = ['StageHook', 'stage_schedulers']
 
 
 @HOOKS.register_module()

@@ -18,8 +18,6 @@ from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
 from mkd_plugin.evaluation.images import LabelledImages, shorten
 from mkd_plugin.evaluation.progress import shown
 
-__all__ = ['SIXTEEN', 'folder_accuracy', 'load_classifier', 'read_classes', 'shape_bias']
-
 
 def spans(*numbers: int | tuple[int, int]) -> tuple[int, ...]:
     """Numbers, and all from first to last of pairs."""

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 
 from mkd_plugin.analysis.checks import check_finite
-from mkd_plugin.checkpoint.subjects import Subject
 from mkd_plugin.evaluation.images import LabelledImages
 from mkd_plugin.evaluation.progress import shown
-
-__all__ = ['Feature', 'FeatureStore', 'Features', 'Split']
+from mkd_plugin.interop.subjects import Subject
 
 TAP = re.compile(r'output|block:-?\d+')  # all of the network's width
 POOLS = ('cls', 'mean')

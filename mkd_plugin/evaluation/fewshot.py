@@ -14,8 +14,6 @@ from mkd_plugin.evaluation.features import Feature, Features
 from mkd_plugin.evaluation.linear import ProbeSettings, train_probes
 from mkd_plugin.evaluation.progress import Report
 
-__all__ = ['FEW', 'SHOTS', 'FewShot', 'draw_shots', 'few_shot']
-
 SHOTS = (2, 4, 8, 16, 32)
 FEW = ProbeSettings(rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0), epochs=100)
 

@@ -18,8 +18,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mkd_plugin.datasets.folder import EXTENSIONS
 
-__all__ = ['LabelledImages', 'Preprocessing', 'check_same_classes', 'open_images']
-
 ENDS = 64 * 1024  # bytes at each end of a file that its identity covers: all of most photographs
 
 

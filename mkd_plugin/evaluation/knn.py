@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from mkd_plugin.analysis.checks import check_finite
 
-__all__ = ['KS', 'TEMPERATURE', 'knn_accuracy', 'knn_predict']
-
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 ENTRIES = 2**25  # similarities held at once: 128 MiB

@@ -16,8 +16,6 @@ from torch import Tensor
 from mkd_plugin.evaluation.features import Feature, Features
 from mkd_plugin.evaluation.progress import Report
 
-__all__ = ['LARS', 'SGD', 'Head', 'ProbeSettings', 'shortened', 'train_probes']
-
 LARS_TRUST = 0.001
 NORM_EPS = 1e-6  # MAE's BatchNorm
 NORM_MOMENTUM = 0.1

@@ -13,8 +13,6 @@ import numpy as np
 
 from mkd_plugin.evaluation.images import find_images, shorten
 
-__all__ = ['draw_share', 'listed_in_json', 'published_share', 'write_list']
-
 Labelled = list[tuple[str, int]]
 
 

@@ -15,8 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mkd_plugin.engine.progress import someone_looks
 
-__all__ = ['Report', 'shown']
-
 Report = Callable[[int], None]  # how many are done
 
 EVERY = 10.0  # seconds between lines

@@ -12,8 +12,6 @@ from mkd_plugin.evaluation.knn import KS, knn_accuracy
 from mkd_plugin.evaluation.linear import SGD, ProbeSettings, train_probes
 from mkd_plugin.evaluation.progress import shown
 
-__all__ = ['PROTOCOLS', 'Plan', 'Row', 'check_protocols']
-
 
 @dataclass(frozen=True)
 class Row:

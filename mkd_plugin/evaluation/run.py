@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mkd_plugin.checkpoint.specification import parse_requests
-from mkd_plugin.checkpoint.subjects import Subject, load_subject
 from mkd_plugin.evaluation.features import FeatureStore, Split
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, check_same_classes, open_images
 from mkd_plugin.evaluation.protocols import PROTOCOLS, Plan, check_protocols
 from mkd_plugin.evaluation.table import EvaluationTable, check_writable
-
-__all__ = ['Data', 'evaluate']
+from mkd_plugin.interop.specs import parse_requests
+from mkd_plugin.interop.subjects import Subject, load_subject
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,14 @@ def evaluate(
     table's failures; the others are measured all the same.
 
     Args:
-        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.checkpoint.specification.Request`.
+        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.interop.specs.Request`.
         protocols: Names in ``PROTOCOLS``.
         data: The images.
         out: Folder for ``evaluation.json`` and ``evaluation.md``.
         plan: What to measure.
         store: Computes features and keeps them.
         known: Options of networks whose files do not state them.
-        pixels: Likewise, of pixels: a name in ``mkd_plugin.checkpoint.subjects.PIXELS``.
+        pixels: Likewise, of pixels: a name in ``mkd_plugin.interop.subjects.PIXELS``.
 
     Raises:
         ValueError: An unknown protocol, two checkpoints of one name, or folders that cannot be written.

@@ -15,8 +15,6 @@ from rich.table import Table
 
 from mkd_plugin.evaluation.protocols import Row
 
-__all__ = ['EvaluationTable', 'check_writable', 'short_names']
-
 HEAD = ('protocol', 'setting', 'feature')
 
 

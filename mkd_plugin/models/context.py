@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from mkd_plugin.models.masking.base import Masking
     from mkd_plugin.models.teachers.base import Teacher
 
-__all__ = ['DistillContext', 'StudentContext', 'pixel_statistics']
-
 
 @dataclass(frozen=True)
 class StudentContext:

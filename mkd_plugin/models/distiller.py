@@ -24,8 +24,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, build, check_options
 from mkd_plugin.structures import Region, TokenMask
 
-__all__ = ['MaskedDistiller']
-
 
 @MODELS.register_module()
 class MaskedDistiller(BaseSelfSupervisor):

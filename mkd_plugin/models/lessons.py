@@ -13,8 +13,6 @@ from mkd_plugin.structures import Region, TokenFeatures, TokenMask
 if TYPE_CHECKING:
     from mkd_plugin.models.teachers.base import Teacher
 
-__all__ = ['Lessons']
-
 
 class Lessons:
     """What the teachers say about one batch.

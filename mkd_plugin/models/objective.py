@@ -14,8 +14,6 @@ from mkd_plugin.models.losses import TORCH_LOSSES
 from mkd_plugin.registry import build, find
 from mkd_plugin.structures import Region, TapSpec, TokenFeatures, TokenMask
 
-__all__ = ['Objective']
-
 
 def as_tuple(taps: str | Sequence[str]) -> tuple[str, ...]:
     """One tap or several, always as a tuple."""

@@ -8,10 +8,8 @@ from typing import Any
 from mmpretrain.models.utils.data_preprocessor import SelfSupDataPreprocessor
 from torch import Tensor
 
-from mkd_plugin.crops import Crops
+from mkd_plugin.datasets.crops import Crops
 from mkd_plugin.registry import MODELS
-
-__all__ = ['CropPreprocessor']
 
 
 @MODELS.register_module()

@@ -3,7 +3,7 @@
     python tools/docs/analysis.py REPORT EVALUATION [--out docs/analysis]
 
 REPORT is a folder of tools/analyze.py, EVALUATION one of tools/evaluate.py. Both tables are printed, and put between the marks
-of the page beside the folder if it is there; tests/tools/test_docs_analysis.py compares them with the JSON.
+of the page beside the folder if it is there; tests/integration/docs/test_docs_analysis.py compares them with the JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from mkd_plugin.analysis.report import Report
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.sections import sections_of
-from mkd_plugin.files import write_whole
+from mkd_plugin.utils.files import write_whole
 
 DIGITS = 5  # that are kept of a number
 # Figure of the page → section of the report, which panel of it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mkd_plugin.config import get_config
+from mkd_plugin.utils.configs import get_config
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'unified_view.md'
 MASKDISTILL = 'maskdistill/maskdistill_vit-base-p16_8xb256-300e_in1k'

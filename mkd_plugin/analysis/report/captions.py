@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ['CAPTIONS', 'Caption']
-
 
 class Caption(NamedTuple):
     """Title and sentences of a group of figures.

@@ -28,8 +28,6 @@ from mkd_plugin.analysis.hessian import SymmetricOperator
 from mkd_plugin.analysis.report.measure import Job
 from mkd_plugin.models.vit import VisionTransformer
 
-__all__ = ['EIGENVALUES', 'fitted_classifier', 'measure_hessian', 'measure_landscape']
-
 EIGENVALUES = 5
 LANCZOS_STEPS = 100
 

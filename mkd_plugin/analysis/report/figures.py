@@ -15,16 +15,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = [
-    'compare_depths',
-    'density_figure',
-    'heads_figure',
-    'heat_figure',
-    'layers_figure',
-    'maps_figure',
-    'surface_figure',
-]
-
 Floats = NDArray[Any]  # of any precision
 SIZE = (4.6, 3.3)
 LAYERS = 'viridis'  # the colour of a layer, from the first to the last

@@ -12,9 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mkd_plugin.checkpoint.subjects import Subject
-
-__all__ = ['ImageSet']
+from mkd_plugin.interop.subjects import Subject
 
 
 class ImageSet:

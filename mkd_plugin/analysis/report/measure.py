@@ -24,9 +24,7 @@ from mkd_plugin.analysis import (
 from mkd_plugin.analysis.checks import patches_of
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.settings import Settings
-from mkd_plugin.checkpoint.subjects import Subject
-
-__all__ = ['Job', 'compare', 'measure_attention', 'measure_image_spectrum', 'measure_maps', 'measure_tokens']
+from mkd_plugin.interop.subjects import Subject
 
 SIMILARITY_LAYERS = 13  # at most; one covariance of two layers is 4.7 MB at width 768
 SIMILARITY_SIDE = 7  # cells per side at most: an example is the mean token of a cell

@@ -10,10 +10,8 @@ from typing import Any
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.result import Report
 from mkd_plugin.analysis.report.sections import Section, sections_of
-from mkd_plugin.files import write_whole
-from mkd_plugin.html import anchor, document, panels, table
-
-__all__ = ['write_page']
+from mkd_plugin.reporting.html import anchor, document, panels, table
+from mkd_plugin.utils.files import write_whole
 
 
 def write_page(path: Path, report: Report, images: ImageSet) -> None:

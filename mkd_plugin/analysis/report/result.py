@@ -7,8 +7,6 @@ from typing import Any
 
 from mkd_plugin.version import __version__
 
-__all__ = ['Report']
-
 
 @dataclass
 class Report:

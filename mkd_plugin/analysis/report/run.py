@@ -32,11 +32,9 @@ from mkd_plugin.analysis.report.page import write_page
 from mkd_plugin.analysis.report.result import Report
 from mkd_plugin.analysis.report.settings import CURVATURE, MEASUREMENTS, Settings
 from mkd_plugin.analysis.report.store import Store
-from mkd_plugin.checkpoint.subjects import Subject, load_subjects
 from mkd_plugin.engine.progress import someone_looks
-from mkd_plugin.files import plain, write_whole
-
-__all__ = ['analyze']
+from mkd_plugin.interop.subjects import Subject, load_subjects
+from mkd_plugin.utils.files import plain, write_whole
 
 SMALL = 10_000_000  # parameters up to which curvature is measured without being asked for
 TRACE_SAMPLES = 30  # usual number of products; only the progress bar depends on it
@@ -88,12 +86,12 @@ def analyze(
     """Measure networks on images; write ``report.json`` and ``index.html``. What an earlier run has measured is not again.
 
     Args:
-        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.checkpoint.specification.Request`.
+        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.interop.specs.Request`.
         data: A folder of images.
         out: Where to; a result is written there as soon as it is there.
         settings: What and how.
         known: Options of networks whose files do not state them.
-        pixels: Likewise, of pixels: a name in ``mkd_plugin.checkpoint.subjects.PIXELS``.
+        pixels: Likewise, of pixels: a name in ``mkd_plugin.interop.subjects.PIXELS``.
         device: Where to compute.
 
     Returns:

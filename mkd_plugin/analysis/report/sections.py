@@ -21,9 +21,7 @@ from mkd_plugin.analysis.report.figures import (
 )
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.result import Report
-from mkd_plugin.html import Panel
-
-__all__ = ['Section', 'sections_of']
+from mkd_plugin.reporting.html import Panel
 
 HEADS = {
     'distance': ('distance_H', 'pixels'),

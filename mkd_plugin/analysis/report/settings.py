@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from mkd_plugin.analysis.checks import FLAVOURS
 
-__all__ = ['DIRECTIONS', 'MEASUREMENTS', 'Settings']
-
 # Name → the settings that its numbers depend on, beside network and images.
 MEASUREMENTS: dict[str, tuple[str, ...]] = {
     'maps': ('queries', 'shown'),

@@ -13,9 +13,7 @@ from typing import Any
 
 from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.analysis.report.settings import MEASUREMENTS, Settings
-from mkd_plugin.files import plain, write_whole
-
-__all__ = ['Store']
+from mkd_plugin.utils.files import plain, write_whole
 
 LAYOUT = 1  # of a result; raised when what is measured under the same settings changes
 

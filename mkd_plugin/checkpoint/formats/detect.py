@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mkd_plugin.checkpoint.formats.clip import CLIP
 from mkd_plugin.checkpoint.formats.huggingface import HF_BEIT, HF_CLIP, HF_CLIP_TOWER, HF_DINOV2, HF_MAE, HF_VIT
-from mkd_plugin.checkpoint.formats.own import MKD, MMPRETRAIN_BEIT
+from mkd_plugin.checkpoint.formats.own import CLIP, MKD, MMPRETRAIN_BEIT
 from mkd_plugin.checkpoint.formats.rules import Format
 from mkd_plugin.checkpoint.formats.timm_like import BEIT, DBOT, DINOV2, DMAE, MAE, SLIP, TIMM
-
-__all__ = ['FORMATS', 'Found', 'find_network', 'find_networks', 'without_wrapper']
 
 # The most particular first: what they have in common with those behind them decides nothing.
 FORMATS: dict[str, Format] = {

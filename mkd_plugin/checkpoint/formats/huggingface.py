@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from mkd_plugin.checkpoint.formats.own import TABLE
-from mkd_plugin.checkpoint.formats.patch_bias import fill_patch_bias, remove_patch_bias
-from mkd_plugin.checkpoint.formats.rules import Converted, Format, Rule, Tensors, under
-from mkd_plugin.checkpoint.formats.tensors import FLAT
-
-__all__ = ['HF_BEIT', 'HF_CLIP', 'HF_CLIP_TOWER', 'HF_DINOV2', 'HF_MAE', 'HF_VIT']
+from mkd_plugin.checkpoint.formats.own import TABLE, fill_patch_bias, remove_patch_bias
+from mkd_plugin.checkpoint.formats.rules import FLAT, Converted, Format, Rule, Tensors, under
 
 OLD = 'encoder.layer.{i}'
 NEW = 'layers.{i}'

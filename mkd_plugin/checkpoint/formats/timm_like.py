@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mkd_plugin.checkpoint.formats.own import TABLE
-from mkd_plugin.checkpoint.formats.patch_bias import fill_patch_bias, remove_patch_bias
-from mkd_plugin.checkpoint.formats.rules import Converted, Format, Rule, Tensors, under
-from mkd_plugin.checkpoint.formats.tensors import TRANSPOSED
-
-__all__ = ['BEIT', 'DBOT', 'DINOV2', 'DMAE', 'MAE', 'SLIP', 'TIMM']
+from mkd_plugin.checkpoint.formats.own import TABLE, fill_patch_bias, remove_patch_bias
+from mkd_plugin.checkpoint.formats.rules import TRANSPOSED, Converted, Format, Rule, Tensors, under
 
 
 def block(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -15,8 +15,6 @@ from mkd_plugin.datasets.shards.index import key_of, scan
 from mkd_plugin.datasets.shards.reading import member_uri
 from mkd_plugin.datasets.shards.writing import MANIFEST
 
-__all__ = ['verify_shards']
-
 
 def verify_shards(target: Path, *, step: Callable[[int], Any] = lambda images: None) -> list[str]:
     """Read every shard again: its hash, the number of its images, each image to its end, and each label.

@@ -12,13 +12,10 @@ from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mkd_plugin.datasets.folder import EXTENSIONS
-from mkd_plugin.datasets.replace import ReplaceUnreadable
+from mkd_plugin.datasets.folder import EXTENSIONS, ReplaceUnreadable
 from mkd_plugin.datasets.shards.index import ShardIndex, key_of, read_index, scan, write_index
 from mkd_plugin.datasets.shards.reading import member_uri
 from mkd_plugin.registry import DATASETS
-
-__all__ = ['CLASSES', 'ShardDataset']
 
 CLASSES = 'classes.txt'
 

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ['ShardIndex', 'index_path', 'key_of', 'read_index', 'scan', 'write_index']
-
 FORMAT = 1
 BLOCK = 512
 LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json file that is looked at

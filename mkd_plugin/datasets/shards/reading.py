@@ -9,8 +9,6 @@ from pathlib import Path
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-__all__ = ['TarMemberBackend', 'member_uri', 'parse_uri']
-
 PREFIX = 'tar://'
 ADDRESS = re.compile(PREFIX + r'(.+?\.tar)@(\d+)\+(\d+)/', re.IGNORECASE)
 MOST_OPEN = 256  # files kept open; most systems allow a process 1024

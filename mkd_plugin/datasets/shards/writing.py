@@ -21,9 +21,7 @@ from mkd_plugin.datasets.folder import EXTENSIONS
 from mkd_plugin.datasets.loading import UnreadableImageError, decode
 from mkd_plugin.datasets.shards.dataset import CLASSES
 from mkd_plugin.datasets.shards.index import scan, write_index
-from mkd_plugin.engine.atomic import put_in_place
-
-__all__ = ['MANIFEST', 'SOURCES', 'Options', 'Source', 'encode', 'find_sources', 'write_shards']
+from mkd_plugin.engine.checkpoints import put_in_place
 
 MANIFEST, SOURCES = 'manifest.json', 'sources.jsonl'
 AT_ONCE = 256  # images that are in memory on their way to a shard

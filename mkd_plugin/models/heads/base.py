@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from mkd_plugin.structures import RegionTokens, TokenFeatures
 
-__all__ = ['Head', 'cls_and_patches']
-
 
 class Head(nn.Module):
     """Predicts the target at the tokens of a region.

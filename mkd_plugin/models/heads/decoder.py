@@ -11,8 +11,6 @@ from mkd_plugin.models.vit.block import drop_path_rates, init_linears
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask, take
 
-__all__ = ['TransformerDecoder']
-
 
 @MODELS.register_module()
 class TransformerDecoder(Head):

@@ -11,8 +11,6 @@ from mkd_plugin.models.heads.base import Head, cls_and_patches
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TokenFeatures, take
 
-__all__ = ['NeckHead']
-
 
 @MODELS.register_module()
 class NeckHead(Head):

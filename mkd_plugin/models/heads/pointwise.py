@@ -9,8 +9,6 @@ from mkd_plugin.models.vit.block import init_linears
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TokenFeatures
 
-__all__ = ['LinearHead', 'NoHead', 'ProjectorHead']
-
 
 @MODELS.register_module()
 class NoHead(Head):

@@ -10,8 +10,6 @@ from mkd_plugin.models.heads.base import Head
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import QueryKey, RegionTokens, TokenFeatures
 
-__all__ = ['RegroupedRelations']
-
 
 @MODELS.register_module()
 class RegroupedRelations(Head):

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
 
-__all__ = ['CosineLoss', 'TokenInfoNCE']
-
 
 @MODELS.register_module()
 class CosineLoss(nn.Module):

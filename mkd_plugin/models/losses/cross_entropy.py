@@ -7,8 +7,6 @@ from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
 
-__all__ = ['TokenCrossEntropy']
-
 
 @MODELS.register_module()
 class TokenCrossEntropy(nn.Module):

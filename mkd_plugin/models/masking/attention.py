@@ -14,8 +14,6 @@ from mkd_plugin.models.masking.random import count_visible
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import QueryKey, TokenMask
 
-__all__ = ['AttentionMasking', 'attention_of_cls']
-
 
 def attention_of_cls(logits: QueryKey, num_prefix: int) -> Tensor:
     """How much cls attends to each patch, averaged over heads, (B, L); the rows do not sum to 1."""

@@ -10,8 +10,6 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.lessons import Lessons
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['Masking']
-
 
 class Masking(nn.Module):
     """Draws the mask of a batch.

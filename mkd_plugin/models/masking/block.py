@@ -13,8 +13,6 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['BlockMasking', 'propose_blocks']
-
 ATTEMPTS = 10  # BEiT gives an image up when so many blocks in a row do not fit
 
 

@@ -11,8 +11,6 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['NoMasking']
-
 
 @MODELS.register_module()
 class NoMasking(Masking):

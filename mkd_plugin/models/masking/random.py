@@ -11,8 +11,6 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['RandomMasking', 'count_visible']
-
 
 def count_visible(num_patches: int, ratio: float | None, num_visible: int | None) -> int:
     """V, from the share of hidden patches or from the number itself.

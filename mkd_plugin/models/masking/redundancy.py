@@ -14,8 +14,6 @@ from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask, take
 
-__all__ = ['RedundancyMasking', 'drop_most_average']
-
 
 def drop_most_average(tokens_BLD: Tensor, ids_kept_BV: Tensor, num_keep: int) -> Tensor:
     """Of the tokens still kept, keep the ``num_keep`` that are least like their average (cosine).

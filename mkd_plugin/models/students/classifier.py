@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
 
-__all__ = ['ClassifierViT']
-
 
 @MODELS.register_module()
 class ClassifierViT(VisionTransformer):

@@ -11,8 +11,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['MaskTokenViT']
-
 
 @MODELS.register_module()
 class MaskTokenViT(VisionTransformer):

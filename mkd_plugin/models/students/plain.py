@@ -8,8 +8,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-__all__ = ['PlainViT']
-
 
 @MODELS.register_module()
 class PlainViT(VisionTransformer):

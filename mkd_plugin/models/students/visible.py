@@ -7,8 +7,6 @@ from typing import Any
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
 
-__all__ = ['VisibleViT']
-
 
 @MODELS.register_module()
 class VisibleViT(VisionTransformer):

@@ -12,8 +12,6 @@ from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
-__all__ = ['StudentCopy', 'Teacher', 'freeze']
-
 
 def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
     """Turn every parameter of ``network`` into a buffer.

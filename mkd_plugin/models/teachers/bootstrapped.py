@@ -14,8 +14,6 @@ from mkd_plugin.models.vit import VisionTransformer, parse_tap
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
-__all__ = ['BootstrappedTeacher']
-
 
 @MODELS.register_module()
 class BootstrappedTeacher(StudentCopy):

@@ -8,8 +8,6 @@ from typing import Any
 from mkd_plugin.models.teachers.vit import ViTTeacher
 from mkd_plugin.registry import MODELS
 
-__all__ = ['CLIPTeacher']
-
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 CLIP_NETWORK = dict(position='learned', activation='quick_gelu', norm_eps=1e-5, pre_norm=True)

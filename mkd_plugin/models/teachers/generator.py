@@ -9,14 +9,12 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mkd_plugin.checkpoint.module import load_module
+from mkd_plugin.checkpoint.load import load_module
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
-
-__all__ = ['GeneratorTeacher', 'as_tokens']
 
 
 def as_tokens(output: Any) -> Tensor:

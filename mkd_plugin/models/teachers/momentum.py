@@ -14,8 +14,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask
 
-__all__ = ['MomentumTeacher']
-
 
 @MODELS.register_module()
 class MomentumTeacher(StudentCopy):

@@ -12,8 +12,6 @@ from mkd_plugin.models.vit import cut_patches
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
-__all__ = ['PixelTeacher']
-
 
 @MODELS.register_module()
 class PixelTeacher(Teacher):

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mkd_plugin.checkpoint.module import load_module
+from mkd_plugin.checkpoint.load import load_module
 from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.teachers.base import Teacher, freeze
 from mkd_plugin.models.teachers.view import PixelView
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
-
-__all__ = ['TimmTeacher']
 
 RESAMPLE = ('bilinear', 'bicubic', 'nearest')
 

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from mkd_plugin.models.context import StudentContext
 
-__all__ = ['PixelView']
-
 
 class PixelView(nn.Module):
     """Renormalises the student's batch with a teacher's statistics, and resizes it where the sizes differ.

@@ -16,8 +16,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, check_options
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
-__all__ = ['ViTTeacher']
-
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 

@@ -12,8 +12,6 @@ from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.scale import LayerScale
 from mkd_plugin.structures import QueryKey, take
 
-__all__ = ['Attention', 'AttentionOutput']
-
 
 class AttentionOutput(NamedTuple):
     """What one attention layer gives.

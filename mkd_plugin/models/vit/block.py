@@ -15,8 +15,6 @@ from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.scale import LayerScale
 from mkd_plugin.structures import take
 
-__all__ = ['ACTIVATIONS', 'Block', 'FeedForward', 'drop_path_rates', 'init_linears']
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'quick_gelu': QuickGELU}
 
 

@@ -7,8 +7,6 @@ from torch.nn import functional as F
 
 from mkd_plugin.structures import take
 
-__all__ = ['PatchEmbed', 'cut_patches', 'grid_of']
-
 
 def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
     """Cut images into square patches of ``size`` pixels, row-major, (B, L, C, size, size)."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['sincos_positions']
-
 
 def sincos_positions(grid: tuple[int, int], width: int, num_prefix: int = 1) -> Tensor:
     """MAE's fixed two-dimensional sine-cosine table, (1, P + L, D) float32, zero for prefix tokens.

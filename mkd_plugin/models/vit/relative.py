@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ['RelativePositionBias', 'spread', 'table_length']
-
 
 def table_length(grid: tuple[int, int]) -> int:
     """Entries of a head: one for each offset between two patches of the grid, then cls→patch, patch→cls and cls→cls."""

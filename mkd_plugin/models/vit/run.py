@@ -16,8 +16,6 @@ from mkd_plugin.structures import TapValue, Tokens
 if TYPE_CHECKING:
     from mkd_plugin.models.vit.vit import VisionTransformer
 
-__all__ = ['run_blocks']
-
 
 def run_blocks(
     network: VisionTransformer, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None

@@ -21,8 +21,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ['INNER', 'Tap', 'end_at_one_block', 'parse_tap']
-
 INNER = ('attention', 'qkv', 'relation', 'logit')
 
 

@@ -19,8 +19,6 @@ from mkd_plugin.models.vit.run import run_blocks
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
-__all__ = ['VisionTransformer']
-
 # what comes before the first block: layer 0 of layer-wise rate decay
 EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'pre_norm', 'mask_token')
 

@@ -1,0 +1,1 @@
+"""What makes the plugin run on the installed hosts."""

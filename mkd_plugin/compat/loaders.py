@@ -1,0 +1,129 @@
+"""mmengine's checkpoint loaders, each of its schemes, made to run nothing of what is in a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.fileio import get_file_backend
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from mkd_plugin.checkpoint.read import read_checkpoint
+
+Loader = Callable[..., dict[str, Any]]
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """A file of this machine."""
+    return read_checkpoint(filename, map_location)
+
+
+def load_from_http(
+    filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """A file of the web, kept in torch's folder of downloads."""
+    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
+    path = folder / Path(urlparse(filename).path).name
+    if get_dist_info()[0] == 0 and not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(filename, str(path), progress=progress)
+    barrier()
+    return read_checkpoint(path, map_location)
+
+
+def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """``torchvision://NAME``: the address is looked up in torchvision's list."""
+    return load_from_http(look_up(filename, mmengine_checkpoint.get_torchvision_models()), map_location)
+
+
+def load_from_openmmlab(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """``openmmlab://NAME``: an address, or a file of mmengine's own folder, by mmengine's list."""
+    scheme, _, name = filename.partition('://')
+    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    place = look_up(f'{scheme}://{name}', mmengine_checkpoint.get_external_models())
+    if place.startswith(('http://', 'https://')):
+        return load_from_http(place, map_location)
+    return read_checkpoint(Path(mmengine_checkpoint._get_mmengine_home(), place), map_location)
+
+
+def load_from_mmcls(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """``mmcls://NAME``: the backbone of a classifier of mmengine's list."""
+    checkpoint = load_from_http(look_up(filename, mmengine_checkpoint.get_mmcls_models()), map_location)
+    return dict(mmengine_checkpoint._process_mmcls_checkpoint(checkpoint))
+
+
+def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> dict[str, Any]:
+    """``s3://…`` and ``petrel://…``: an object of a store, by mmengine's client."""
+    content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
+    return read_checkpoint(filename, map_location, content=io.BytesIO(content))
+
+
+def load_from_pavi(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """``pavi://…``: a file of a model cloud, by its own client."""
+    from pavi import modelcloud
+
+    model = modelcloud.get(filename.removeprefix('pavi://'))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, model.name)
+        model.download(str(path))
+        return read_checkpoint(path, map_location)
+
+
+LOADERS: dict[tuple[str, ...], Loader] = {
+    ('',): load_from_local,
+    ('http://', 'https://'): load_from_http,
+    ('modelzoo://', 'torchvision://'): load_from_torchvision,
+    ('open-mmlab://', 'openmmlab://'): load_from_openmmlab,
+    ('mmcls://',): load_from_mmcls,
+    (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'): load_from_ceph,
+    ('pavi://',): load_from_pavi,
+}
+
+
+def look_up(filename: str, places: Mapping[str, str]) -> str:
+    """The address behind ``scheme://NAME``.
+
+    Raises:
+        ValueError: The list has no such name.
+    """
+    name = filename.partition('://')[2]
+    if name not in places:
+        close = difflib.get_close_matches(name, places, n=3, cutoff=0.4)
+        raise ValueError(f'{filename}: the list of this scheme has no such name. The closest it has: {close}.')
+    return places[name]
+
+
+def without_script(loader: Loader) -> Loader:
+    """The loader, without ``meta['config']`` of old files: mmengine *executes* that text when it resumes.
+
+    It does so only to read ``gpu_ids``, which says nothing to a run of today.
+    """
+
+    @functools.wraps(loader)  # mmengine logs the name
+    def load(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = loader(*args, **kwargs)
+        meta = checkpoint.get('meta')
+        if isinstance(meta, dict):
+            meta.pop('config', None)
+        return checkpoint
+
+    return load
+
+
+def install_safe_loader() -> None:
+    """Make mmengine read every checkpoint, from wherever it comes, through :func:`read_checkpoint`.
+
+    onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file runs code through
+    ``load_from``, ``--resume`` and ``init_cfg``; upstream's refuses every ordinary checkpoint of a training.
+    """
+    for prefixes, loader in LOADERS.items():
+        CheckpointLoader.register_scheme(prefixes=prefixes, loader=without_script(loader), force=True)

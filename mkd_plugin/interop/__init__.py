@@ -1,0 +1,1 @@
+"""Networks of other libraries: open any of them, convert, export."""

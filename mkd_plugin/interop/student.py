@@ -1,0 +1,100 @@
+"""A pre-trained student as a plain module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mkd_plugin.checkpoint.load import load_backbone
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint
+from mkd_plugin.models.vit import VisionTransformer
+
+
+class LoadedStudent(nn.Module):
+    """A student that takes plain images.
+
+    Args:
+        backbone: The network.
+        pixel_mean: Per channel, 0 … 255.
+        pixel_std: Likewise.
+    """
+
+    backbone: VisionTransformer
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, backbone: VisionTransformer, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer('pixel_mean', torch.tensor(pixel_mean).view(-1, 1, 1) / 255)
+        self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1) / 255)
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """RGB in [0, 1] → what the backbone was trained on."""
+        return (images_BCHW - self.pixel_mean) / self.pixel_std
+
+    def features(self, images_BCHW: Tensor, *, tap: str = 'block:-1', pool: str = 'mean') -> Tensor:
+        """Features of images.
+
+        Args:
+            images_BCHW: RGB in [0, 1], of the size the student was trained with.
+            tap: Where to read: 'block:-1' as fine-tuning does, 'output' for after the final norm, 'block:i'.
+            pool: 'mean' of the patch tokens, 'cls', or 'none' for all tokens.
+
+        Returns:
+            (B, D), or (B, 1 + L, D) with ``pool='none'``.
+
+        Raises:
+            ValueError: An unknown tap or pool, or images of another size.
+        """
+        tokens = self.backbone(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
+        if pool == 'mean':
+            return tokens[:, self.backbone.num_prefix :].mean(dim=1)
+        if pool == 'cls':
+            return tokens[:, 0]
+        if pool == 'none':
+            return tokens
+        raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """``features(images)``."""
+        return self.features(images_BCHW)
+
+
+def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
+    """Rebuild a network from one of this package's pre-training checkpoints, without running anything in it.
+
+    Args:
+        path: A checkpoint that a run wrote.
+        part: 'student', or the name of a teacher that the file holds (in dBOT's configs 'boot').
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        ValueError: The file is not such a checkpoint, or does not cover the network.
+    """
+    provenance = provenance_of(read_checkpoint(path))
+    if 'backbone' not in provenance:
+        raise ValueError(
+            f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. '
+            'Build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+        )
+    if 'pixel_mean' not in provenance:
+        raise ValueError(
+            f'{path} does not say which pixel statistics its network wants: it was converted without --release. Convert it '
+            'again with it, or build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+        )
+    parts = ['student', *provenance.get('teachers', [])]
+    if part not in parts:
+        raise ValueError(
+            f"{path} holds {parts}, not '{part}'. A teacher that came from a file, or that was cut to fewer blocks, is not in "
+            'a checkpoint.'
+        )
+    network = VisionTransformer(**provenance['backbone'])
+    prefix = 'backbone.' if part == 'student' else f'teachers.{part}.network.'
+    load_backbone(network, path, prefix=prefix)
+    return LoadedStudent(network.eval(), provenance['pixel_mean'], provenance['pixel_std']).eval()

@@ -1,0 +1,70 @@
+"""Process groups on machines without a GPU."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed
+from mmengine.config import Config
+
+from mkd_plugin.preflight.config import has_accelerator
+
+# What a launcher calls rank, number of processes and rank in the node.
+VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+
+
+def processes_from_environment(launcher: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(rank, number of processes) that a launcher has told this process.
+
+    Raises:
+        ValueError: It has told nothing: this process was not started by that launcher.
+    """
+    if launcher == 'none':
+        return 0, 1
+    rank, size, _ = VARIABLES[launcher]
+    if rank not in environment or size not in environment:
+        raise ValueError(
+            f'--launcher {launcher}: the variables {rank} and {size} are not set, so this process was not started by it. '
+            'Use tools/dist_train.sh CONFIG GPUS (which calls torchrun), tools/slurm_train.sh, or leave --launcher out.'
+        )
+    return int(environment[rank]), int(environment[size])
+
+
+def start_process_group(cfg: Config) -> None:
+    """Make the process group before the Runner does, if there is no GPU.
+
+    mmengine's ``init_dist`` selects a GPU whatever the backend is, and raises where there is no driver. With a GPU nothing
+    is done here: the Runner makes the group itself.
+
+    Raises:
+        ValueError: This process was not started by the launcher it was told of.
+    """
+    rank, size = processes_from_environment(cfg.launcher)
+    if cfg.launcher == 'none' or has_accelerator() or torch.distributed.is_initialized():
+        return
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
+    local_rank = os.environ.get(VARIABLES[cfg.launcher][2])
+    if local_rank is not None:
+        os.environ['LOCAL_RANK'] = local_rank
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' not in os.environ:
+        os.environ['MASTER_ADDR'] = first_node() if cfg.launcher == 'slurm' else '127.0.0.1'
+    options: dict[str, Any] = {}
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    if timeout is not None:
+        options['timeout'] = datetime.timedelta(seconds=timeout)
+    torch.distributed.init_process_group('gloo', **options)
+
+
+def first_node() -> str:
+    """The first host of a SLURM job."""
+    command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]

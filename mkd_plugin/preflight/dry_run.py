@@ -1,0 +1,174 @@
+"""``tools/train.py CONFIG --dry-run``: what would run, what is missing, and one step on made-up images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.utils import import_modules_from_strings
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from mkd_plugin.engine.optim import group_table
+from mkd_plugin.preflight.config import LOADERS
+from mkd_plugin.preflight.data import check_work_dir, missing_files, missing_tree, without_missing_checkpoints
+from mkd_plugin.preflight.fake import fake_batch, run_step
+from mkd_plugin.preflight.plan import batch_of, memory_of, stages_of
+
+CPU_IMAGES = 4
+MIB = 2**20
+
+
+class DryRun:
+    """The report. Each part is printed even if one before it failed.
+
+    Args:
+        cfg: The config, with the command line's changes.
+        processes: How many processes the run will have.
+        images: Of the one step; 0 for the batch size on a GPU and ``CPU_IMAGES`` on a CPU.
+        console: Where it is printed.
+    """
+
+    def __init__(self, cfg: Config, *, processes: int, images: int, console: Console) -> None:
+        self.cfg, self.console = cfg, console
+        self.batch = batch_of(cfg, processes)
+        self.images = images or (self.batch.images if get_device() != 'cpu' else min(self.batch.images, CPU_IMAGES))
+        self.problems: list[str] = []
+        self.model: nn.Module | None = None
+        self.optim_wrapper: Any = None
+
+    def run(self) -> int:
+        """Print everything; 1 if anything is missing or wrong, else 0."""
+        if not MMLogger.check_instance_created('dry_run'):  # mmengine logs a line for every tensor without decay
+            MMLogger.get_instance('dry_run', log_level='WARNING')
+        init_default_scope(self.cfg.get('default_scope', 'mmengine'))
+        if self.cfg.get('custom_imports'):
+            import_modules_from_strings(**self.cfg.custom_imports)
+        for title, part in (
+            ('files', self.show_files),
+            ('data', self.show_data),
+            ('schedule', self.show_stages),
+            ('batch', self.show_batch),
+            ('model', self.build),
+            ('step', self.show_step),
+        ):
+            self.attempt(title, part)
+        for problem in self.problems:
+            self.say(f'[bold red]problem[/] {escape(problem)}')
+        self.say('[bold red]not ready[/]' if self.problems else '[bold green]ready[/]')
+        return 1 if self.problems else 0
+
+    def say(self, text: Any) -> None:
+        """Print; text is never cut."""
+        self.console.print(text, soft_wrap=isinstance(text, str), highlight=False)
+
+    def attempt(self, title: str, part: Callable[[], None]) -> None:
+        """Run a part of the report; an error becomes a problem."""
+        try:
+            part()
+        except Exception as error:  # whatever a config does wrong belongs in the report
+            self.problems.append(f'{title}: {type(error).__name__}: {error}')
+
+    def show_files(self) -> None:
+        """What is missing."""
+        check_work_dir(self.cfg.get('work_dir') or '.')
+        missing = missing_files(self.cfg)
+        if not missing:
+            self.say('files: all there')
+        for entry in missing:
+            self.problems.append(f'missing: {entry.path} – {entry.expected}; --cfg-options {entry.option}=…')
+        tree = missing_tree(self.cfg, LOADERS)
+        if tree is not None:
+            self.say(escape(tree))
+
+    def show_data(self) -> None:
+        """How many images there are; whatever is wrong with the folder comes up here."""
+        if any(entry.option.startswith('train_dataloader') for entry in missing_files(self.cfg)):
+            return
+        images = len(DATASETS.build(self.cfg.train_dataloader.dataset))
+        steps = images / self.batch.images / self.batch.processes
+        self.say(f'data: {images:,} images, {steps:,.1f} steps an epoch')
+
+    def show_stages(self) -> None:
+        """Lengths and rates."""
+        rate = self.cfg.optim_wrapper.optimizer.lr * self.batch.ratio
+        table = Table('stage', 'length', 'peak rate', 'reached at', 'final rate', title='schedule')
+        for number, stage in enumerate(stages_of(self.cfg, rate), 1):
+            length, at = f'{stage.length} {stage.unit}', f'{stage.peak_at} {stage.unit}'
+            table.add_row(str(number), length, f'{stage.peak:.4g}', at, f'{stage.final:.4g}')
+        self.say(table)
+
+    def show_batch(self) -> None:
+        """The effective batch, and whether the rate is for it."""
+        batch = self.batch
+        self.say(
+            f'effective batch: {batch.images} images × {batch.accumulation} accumulated × {batch.processes} processes '
+            f'= {batch.effective}; rate × {batch.ratio:.4g}'
+        )
+        if batch.base and not batch.scaled and batch.effective != batch.base:
+            self.say(
+                f'[yellow]note[/] the rate is for {batch.base}: use '
+                f'{batch.base / batch.images / batch.accumulation:.4g} processes, accumulate '
+                f'{batch.base / batch.images / batch.processes:.4g} steps, or --auto-scale-lr'
+            )
+
+    def build(self) -> None:
+        """Build model and optimiser, and show groups and memory."""
+        cfg = self.cfg
+        model_cfg = {
+            'data_preprocessor': cfg.get('data_preprocessor'),
+            **without_missing_checkpoints(cfg.model.to_dict()),
+        }
+        torch.manual_seed(0)
+        model: nn.Module = MODELS.build(ConfigDict(model_cfg))  # detectors read their options as attributes
+        if hasattr(model, 'init_weights'):
+            model.init_weights()  # type: ignore[operator]
+        if get_device() == 'cpu':  # where SyncBN does not run
+            model = revert_sync_batchnorm(model)
+        self.model = model.to(get_device()).train()
+        wrapper = copy.deepcopy(cfg.optim_wrapper)
+        wrapper.optimizer.lr *= self.batch.ratio
+        wrapper.pop('accumulative_counts', None)  # the one step is to update the weights
+        self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
+        self.say(group_table(self.optim_wrapper.optimizer))
+        memory = memory_of(self.model, self.optim_wrapper.optimizer)
+        self.say(
+            f'memory, estimated (MiB): weights {memory.weights / MIB:.1f}, gradients {memory.gradients / MIB:.1f}, '
+            f'optimiser {memory.optimizer / MIB:.1f}, teachers and buffers {memory.teachers / MIB:.1f}: together '
+            f'{memory.total / MIB:.1f}, and activations'
+        )
+
+    def show_step(self) -> None:
+        """Two steps on made-up images; the second one's time."""
+        if self.model is None or self.optim_wrapper is None:
+            return
+        result = run_step(self.model, self.optim_wrapper, fake_batch(self.cfg, self.images))
+        losses = ', '.join(f'{name} {value:.4g}' for name, value in result.losses.items())
+        self.say(
+            f'step: {result.seconds:.3f} s for {tuple(result.shape)} on {get_device()} '
+            f'({result.shape[0] / result.seconds:.1f} images/s); {losses}'
+        )
+        what = 'peak of the device' if get_device() != 'cpu' else 'growth of the process in the steps'
+        self.say(
+            f'memory, measured with {self.images} of {self.batch.images} images (MiB): {what} {result.peak / MIB:.1f}, '
+            f'optimiser {result.optimizer / MIB:.1f}'
+        )
+
+
+def dry_run(cfg: Config, *, processes: int = 1, images: int = 0, console: Console | None = None) -> int:
+    """Report what a config would do. See :class:`DryRun`.
+
+    Returns:
+        The exit code: 1 if anything is missing or wrong.
+    """
+    return DryRun(cfg, processes=processes, images=images, console=console or Console()).run()

@@ -1,0 +1,1 @@
+"""Experiments as jobs, and reports as pages."""

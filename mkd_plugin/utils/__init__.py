@@ -1,0 +1,1 @@
+"""Files and configs, shared by all rooms."""

@@ -1,0 +1,68 @@
+"""Tiny networks with everything that a checkpoint can have, and random weights that hide nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mkd_plugin.interop.libraries import Kind
+from mkd_plugin.interop.libraries.kinds import (
+    DISTILLED,
+    NO_TABLE,
+    NOT_SQUARE,
+    PER_BLOCK,
+    PRE_NORM,
+    PROJECTION,
+    QUICK,
+    REGISTERS,
+    SCALE,
+    SHARED,
+)
+from mkd_plugin.models.vit import VisionTransformer
+
+TINY: dict[str, Any] = dict(arch=dict(width=48, depth=2, num_heads=4), img_size=32, patch_size=8, position='learned')
+OPTIONS: dict[str, dict[str, Any]] = {
+    SCALE: dict(layer_scale=0.5),
+    PRE_NORM: dict(pre_norm=True, norm_eps=1e-5),
+    QUICK: dict(activation='quick_gelu'),
+    PROJECTION: dict(projection=24),
+    SHARED: dict(relative_position='shared'),
+    PER_BLOCK: dict(relative_position='per_block'),
+    DISTILLED: dict(distillation_token=True),
+    REGISTERS: dict(num_registers=4),
+    NO_TABLE: dict(position='none'),
+    NOT_SQUARE: dict(img_size=(32, 48)),
+}
+
+
+def options_with(features: frozenset[str]) -> dict[str, Any]:
+    """Options of a tiny network with these features."""
+    options = dict(TINY)
+    for feature in sorted(features):
+        options |= OPTIONS[feature]
+    return options
+
+
+def scattered(network: nn.Module, std: float = 0.2) -> nn.Module:
+    """Normal weights everywhere: zero biases and unit norms would hide mistakes."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=std)
+    network.eval()
+    return network
+
+
+def tiny(features: frozenset[str] = frozenset(), kind: Kind | None = None) -> VisionTransformer:
+    """A tiny network of random weights; those that a library's class cannot have are zero."""
+    network = scattered(VisionTransformer(**options_with(features)))
+    width = network.arch.width
+    with torch.no_grad():
+        if PRE_NORM in features:
+            network.patch_embed.projection.bias.zero_()
+        if kind is not None and 'beit' in kind.format.name:
+            for block in network.layers:
+                block.attn.qkv.bias[width : 2 * width] = 0
+        if REGISTERS in features:
+            network.pos_embed[:, : network.num_placed] = 0
+    return network

@@ -1,0 +1,82 @@
+"""tools/check_equality.py: real sizes against timm, Hugging Face, mmpretrain and OpenCLIP; benchmarks/load_time.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def load_tool(path: str):
+    """A tool as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / 'tools' / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = load_tool('check_equality.py')
+
+
+def check(case, targets, tmp_path):
+    from dataclasses import replace
+
+    pytest.importorskip('timm')
+    rows = TOOL.rows_of(replace(case, targets=targets))
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip('|').split('|')]
+        errors = [float(cell) for cell in cells[2:4] if not cell.startswith('the class takes')]
+        assert errors and max(errors) < 1e-5, row
+        assert cells[4] == 'yes', row
+
+
+@pytest.mark.parametrize(
+    'case', [case for case in TOOL.cases() if case.name.startswith('ViT-') and case.size in ('ti', 's')]
+)
+def test_rows_of__small_networks_of_timm(case, tmp_path):
+    check(case, ('timm',), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', TOOL.cases(), ids=lambda case: case.name)
+def test_rows_of__every_network_and_library(case, tmp_path):
+    for package in ('transformers', 'mmpretrain', 'open_clip'):
+        pytest.importorskip(package)
+    check(case, case.targets, tmp_path)
+
+
+def test_cases__cover_what_the_papers_use():
+    names = ' '.join(case.name for case in TOOL.cases())
+    for wanted in (
+        'ViT-h/14',
+        'DeiT-b distilled',
+        'DINOv2-b/14',
+        'BEiT v2-b, bias per block',
+        'CLIP-b/16',
+        'CLIP-l/14',
+    ):
+        assert wanted in names
+
+
+def test_load_time__measures_both(capsys, monkeypatch):
+    tool = load_tool('benchmarks/load_time.py')
+    monkeypatch.setattr(
+        tool, 'measure', lambda args, file, which: dict(seconds=2.0 + (which == 'ours'), before=0, peak=2**20)
+    )
+    monkeypatch.setattr(sys, 'argv', ['load_time.py', '--arch', 'ti', '--rounds', '2'])
+    tool.main()
+    assert 'load_backbone over torch.load: 1.50 (1.50 – 1.50)' in capsys.readouterr().out
+
+
+def test_load_time__loads_what_it_wrote(tmp_path):
+    tool = load_tool('benchmarks/load_time.py')
+    for name in ('timm', 'beit', 'hf_vit'):
+        args = tool.argparse.Namespace(arch='ti', format=name, once='ours', file=str(tmp_path / name))
+        tool.write_file(args, tmp_path / name)
+        found = tool.run_once(args)
+        assert found['seconds'] > 0 and found['peak'] >= found['before'] > 0

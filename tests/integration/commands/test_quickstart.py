@@ -1,0 +1,136 @@
+"""The quickstart from end to end, as the shell command runs it, with small settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[3]
+SMALL = [
+    'model.backbone.arch.width=32', 'model.backbone.arch.depth=2', 'model.objectives.feature.head.width=32',
+    'train_dataloader.dataset.indices=192', 'custom_hooks.0.lengths=[2,2]', 'train_cfg.max_epochs=4',
+    'param_scheduler.0.end=1', 'param_scheduler.1.begin=1', 'param_scheduler.1.end=2',
+]  # fmt: skip
+SMALL_FINETUNE = [
+    'model.backbone.arch.width=32', 'model.backbone.arch.depth=2', 'model.head.in_channels=32',
+    'train_cfg.max_iters=30', 'train_cfg.val_interval=30', 'param_scheduler.0.end=5',
+    'param_scheduler.1.begin=5', 'param_scheduler.1.end=30',
+]  # fmt: skip
+
+# All but the Hessian, which takes half a minute here; tests/unit/reporting/test_analysis_report.py has it.
+MEASUREMENTS = [
+    'maps',
+    'attention',
+    'fourier',
+    'variance',
+    'token-spectrum',
+    'image-spectrum',
+    'similarity',
+    'landscape',
+]
+
+
+@pytest.fixture(scope='module')
+def quickstart(tmp_path_factory):
+    """Work dir and printed text of one run."""
+    folder = tmp_path_factory.mktemp('quickstart')
+    command = [
+        sys.executable,
+        ROOT / 'tools/quickstart.py',
+        '--work-dir',
+        folder / 'run',
+        '--data-root',
+        folder / 'digits',
+    ]
+    options = ['--labels', '2', '--draws', '2', '--cfg-options', *SMALL, '--ft-options', *SMALL_FINETUNE]
+    done = subprocess.run([*map(str, command), *options], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / 'run', done.stdout
+
+
+def test_quickstart__report_has_every_row(quickstart):
+    folder, printed = quickstart
+    rows = json.loads((folder / 'report.json').read_text())['rows']
+    assert [(row['start'], row['labels_per_class']) for row in rows] == [
+        ('scratch', 2), ('teacher0', 2), ('stage1', 2), ('stage2', 2),
+    ]  # fmt: skip
+    for row in rows:
+        first, second = row['accuracies']
+        assert row['mean'] == pytest.approx((first + second) / 2)
+        assert row['std'] == pytest.approx(abs(first - second) / 2**0.5)
+        assert all(0 <= accuracy * 357 / 100 <= 357 for accuracy in row['accuracies'])
+        assert first * 357 / 100 == pytest.approx(round(first * 357 / 100), abs=1e-3)  # counted on all 357 scans
+    assert 'stage2' in printed
+
+
+def test_quickstart__pictures_show_something(quickstart):
+    folder, _ = quickstart
+    for name in ('attention.png', 'curves.png'):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 200 and len(picture.convert('RGB').getcolors(2**24)) > 50
+
+
+def test_quickstart__keeps_the_stages(quickstart):
+    folder, _ = quickstart
+    assert {path.name for path in (folder / 'pretrain').glob('stage_*.pth')} == {f'stage_{i}.pth' for i in range(3)}
+
+
+# Both commands that look at its networks, as CI runs them.
+
+
+def run_tool(folder, name, *options):
+    """A tool on the three stages' files, in a process of its own; the networks are called by the files' names."""
+    stages = [f'run/pretrain/stage_{number}.pth' for number in range(3)]
+    command = [sys.executable, ROOT / f'tools/{name}.py', *stages, '--out', 'out', *options]
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / 'out'
+
+
+def numbers_of(value):
+    """Every number of a JSON; what is no number there is NaN."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for inner in value for number in numbers_of(inner)]
+    return [] if isinstance(value, str) else [math.nan if value is None else float(value)]
+
+
+def test_quickstart__its_stages_can_be_analyzed(quickstart):
+    options = ['--images', '12', '--batch', '12', '--landscape-size', '3', '--only', *MEASUREMENTS]
+    out = run_tool(quickstart[0].parent, 'analyze', '--data', 'digits/val', *options)
+    report = json.loads((out / 'report.json').read_text())
+    assert report['failed'] == report['left_out'] == {}
+    assert {name: list(found) for name, found in report['results'].items()} == {
+        f'stage_{number}': MEASUREMENTS for number in range(3)
+    }
+    assert all(math.isfinite(number) for number in numbers_of([report['results'], report['pairs']]))
+    distances = [found['attention']['block:1']['distance_H'] for found in report['results'].values()]
+    assert len({tuple(heads) for heads in distances}) == 3  # three networks, not one three times
+
+    spec = importlib.util.spec_from_file_location('docs_browser', ROOT / 'tools/docs/browser.py')
+    browser = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(browser)
+    if not browser.available():
+        pytest.skip('there is no chromium: the page was not opened')
+    found, console = browser.look(out / 'index.html', width=400)
+    assert console == [] and found['content'] <= 400 and found['images'] > 0 and len(found['figures']) > 30
+
+
+def test_quickstart__its_stages_can_be_evaluated(quickstart):
+    options = ['--resize', '24', '--ks', '5', '--shots', '2', '--draws', '2', '--epochs', '12', '--few-epochs', '40']
+    out = run_tool(quickstart[0].parent, 'evaluate', '--data', 'digits', '--pools', 'mean', *options)
+    found = json.loads((out / 'evaluation.json').read_text())
+    assert found['failures'] == []
+    assert [(row['checkpoint'], row['protocol']) for row in found['rows']] == [
+        (f'stage_{number}', protocol) for number in range(3) for protocol in ('knn', 'linear', 'fewshot')
+    ]
+    assert all(20 < row['top1'] <= 100 for row in found['rows'])  # guessing gives 10
+    assert 'knn' in (out / 'evaluation.md').read_text()

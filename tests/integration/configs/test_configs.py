@@ -1,0 +1,230 @@
+"""Every shipped config, made small: it parses, builds, and trains two steps in which every parameter gets a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.tiny_dense import DENSE
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+
+from mkd_plugin.models.vit.arch import resolve_arch
+from mkd_plugin.utils.configs import ablations, config_root, get_ablation, get_config
+
+TINY = dict(width=32, depth=4, num_heads=4)
+TEACHER = {**TINY, 'depth': 6}  # deep enough for 'mean:last-6'
+NAMES = sorted(path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().rglob('*.py'))
+PRETRAIN = [name for name in NAMES if name.split('/')[0] not in ('_base_', 'downstream') and '/finetune/' not in name]
+
+FINETUNE = [
+    name for name in NAMES if ('/finetune/' in name or '/transfer/' in name) and not any(kind in name for kind in DENSE)
+]
+ROWS = [
+    (path.parent.name, row) for path in config_root().glob('*/ablations.yml') for row in ablations(path.parent.name)
+]
+
+
+def shrink_teacher(teacher: dict) -> None:
+    """A tiny network of seeded random weights in place of a file."""
+    if 'checkpoint' in teacher or 'seed' in teacher:
+        teacher.update(checkpoint=None, seed=teacher.get('seed') or 0, img_size=None)
+    if teacher['type'] in ('ViTTeacher', 'CLIPTeacher'):
+        teacher.update(arch=TEACHER)
+    if teacher['type'] == 'CLIPTeacher' or 'projection' in teacher.get('network', {}):
+        teacher.update(network={**teacher.get('network', {}), 'projection': 16})
+    if teacher['type'] == 'GeneratorTeacher':
+        shrink_generator(teacher)
+    if isinstance(teacher.get('start'), dict):
+        shrink_teacher(teacher['start'])
+
+
+def shrink_generator(teacher: dict) -> None:
+    """Random weights in a host's generator, for an image of 4 × 4 patches."""
+    generator = teacher['generator']
+    generator.pop('init_cfg', None)
+    if generator['type'] == 'mmpretrain.VQKD':
+        generator['encoder_config']['img_size'] = 64
+        generator['quantize_kmeans_init'] = False  # 20 s
+    if generator['type'] == 'mmpretrain.DALL-E':
+        teacher['img_size'] = 32
+
+
+def moved(tap: str | int, before: int, after: int) -> str | int:
+    """A tap (or a masking's block) of a network that now has another depth, at the same share of it."""
+    if isinstance(tap, int):
+        return tap * after // before
+    kind, _, index = tap.partition(':')
+    return f'{kind}:{-(-(int(index) + 1) * after // before) - 1}' if index.isdigit() else tap
+
+
+def shrink_taps(model: Config) -> None:
+    """Move what names a block by its number; to be called while the networks still have their own sizes."""
+    student = resolve_arch(model.backbone.arch).depth, TINY['depth']
+    teachers = {
+        name: (resolve_arch(teacher.arch).depth, TEACHER['depth']) if 'arch' in teacher else student
+        for name, teacher in model.teachers.items()
+    }
+    for objective in model.objectives.values():
+        for key, depths in (('tap', teachers[objective.teacher]), ('student', student)):
+            taps = objective[key]
+            objective[key] = moved(taps, *depths) if isinstance(taps, str) else [moved(tap, *depths) for tap in taps]
+    if 'at' in model.masking:
+        model.masking['at'] = [moved(place, *teachers[model.masking.teacher]) for place in model.masking['at']]
+
+
+def shrink(cfg: Config) -> Config:
+    """The same method with 4 × 4 patches and tiny networks."""
+    model = cfg.model
+    patch = model.backbone.patch_size
+    if 'objectives' in model:
+        shrink_taps(model)
+    teachers = list(model.get('teachers', {}).values())
+    hog = any(teacher.get('generator', {}).get('type') == 'mmpretrain.HOGGenerator' for teacher in teachers)
+    side = 14 if hog else 4  # mmpretrain's HOG knows a grid of 14 × 14 only
+    moving = any(teacher['type'] == 'MomentumTeacher' for teacher in teachers)  # may read 'mean:last-6' of a copy
+    arch = {**TINY, 'depth': 6} if moving else TINY
+    model.backbone.update(arch=arch, img_size=side * patch, init_cfg=None)
+    if model.get('masking', {}).get('type') == 'BlockMasking':
+        share = model.masking.get('ratio') or 0.4
+        model.masking = dict(type='BlockMasking', ratio=share, min_block=1)
+    for teacher in teachers:
+        shrink_teacher(teacher)
+    for objective in model.get('objectives', {}).values():
+        if objective.get('head') and objective.head.type == 'TransformerDecoder':
+            objective.head.update(depth=2, width=32, num_heads=4)
+    if 'head' in model:
+        model.head.update(in_channels=TINY['width'], init_cfg=None)
+        model.train_cfg = None
+    return cfg
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build({'data_preprocessor': cfg.get('data_preprocessor'), **cfg.model})
+        model.init_weights()
+    return model.train()
+
+
+def train_two_steps(model: torch.nn.Module, images: torch.Tensor, samples: list | None) -> None:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    for _ in range(2):
+        losses = {name: loss for name, loss in model.loss(images, samples).items() if name.startswith('loss')}
+        total = sum(losses.values())
+        assert math.isfinite(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without
+        zero = [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
+        assert not [name for name in zero if not name.endswith('bias')]  # a key's bias has none, by symmetry
+        optimizer.step()
+
+
+def check_pretraining(cfg: Config) -> None:
+    shrink(cfg)
+    # drop path would leave the gradient of a whole block empty for so few images
+    cfg.model.backbone.drop_path_rate = 0.0
+    model = build(cfg)
+    train_two_steps(model, torch.randn(8, 3, model.backbone.img_size, model.backbone.img_size), None)
+
+
+@pytest.mark.parametrize('name', PRETRAIN)
+def test_pretraining_config__trains_two_steps(name):
+    check_pretraining(get_config(name))
+
+
+@pytest.mark.parametrize('method, row', ROWS)
+def test_ablation_row__trains_two_steps(method, row):
+    check_pretraining(get_ablation(method, row))
+
+
+@pytest.mark.parametrize('name', FINETUNE)
+def test_finetuning_config__trains_two_steps(name):
+    cfg = shrink(get_config(name))
+    cfg.model.backbone.drop_path_rate = 0.0
+    classes = cfg.model.head.num_classes
+    model = build(cfg)
+    samples = [DataSample().set_gt_label(i % classes) for i in range(8)]
+    train_two_steps(model, torch.randn(8, 3, model.backbone.img_size, model.backbone.img_size), samples)
+
+
+RUN_HOOKS = {
+    *('AtomicCheckpointHook', 'PortableCheckpointHook', 'ExactResumeHook', 'FiniteLossHook', 'PreemptionHook'),
+    *('MetricsHook', 'CurvesHook', 'ProgressHook', 'UnusedParametersHook'),
+}
+
+
+@pytest.mark.parametrize('name', [*PRETRAIN, *FINETUNE])
+def test_config__is_safe_and_recorded(name):
+    cfg = get_config(name)
+    ours = [hook.type.removeprefix('mkd_plugin.') for hook in cfg.default_hooks.values() if 'mkd_plugin' in hook.type]
+    assert set(ours) >= RUN_HOOKS
+    backends = [backend.type for backend in cfg.visualizer.vis_backends]
+    assert backends == ['LocalVisBackend', 'TensorboardVisBackend']
+
+
+@pytest.mark.parametrize('method, row', ROWS)
+def test_ablation_row__stages_fit_the_run(method, row):
+    """Lengths, schedule and run length of a row agree; StageHook would refuse them otherwise, an hour after a queue."""
+    from mkd_plugin.engine.stages import stage_schedulers
+
+    cfg = get_ablation(method, row)
+    for hook in cfg.get('custom_hooks', []):
+        if hook['type'].endswith('StageHook'):
+            assert sum(hook['lengths']) == cfg.train_cfg.max_epochs
+            for length in hook['lengths']:
+                stage_schedulers(cfg.param_scheduler, hook['lengths'][0], length)
+
+
+def test_get_ablation__names_the_rows_for_an_unknown_one():
+    with pytest.raises(ValueError, match='momentum-0.9998'):
+        get_ablation('dbot', 'momentum')
+    with pytest.raises(ValueError, match='dbot'):
+        get_ablation('nothing', 'row')
+
+
+@pytest.mark.parametrize(
+    'name, key, value',
+    [
+        # shared/methods.md, dBOT: Table A1 default column and reference code
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'optim_wrapper.optimizer.lr', 2.4e-3),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'optim_wrapper.optimizer.betas', (0.9, 0.95)),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'optim_wrapper.optimizer.weight_decay', 0.05),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'optim_wrapper.clip_grad.max_norm', 3.0),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'train_dataloader.batch_size', 512),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'train_cfg.max_epochs', 1600),
+        ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'param_scheduler.0.end', 40),
+        ('dbot/dbot_vit-large-p16_8xb512-2x800e_in1k', 'model.backbone.drop_path_rate', 0.2),
+        ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'model.backbone.drop_path_rate', 0.3),
+        ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'model.objectives.feature.head.drop_path_rate', 0.3),
+        ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'model.backbone.patch_size', 14),
+        ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'model.teachers.boot.start_depth', 0),
+        # Table A2
+        ('dbot/finetune/in1k/dbot-ft_vit-base-p16_8xb128-100e_in1k', 'optim_wrapper.optimizer.lr', 1.2e-3),
+        (
+            'dbot/finetune/in1k/dbot-ft_vit-base-p16_8xb128-100e_in1k',
+            'optim_wrapper.paramwise_cfg.layer_decay_rate',
+            0.75,
+        ),
+        ('dbot/finetune/in1k/dbot-ft_vit-base-p16_8xb128-100e_in1k', 'model.backbone.drop_path_rate', 0.2),
+        ('dbot/finetune/in1k/dbot-ft_vit-base-p16_8xb128-100e_in1k', 'train_cfg.max_epochs', 100),
+        ('dbot/finetune/in1k/dbot-ft_vit-large-p16_8xb128-50e_in1k', 'train_cfg.max_epochs', 50),
+        ('dbot/finetune/in1k/dbot-ft_vit-huge-p14_8xb128-10e_in1k-448px', 'optim_wrapper.optimizer.lr', 2.8e-4),
+        (
+            'dbot/finetune/in1k/dbot-ft_vit-huge-p14_8xb128-10e_in1k-448px',
+            'optim_wrapper.paramwise_cfg.layer_decay_rate',
+            0.9,
+        ),
+        ('mae/mae_vit-base-p16_8xb512-1600e_in1k', 'optim_wrapper.optimizer.lr', 2.4e-3),
+    ],
+)
+def test_recipe__has_the_papers_value(name, key, value):
+    found = get_config(name)
+    for part in key.split('.'):
+        found = found[int(part) if part.isdigit() else part]
+    assert found == (pytest.approx(value) if isinstance(value, float) else value)

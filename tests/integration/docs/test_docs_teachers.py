@@ -1,0 +1,50 @@
+"""docs/teachers.md comes from the table of releases, and every config in it builds."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from mkd_plugin.checkpoint.releases import RELEASES
+from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.students import MaskTokenViT
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.registry import check_options, find
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = runpy.run_path(str(ROOT / 'tools' / 'docs' / 'teachers.py'))
+VITS = [name for name, entry in RELEASES.items() if entry.network is not None]
+
+
+def test_page__is_what_the_script_writes():
+    assert (ROOT / 'docs' / 'teachers.md').read_text() == SCRIPT['page'](), 'run: python tools/docs/teachers.py'
+
+
+@pytest.mark.parametrize('name', RELEASES)
+def test_config__as_written_is_python_and_its_options_exist(name):
+    config = SCRIPT['config_of'](RELEASES[name])
+    assert eval(SCRIPT['written'](config), {'dict': dict}) == config
+    options = dict(config)
+    check_options(find(options.pop('type')), options, ['student'])
+
+
+@pytest.mark.parametrize('name', VITS)
+def test_config__builds_the_released_network(name):
+    entry = RELEASES[name]
+    config = {**SCRIPT['config_of'](entry), 'checkpoint': None, 'prefix': None, 'seed': 0}
+    cls = find(config.pop('type'))
+    patch, side = entry.network['patch_size'], entry.network['img_size']
+    with torch.device('meta'):
+        wanted = VisionTransformer(**entry.network).state_dict()
+    student = MaskTokenViT(arch=dict(width=8, depth=1, num_heads=1), img_size=side // patch * 4, patch_size=4)
+    config['arch'] = 'ti'  # a full-size network takes seconds; its names and options are what is compared
+    network = cls(student=StudentContext(student, entry.pixel_mean, entry.pixel_std), **config).network
+    built = dict(network.named_buffers())
+    depth = network.arch.depth
+    kept = {key for key in wanted if not key.startswith('layers.') or int(key.split('.')[1]) < depth}
+    assert kept == set(built) | ({'proj.weight'} & kept)
+    assert network.grid == entry.grid
+    assert network.patch_size == patch

@@ -1,0 +1,47 @@
+"""docs/unified_view.md comes from the configs, and says of all 24 methods whether there is one."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = runpy.run_path(str(ROOT / 'tools' / 'docs' / 'unified_view.py'))
+ROWS = [*SCRIPT['ROWS'], *SCRIPT['BESIDE']]
+# what our config must say for a word of the paper's table
+TEACHERS = {
+    'pixel': 'PixelTeacher', 'HOG': 'HOGGenerator', 'dVAE tokens': 'DALL-E', 'VQ-KD tokens': 'VQKD', 'DINO': 'dino',
+    'CLIP': 'CLIPTeacher', 'EVA-CLIP': 'CLIPTeacher', 'MoCo v3': 'vit-b-300ep', 'EMA': 'MomentumTeacher',
+    'EMA + pixel': 'MomentumTeacher, output + PixelTeacher', 'previous student': 'BootstrappedTeacher',
+}  # fmt: skip
+HEADS = {'FC': 'LinearHead', 'decoder': 'TransformerDecoder', 'decoders': 'TransformerDecoder'}
+NORMS = {
+    '-': 'none', 'l2': 'L2Normalize', 'LN': 'TokenStandardize', 'per-patch LN': 'TokenStandardize',
+    'LN (no affine)': 'TokenStandardize', 'BN': 'BatchStandardize',
+}  # fmt: skip
+LOSSES = {
+    '-': 'MSELoss', 'L1': 'L1Loss', 'L2': 'MSELoss', 'smooth L1': 'SmoothL1Loss', 'cosine': 'CosineLoss',
+    'InfoNCE': 'TokenInfoNCE', 'cross entropy': 'TokenCrossEntropy', 'CE': 'TokenCrossEntropy',
+}  # fmt: skip
+
+
+def test_page__is_what_the_script_writes():
+    assert (ROOT / 'docs' / 'unified_view.md').read_text() == SCRIPT['page'](), 'run: python tools/docs/unified_view.py'
+
+
+def test_table__has_the_24_methods_beside_maskdistill():
+    assert len({row.method for row in SCRIPT['ROWS']}) == 25
+
+
+@pytest.mark.parametrize('row', ROWS, ids=lambda row: row.method)
+def test_row__config_says_what_the_paper_says_or_the_reason_is_given(row):
+    if row.config is None:
+        assert len(row.reason) > 30
+        return
+    teacher, _, head, norm, loss = SCRIPT['describe'](row.config)
+    assert TEACHERS[row.paper[0]] in teacher
+    assert head == HEADS[row.paper[2]]
+    assert norm == NORMS[row.paper[3]]
+    assert LOSSES[row.paper[4]] in loss

@@ -1,0 +1,272 @@
+"""The pipeline that resizes on the device gives what the hosts' and torchvision's pipelines give, and fits the Runner."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as tv
+from mmengine.registry import FUNCTIONS, init_default_scope
+from mmpretrain.registry import MODELS, TRANSFORMS
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
+from mkd_plugin import get_config
+from mkd_plugin.datasets import CropForDevice, FlipOnDevice, ImageFolder
+from mkd_plugin.datasets.crops import Crops, collate_crops, resize_crop, resize_in_two_passes
+from mkd_plugin.datasets.loading import decode, is_ordinary_jpeg, to_rgb
+from mkd_plugin.models import CropPreprocessor
+
+PHOTOS = load_sample_images().images  # two photographs of 427 × 640
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+# What "equal" means, in 8-bit levels: at any pixel, and on average. Pillow resizes along rows first; since version 13 along
+# columns first where a crop is shrunk much more in height than in width. In such crops a few pixels are further apart.
+LARGEST, AVERAGE = 2, 0.006
+ANY_ORDER_LARGEST, ANY_ORDER_AVERAGE, ANY_ORDER_SHARE = 16, 0.1, 1e-3
+
+
+def boxes(count: int) -> list[tuple[int, int, int, int]]:
+    """(top, left, height, width): large and small, narrow and flat, of one pixel, and of the size wanted."""
+    generator = np.random.default_rng(0)
+    found = [(0, 0, 427, 640), (5, 5, 1, 1), (100, 30, 2, 300), (7, 9, 224, 224), (3, 2, 30, 224), (3, 2, 224, 17)]
+    while len(found) < count:
+        height, width = generator.integers(8, 427), generator.integers(8, 640)
+        found.append((generator.integers(427 - height), generator.integers(640 - width), height, width))
+    return [tuple(int(number) for number in box) for box in found]
+
+
+def levels(ours: torch.Tensor, theirs: np.ndarray) -> np.ndarray:
+    return np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs.astype(int))
+
+
+@pytest.mark.parametrize('resize', [resize_crop, resize_in_two_passes])
+def test_resize__is_pillows_within_the_stated_tolerance(resize):
+    """Also torchvision's on PIL images, to which every Pillow before 13 gives these passes."""
+    apart, anyhow = [], []
+    for number, (top, left, height, width) in enumerate(boxes(40)):
+        photo = Image.fromarray(PHOTOS[number % 2])
+        cut = photo.crop((left, top, left + width, top + height))
+        found = resize(torch.from_numpy(np.array(cut)).permute(2, 0, 1), (224, 224))
+        rows_first = cut.resize((224, height), Image.Resampling.BICUBIC).resize((224, 224), Image.Resampling.BICUBIC)
+        apart.append(levels(found, np.asarray(rows_first)))
+        theirs = tv.resized_crop(photo, top, left, height, width, [224, 224], InterpolationMode.BICUBIC)
+        anyhow.append(levels(found, np.asarray(theirs)))
+    assert np.max(apart) <= LARGEST and np.mean(apart) <= AVERAGE
+    assert np.max(anyhow) <= ANY_ORDER_LARGEST and np.mean(anyhow) <= ANY_ORDER_AVERAGE
+    assert np.mean(np.array(anyhow) > LARGEST) <= ANY_ORDER_SHARE
+
+
+def test_resize__one_pass_in_floats_would_not_be():
+    """Why there are two: Pillow cuts what overshoots after the first."""
+    cut = np.random.default_rng(0).integers(2, size=(150, 300, 3), dtype=np.uint8) * 255
+    crop = torch.from_numpy(cut.copy()).permute(2, 0, 1)
+    single = torch.nn.functional.interpolate(crop[None].float(), (224, 224), mode='bicubic', antialias=True)[0]
+    wanted = Image.fromarray(cut).resize((224, 224), Image.Resampling.BICUBIC)
+    assert levels(single.round().clamp(0, 255), np.asarray(wanted)).max() > LARGEST
+
+
+def run_pipeline(config: list[dict], path: str, seed: int) -> dict:
+    np.random.seed(seed)
+    results = dict(img_path=path, sample_idx=seed)
+    for transform in config:
+        results = TRANSFORMS.build(transform)(results)
+    return results
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory) -> list[str]:
+    """JPEGs of different sizes."""
+    folder = tmp_path_factory.mktemp('photos')
+    sizes = [(500, 375), (375, 500), (640, 427), (90, 300), (224, 224), (30, 20)]
+    for number, size in enumerate(sizes):
+        Image.fromarray(PHOTOS[number % 2]).resize(size, Image.Resampling.BICUBIC).save(
+            folder / f'{number}.jpg', quality=95
+        )
+    return sorted(str(path) for path in folder.glob('*.jpg'))
+
+
+HOSTS = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
+
+
+@pytest.mark.parametrize('name', ['folder', 'in1k', 'shards'])
+@pytest.mark.parametrize('largest', [512 * 512, 0])
+def test_config__gives_the_images_of_the_hosts_pipeline(photos, name, largest):
+    """Same seeds, same boxes and flips; whether the worker or the preprocessor resizes."""
+    cfg = get_config(f'dbot/dbot_vit-base-p16_8xb512-2x800e_{name}')
+    init_default_scope('mmpretrain')
+    ours = cfg.train_dataloader.dataset.pipeline
+    ours[1].largest = largest
+    seeds = range(24)
+    samples = [run_pipeline(ours, photos[seed % len(photos)], seed) for seed in seeds]
+    made = MODELS.build(cfg.data_preprocessor)(FUNCTIONS.get(cfg.train_dataloader.collate_fn.type)(samples))
+    theirs = [run_pipeline(HOSTS, photos[seed % len(photos)], seed) for seed in seeds]
+    host = MODELS.build(dict(type='SelfSupDataPreprocessor', mean=MEAN, std=STD, to_rgb=True))
+    wanted = host(dict(inputs=torch.stack([sample['inputs'] for sample in theirs]), data_samples=None))['inputs']
+    difference = (made['inputs'] - wanted).abs() * torch.tensor(STD).view(3, 1, 1)
+    assert difference.max() < ANY_ORDER_LARGEST and difference.mean() < ANY_ORDER_AVERAGE
+    assert (difference > LARGEST + 1e-3).float().mean() < ANY_ORDER_SHARE
+    assert made['inputs'].shape == (24, 3, 224, 224) and made['inputs'].dtype == torch.float32
+    flips = [sample.flip for sample in made['data_samples']]
+    assert flips == [sample['data_samples'].flip for sample in theirs] and 4 < sum(flips) < 20
+    assert [sample.img_path for sample in made['data_samples']] == [photos[seed % len(photos)] for seed in seeds]
+
+
+def test_crop_for_device__draws_as_torchvision_does():
+    """Mean and spread of area and shape of 3,000 boxes; the generators differ, so the boxes do."""
+    ours, image = CropForDevice(scale=224, crop_ratio_range=(0.2, 1.0)), np.empty((375, 500, 3), np.uint8)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    mine = np.array([ours.rand_crop_params(image) for _ in range(3000)], float)
+    tensor = torch.empty(3, 375, 500)
+    theirs = np.array([RandomResizedCrop.get_params(tensor, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)], float)
+    for statistic in (
+        lambda b: b[:, 2] * b[:, 3] / 187500,
+        lambda b: np.log(b[:, 3] / b[:, 2]),
+        lambda b: b[:, 0] / 375,
+    ):
+        a, b = statistic(mine), statistic(theirs)
+        error = np.hypot(a.std(), b.std()) / 3000**0.5
+        assert abs(a.mean() - b.mean()) < 4 * error
+        assert a.std() == pytest.approx(b.std(), rel=0.06)
+
+
+def test_collate__through_workers_is_what_it_is_without(photos):
+    folder = str(photos[0]).rsplit('/', 1)[0]
+    pipeline = [
+        dict(type='mkd_plugin.LoadAnyImage'),
+        dict(type='mkd_plugin.CropForDevice', scale=(24, 32), crop_ratio_range=(1.0, 1.0), largest=200 * 200),
+        dict(type='mkd_plugin.FlipOnDevice', prob=1.0),
+        dict(type='PackInputs'),
+    ]
+    data = ImageFolder(data_root=folder, pipeline=pipeline)
+    here, there = (next(iter(DataLoader(data, batch_size=6, num_workers=n, collate_fn=collate_crops))) for n in (0, 2))
+    assert isinstance(there['inputs'], Crops) and there['inputs'].size == (24, 32)
+    assert (24, 32) in there['inputs'].shapes and (20, 27) in there['inputs'].shapes  # resized there, handed over
+    assert there['inputs'].pixels.is_shared() and torch.equal(here['inputs'].pixels, there['inputs'].pixels)
+    assert there['inputs'][1:] == here['inputs'][1:]
+    images = CropPreprocessor()(there)['inputs']
+    assert images.shape == (6, 3, 24, 32)
+    upright = there['inputs']._replace(flips=(False,) * 6).images()
+    assert torch.equal(images, upright.flip(-1).float())
+
+
+def test_preprocessor__whole_images_go_through_as_in_the_parent():
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    ours = CropPreprocessor(mean=MEAN, std=STD, to_rgb=True)
+    theirs = MODELS.build(dict(type='mmpretrain.SelfSupDataPreprocessor', mean=MEAN, std=STD, to_rgb=True))
+    for batch in (images, [images, images]):
+        mine, wanted = (made(dict(inputs=batch, data_samples=None))['inputs'] for made in (ours, theirs))
+        assert type(mine) is type(wanted)
+        assert all(torch.equal(a, b) for a, b in zip(mine, wanted, strict=True))
+
+
+def test_preprocessor__says_what_to_do_about_what_is_no_batch():
+    crops = [torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(3, 6, 5, dtype=torch.uint8)]
+    with pytest.raises(
+        ValueError, match=r"2 single images.*\(3, 4, 5\).*collate_fn=dict\(type='mkd_plugin.collate_crops'\)"
+    ):
+        CropPreprocessor()(dict(inputs=crops, data_samples=None))
+
+
+def test_collate__refuses_what_is_no_crop(photos):
+    init_default_scope('mmpretrain')
+    whole = [run_pipeline([HOSTS[0], HOSTS[3]], path, 0) for path in photos[:2]]  # img_shape differs
+    with pytest.raises(ValueError, match='no crops of one size.*CropForDevice'):
+        collate_crops(whole)
+
+
+def test_transforms__refuse_nonsense():
+    for options, message in (
+        (dict(scale=0), 'scale=0'),
+        (dict(scale=(1, 2, 3)), 'scale='),
+        (dict(scale=8, crop_ratio_range=(0.5, 0.2)), 'crop_ratio_range'),
+        (dict(scale=8, largest=-1), 'largest=-1'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CropForDevice(**options)
+    with pytest.raises(ValueError, match='prob=1.5'):
+        FlipOnDevice(prob=1.5)
+    with pytest.raises(ValueError, match='mirror after cropping'):
+        CropForDevice(scale=8)(dict(img=np.zeros((9, 9, 3), np.uint8), flip=True))
+
+
+def jpeg(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', **options)
+    return buffer.getvalue()
+
+
+def pillow(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(to_rgb(image))
+
+
+KINDS = [dict(quality=95), dict(quality=30), dict(progressive=True), dict(subsampling=0), dict(keep_rgb=True)]
+
+
+@pytest.mark.parametrize('options', KINDS, ids=str)
+def test_decode__ordinary_jpegs_are_pillows_to_the_bit(options):
+    content = jpeg(Image.fromarray(PHOTOS[0]).resize((201, 135)), **options)
+    assert is_ordinary_jpeg(content)
+    np.testing.assert_array_equal(decode(content), pillow(content))
+    np.testing.assert_array_equal(decode(content, order='bgr'), pillow(content)[:, :, ::-1])
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_decode__ordinary_jpegs_are_turned_as_pillow_turns_them(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = jpeg(Image.fromarray(PHOTOS[1][:60, :100]), exif=exif)
+    assert is_ordinary_jpeg(content)
+    np.testing.assert_array_equal(decode(content), pillow(content))
+
+
+def test_is_ordinary_jpeg__not_what_cv2_reads_otherwise(monkeypatch):
+    photo = Image.fromarray(PHOTOS[0]).resize((64, 48))
+    whole = jpeg(photo)
+    assert is_ordinary_jpeg(whole)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    for content in (
+        b'',
+        whole[:-100],
+        whole + b'\0\0',  # whole for Pillow, and read by it
+        jpeg(photo.convert('L')),
+        jpeg(photo.convert('CMYK')),
+        jpeg(photo, xmp=xmp),
+    ):
+        assert not is_ordinary_jpeg(content)
+    np.testing.assert_array_equal(decode(whole + b'\0\0'), decode(whole))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 64 * 48 - 1)
+    assert not is_ordinary_jpeg(whole)
+
+
+def test_decode__damaged_jpegs_are_read_or_refused_as_by_pillow():
+    """Bytes changed at random: whatever Pillow says holds, and nothing else is raised."""
+    from mkd_plugin.datasets.loading import UnreadableImageError
+
+    whole, generator = jpeg(Image.fromarray(PHOTOS[0]).resize((80, 60)), quality=60), np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in generator.integers(2, len(whole) - 2, size=3):
+            content[place] = generator.integers(256)
+        try:
+            wanted = pillow(bytes(content))
+        except Exception:
+            wanted = None
+        try:
+            found = decode(bytes(content))
+        except UnreadableImageError:
+            found = None
+        outcomes.add((wanted is None, found is None))
+    assert (False, False) in outcomes and (True, True) in outcomes
+    assert (False, True) not in outcomes

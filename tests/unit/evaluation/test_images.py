@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.labelled_files import write_images
+from PIL import Image
+
+from mkd_plugin.evaluation.images import Preprocessing, check_same_classes, open_images
+
+SMALL = Preprocessing((16, 16), 18)
+
+
+def test_open_images__classes_by_folder(tmp_path):
+    images = open_images(write_images(tmp_path, 'train', ('bee', 'ant'), count=2), SMALL)
+    assert images.classes == ('ant', 'bee')
+    assert images.names == ['ant/0.png', 'ant/1.png', 'bee/0.png', 'bee/1.png']
+    assert images.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_open_images__list(tmp_path):
+    folder = write_images(tmp_path, 'train')
+    (tmp_path / 'some.txt').write_text('cat/1.png 7\n\nant/0.png 3\n')
+    images = open_images(folder, SMALL, annotation=tmp_path / 'some.txt')
+    assert images.names == ['cat/1.png', 'ant/0.png'] and images.labels.tolist() == [7, 3]
+
+
+def test_labelled_images__pixels_are_pillows(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    (tmp_path / 'a').mkdir()
+    Image.fromarray(pixels).save(tmp_path / 'a' / 'x.png')
+    found = next(open_images(tmp_path, SMALL).batches(0, 1, batch_size=1, workers=0))[0]
+    resized = Image.fromarray(pixels).resize((24, 18), Image.Resampling.BICUBIC).crop((4, 1, 20, 17))
+    torch.testing.assert_close(found, torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255)
+
+
+def test_identity__content_not_place_or_time(tmp_path):
+    folder = write_images(tmp_path, 'train')
+    first = open_images(folder, SMALL).identity()
+    shutil.copytree(folder, tmp_path / 'copy')
+    os.utime(tmp_path / 'copy' / 'ant' / '0.png', (0, 0))
+    assert open_images(tmp_path / 'copy', SMALL).identity() == first
+    assert open_images(folder, Preprocessing((16, 16), 20)).identity() != first
+    content = bytearray((folder / 'bee' / '1.png').read_bytes())
+    content[-20] ^= 1
+    (folder / 'bee' / '1.png').write_bytes(content)
+    assert open_images(folder, SMALL).identity() != first
+
+
+def test_open_images__bad_input(tmp_path):
+    with pytest.raises(ValueError, match='is not a folder'):
+        open_images(tmp_path / 'nowhere', SMALL)
+    folder = write_images(tmp_path, 'train')
+    with pytest.raises(ValueError, match='no labels.*folder of its name'):
+        open_images(folder / 'ant', SMALL)
+    (folder / 'dog').mkdir()
+    with pytest.raises(ValueError, match='no images in dog'):
+        open_images(folder, SMALL)
+    (tmp_path / 'some.txt').write_text('cat/1.png 7\nant/0.png\n')
+    with pytest.raises(ValueError, match='no label for its image 2'):
+        open_images(folder, SMALL, annotation=tmp_path / 'some.txt')
+    with pytest.raises(ValueError, match=r'absent\.txt does not exist'):
+        open_images(folder, SMALL, annotation=tmp_path / 'absent.txt')
+    (tmp_path / 'empty.txt').write_text('\n')
+    with pytest.raises(ValueError, match='is empty'):
+        open_images(folder, SMALL, annotation=tmp_path / 'empty.txt')
+    (folder / 'ant' / '0.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match=r'0\.png cannot be read as an image'):
+        open_images(folder / '..' / 'train', SMALL, annotation=write_list(tmp_path))[0]
+
+
+def write_list(tmp_path):
+    (tmp_path / 'one.txt').write_text('ant/0.png 0\n')
+    return tmp_path / 'one.txt'
+
+
+def test_preprocessing__crop_larger_than_the_edge():
+    assert Preprocessing.customary((224, 224)).resize == 256
+    with pytest.raises(ValueError, match='resize=16'):
+        Preprocessing((24, 24), 16)
+
+
+def test_check_same_classes__names_that_differ(tmp_path):
+    train, val = write_images(tmp_path, 'train'), write_images(tmp_path, 'val', ('ant', 'bee', 'dog'))
+    with pytest.raises(ValueError, match=r'only in .*train are cat, only in .*val dog'):
+        check_same_classes(open_images(train, SMALL), open_images(val, SMALL))
+
+
+def test_check_same_classes__class_without_a_training_image(tmp_path):
+    folder = write_images(tmp_path, 'train')
+    (tmp_path / 'val.txt').write_text('ant/0.png 5\n')
+    with pytest.raises(ValueError, match='without a training image: ids 5'):
+        check_same_classes(open_images(folder, SMALL), open_images(folder, SMALL, annotation=tmp_path / 'val.txt'))

@@ -1,0 +1,407 @@
+"""Each method's loss against a few lines of its own, in float64, on given masks; and what an objective refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.networks import ARCH, hidden_masks
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.nn import functional as F
+
+from mkd_plugin.models.objective import at_least_float32, spread
+from mkd_plugin.registry import MODELS
+from mkd_plugin.structures import Region, TokenMask
+
+VIT_TEACHER = dict(type='ViTTeacher', arch=dict(width=24, depth=2, num_heads=2), patch_size=4, seed=5)
+DECODER = dict(type='TransformerDecoder', depth=2, width=16, num_heads=2)
+SYMMETRIC = dict(type='MaskTokenViT', arch=ARCH, img_size=16, patch_size=4)
+RAGGED_BL = torch.stack([torch.arange(16) < count for count in (3, 11, 6)])
+
+
+def given(hidden_BL):
+    return [DataSample().set_mask(row) for row in hidden_BL]
+
+
+def student_tokens(model, images, hidden_BL, tap='output'):
+    """The student's tokens under a mask, (B, 1 + V, D)."""
+    return model.backbone(images, TokenMask.from_hidden(hidden_BL, int((~hidden_BL[0]).sum())), taps=(tap,)).tokens(tap)
+
+
+def predictions(model, images, hidden_BL):
+    """What the decoder says about cls and every patch."""
+    mask = TokenMask.from_hidden(hidden_BL, int((~hidden_BL[0]).sum()))
+    (objective,) = model.objectives.values()
+    student = model.backbone(images, mask, taps=objective.student_taps)
+    return objective.heads[0](student, objective.student_taps[0], Region('all', True).tokens(mask))
+
+
+def smooth_l1(difference, beta):
+    size = difference.abs()
+    return torch.where(size < beta, size**2 / (2 * beta), size - beta / 2)
+
+
+def unbiased(x, eps=1e-6):
+    """dBOT's standardisation."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().sum(-1, keepdim=True) / (x.shape[-1] - 1) + eps).sqrt()
+
+
+def test_loss__dbot(build_distiller, images):
+    """Smooth L1 (beta 2) to the standardised last block without norm, over hidden tokens and cls."""
+    model, hidden_BL = build_distiller(), hidden_masks()
+    teacher = model.teachers['boot'].network
+    target = teacher.embed(images, None)
+    for block in teacher.layers:
+        target, _ = block(target)
+    error = smooth_l1(predictions(model, images, hidden_BL) - unbiased(target), beta=2.0).mean(-1)
+    counts = torch.cat([torch.ones(3, 1, dtype=torch.bool), hidden_BL], dim=1)
+    found = model.loss(images, given(hidden_BL))['loss_feature']
+    assert found.item() == pytest.approx(error[counts].mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize('norm_pix', [True, False])
+def test_loss__mae_equals_mmpretrains(build_distiller, images, norm_pix):
+    """The whole of mmpretrain's MAE on the same weights; both draw their mask from the same noise."""
+    ours = build_distiller('mae', objective={} if norm_pix else dict(normalize=None))
+    arch = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=128)
+    neck = dict(patch_size=4, num_patches=16, embed_dim=32, decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2)
+    head = dict(norm_pix=norm_pix, patch_size=4, loss=dict(type='PixelReconstructionLoss', criterion='L2'))
+    theirs = MODELS.build(dict(
+        type='mmpretrain.MAE',
+        backbone=dict(type='MAEViT', arch=arch, img_size=16, patch_size=4, mask_ratio=0.75),
+        neck=dict(type='MAEPretrainDecoder', **neck),
+        head=dict(type='MAEPretrainHead', **head),
+    )).double()  # fmt: skip
+    theirs.backbone.load_state_dict(ours.backbone.state_dict(), strict=True)
+    names = dict(embed='decoder_embed', layers='decoder_blocks', norm='ln1', predict='decoder_pred')
+    names['pos_embed'] = 'decoder_pos_embed'
+    state = {}
+    for name, value in ours.objectives['pixel'].heads[0].state_dict().items():
+        first, *rest = name.split('.')
+        state['.'.join([names.get(first, first), *rest])] = value
+    theirs.neck.load_state_dict(state, strict=True)
+    losses = []
+    for model, key in ((ours, 'loss_pixel'), (theirs, 'loss')):
+        torch.manual_seed(7)
+        losses.append(model.loss(images, None)[key].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@pytest.mark.parametrize('normalize', [True, False], ids=['reference code', 'paper'])
+def test_loss__dmae(build_distiller, images, normalize):
+    """L1 between projected student and teacher blocks, both on the visible tokens with cls, both of unit length."""
+    model = build_distiller(
+        teachers=dict(mae=dict(VIT_TEACHER, sees='visible')),
+        objectives=dict(align=dict(
+            teacher='mae', tap='block:0', student='block:1', head=dict(type='ProjectorHead'), loss=dict(type='L1Loss'),
+            normalize=dict(type='L2Normalize') if normalize else None, normalize_prediction=normalize,
+            region='visible+cls',
+        )),
+    )  # fmt: skip
+    hidden_BL = hidden_masks()
+    teacher, (first, _, second) = model.teachers['mae'], model.objectives['align'].heads[0].layers
+    scale = torch.tensor([1 / 58.395, 1 / 57.12, 1 / 57.375], dtype=torch.float64).view(3, 1, 1)
+    shift = torch.tensor([-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375], dtype=torch.float64).view(3, 1, 1)
+    tokens = teacher.network.embed(images * scale + shift, None)  # the student's pixels are not normalised
+    rows = [torch.cat([one[:1], one[1:][~hidden]]) for one, hidden in zip(tokens, hidden_BL, strict=True)]
+    target, _ = teacher.network.layers[0](torch.stack(rows))
+    prediction = second(F.gelu(first(student_tokens(model, images, hidden_BL, 'block:1'))))
+    if normalize:
+        target, prediction = (x / x.square().sum(-1, keepdim=True).sqrt() for x in (target, prediction))
+    wanted = (prediction - target).abs().mean().item()
+    assert model.loss(images, given(hidden_BL))['loss_align'].item() == pytest.approx(
+        wanted, rel=1e-6
+    )  # scale is float32
+
+
+@pytest.mark.parametrize('region', ['visible+cls', 'visible'])
+def test_loss__hybrid_distills_relations(build_distiller, images, region):
+    """Q·Kᵀ of two blocks each, at the rows and columns of kept tokens; the teacher attends to the full image."""
+    teacher = dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=5, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+    taps = ('relation:-2', 'relation:-1')
+    model = build_distiller(
+        masking=dict(type='RandomMasking', num_visible=5),
+        teachers=dict(mim=teacher),
+        objectives=dict(relation=dict(
+            teacher='mim', tap=taps, student=taps, loss=dict(type='SmoothL1Loss', beta=2.0), region=region, weight=0.5,
+        )),
+    )  # fmt: skip
+    hidden_BL = hidden_masks(visible=5)
+
+    def relation(network, tokens_BND, index):
+        q, k, _ = (
+            network.layers[index].attn.qkv(network.layers[index].ln1(tokens_BND)).unflatten(-1, (3, 4, 8)).unbind(2)
+        )
+        return torch.einsum('bihc,bjhc->bhij', q, k)
+
+    network, terms = model.teachers['mim'].network, []
+    for index in (1, 2):
+        full = network(images, taps=(f'input:{index}',)).tokens(f'input:{index}')
+        theirs = relation(network, full, index)
+        ours = relation(model.backbone, student_tokens(model, images, hidden_BL, f'input:{index}'), index)
+        first, errors = 0 if '+cls' in region else 1, []
+        for b, hidden_L in enumerate(hidden_BL):
+            kept = ([0] if '+cls' in region else []) + [
+                i + 1 for i, hidden in enumerate(hidden_L.tolist()) if not hidden
+            ]
+            errors.append(smooth_l1(ours[b][:, first:, first:] - theirs[b][:, kept][:, :, kept], 2.0))
+        terms.append(torch.stack(errors).mean())
+    found = model.loss(images, given(hidden_BL))['loss_relation'].item()
+    assert found == pytest.approx(0.5 * sum(terms).item() / 2, rel=1e-10)
+
+
+@pytest.mark.parametrize('region', ['hidden', 'hidden+cls', 'visible', 'all+cls'])
+def test_loss__symmetric_student_under_ragged_masks(build_distiller, images, region):
+    """Every hidden token of the batch counts alike, as in dBOT's symmetric variant with block-wise masks."""
+    model = build_distiller(
+        backbone=SYMMETRIC, objective=dict(head=dict(type='LinearHead'), region=region, normalize=None)
+    )
+    tokens = model.backbone(images, TokenMask(RAGGED_BL)).tokens('output')
+    linear = model.objectives['feature'].heads[0].linear
+    target = model.teachers['boot'].network(images, taps=('block:-1',)).tokens('block:-1')
+    error = smooth_l1(tokens @ linear.weight.T + linear.bias - target, 2.0).mean(-1)
+    patches = dict(hidden=RAGGED_BL, visible=~RAGGED_BL, all=RAGGED_BL | True)[region.partition('+')[0]]
+    counts = torch.cat([torch.full((3, 1), '+cls' in region), patches], dim=1)
+    found = model.loss(images, given(RAGGED_BL))['loss_feature'].item()
+    assert found == pytest.approx(error[counts].mean().item(), rel=1e-12)
+
+
+def test_loss__several_taps_are_averaged(build_distiller, images):
+    """Each pair has a head of its own, and the weight stands before the mean."""
+    options = dict(tap=('block:0', 'block:2'), student=('block:1', 'output'), weight=3.0)
+    model, hidden_BL = build_distiller(objective=options), hidden_masks()
+    objective = model.objectives['feature']
+    assert len(objective.heads) == 2
+    mask = TokenMask.from_hidden(hidden_BL, 4)
+    counts = torch.cat([torch.ones(3, 1, dtype=torch.bool), hidden_BL], dim=1)
+    terms = []
+    for tap, source, head in zip(('block:0', 'block:2'), ('block:1', 'output'), objective.heads, strict=True):
+        target = unbiased(model.teachers['boot'].network(images, taps=(tap,)).tokens(tap))
+        prediction = head(model.backbone(images, mask, taps=(source,)), source, Region('all', True).tokens(mask))
+        terms.append(smooth_l1(prediction - target, 2.0).mean(-1)[counts].mean().item())
+    found = model.loss(images, given(hidden_BL))['loss_feature'].item()
+    assert found == pytest.approx(3 * (terms[0] + terms[1]) / 2, rel=1e-12)
+
+
+def test_loss__weight_is_a_factor(build_distiller, images):
+    losses = []
+    for weight in (1.0, 0.25, 0.0):
+        torch.manual_seed(0)
+        losses.append(
+            build_distiller(objective=dict(weight=weight)).loss(images, given(hidden_masks()))['loss_feature'].item()
+        )
+    assert losses[1] == pytest.approx(losses[0] / 4, rel=1e-12)
+    assert losses[2] == 0
+
+
+def test_loss__a_hosts_loss_that_averages_itself(build_distiller, images):
+    options = dict(loss=dict(type='mmpretrain.PixelReconstructionLoss', criterion='L1'))
+    model, hidden_BL = build_distiller(objective=options), hidden_masks()
+    target = unbiased(model.teachers['boot'].network(images, taps=('block:-1',)).tokens('block:-1'))
+    counts = torch.cat([torch.ones(3, 1, dtype=torch.bool), hidden_BL], dim=1)
+    error = (predictions(model, images, hidden_BL) - target).abs()[counts].mean().item()
+    assert model.loss(images, given(hidden_BL))['loss_feature'].item() == pytest.approx(error, rel=1e-12)
+
+
+class PatchSigns(nn.Module):
+    """A tokenizer: whether the mean of a patch is positive, as a class number a patch."""
+
+    def forward(self, images):
+        return (nn.functional.avg_pool2d(images, 4).mean(1).flatten(1) > 0).long()
+
+
+TOKENIZER = dict(
+    teachers=dict(boot=dict(type='GeneratorTeacher', generator=dict(type=PatchSigns), num_classes=2)),
+    objective=dict(tap='output', normalize=None, loss=dict(type='TokenCrossEntropy')),
+)
+
+
+@pytest.mark.parametrize('masks', ['equal', 'ragged'])
+def test_loss__beits_cross_entropy(build_distiller, images, masks):
+    """−log of the softmax at the right class, averaged over hidden patches."""
+    hidden_BL = hidden_masks() if masks == 'equal' else RAGGED_BL
+    objective = dict(TOKENIZER['objective'], head=dict(type='LinearHead'), region='hidden')
+    model = build_distiller(backbone=SYMMETRIC, teachers=TOKENIZER['teachers'], objective=objective)
+    linear = model.objectives['feature'].heads[0].linear
+    scores = model.backbone(images, TokenMask(hidden_BL)).tokens('output')[:, 1:] @ linear.weight.T + linear.bias
+    errors = []
+    for b, i in hidden_BL.nonzero().tolist():
+        row, column = divmod(i, 4)
+        number = int(images[b, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean() > 0)
+        exponents = [math.exp(score) for score in scores[b, i].tolist()]
+        errors.append(-math.log(exponents[number] / sum(exponents)))
+    found = model.loss(images, given(hidden_BL))['loss_feature'].item()
+    assert found == pytest.approx(sum(errors) / len(errors), rel=1e-12)
+
+
+@pytest.mark.filterwarnings('ignore:Using a target size')
+def test_objective__class_numbers_need_cross_entropy(build_distiller, images):
+    with pytest.raises(ValueError):
+        options = dict(TOKENIZER['objective'], region='hidden', loss=dict(type='MSELoss'))
+        build_distiller(teachers=TOKENIZER['teachers'], objective=options).loss(images)
+
+
+def test_objective__cross_entropy_needs_class_numbers(build_distiller, images):
+    with pytest.raises(ValueError):
+        build_distiller(objective=dict(loss=dict(type='TokenCrossEntropy'))).loss(images)
+
+
+def test_forward__watches_the_spread_of_targets_and_features(build_distiller, images):
+    """The standard deviation over tokens, averaged over channels; 0 would be a collapse."""
+    model, hidden_BL = build_distiller(objective=dict(normalize=None)), hidden_masks()
+    counts = torch.cat([torch.ones(3, 1, dtype=torch.bool), hidden_BL], dim=1)
+    target = model.teachers['boot'].network(images, taps=('block:-1',)).tokens('block:-1')[counts]
+    tokens = student_tokens(model, images, hidden_BL).flatten(0, 1)
+    results = model.loss(images, given(hidden_BL))
+    assert results['hidden_share'].item() == 0.75
+    for key, values in (('feature_target_std', target), ('feature_student_std', tokens)):
+        centred = values - values.mean(0)
+        wanted = centred.square().mean(0).sqrt().mean().item()
+        assert results[key].item() == pytest.approx(wanted, rel=1e-6)
+        assert not results[key].requires_grad
+
+
+@pytest.mark.parametrize(('given_type', 'wanted'), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_at_least_float32__promotes_half_precision_only(given_type, wanted):
+    assert at_least_float32(torch.zeros(1, dtype=given_type)).dtype == wanted
+
+
+def test_forward__loss_is_float32_under_autocast(build_distiller, images):
+    model = build_distiller().float()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model.loss(images.float(), given(hidden_masks()))['loss_feature']
+    assert loss.dtype == torch.float32
+    exact = model.loss(images.float(), given(hidden_masks()))['loss_feature'].item()
+    assert math.isfinite(exact)
+    assert loss.item() == pytest.approx(exact, rel=0.2)
+
+
+def test_spread__of_one_token_is_0():
+    assert spread(torch.ones(1, 1, 4)) == 0
+
+
+BAD = {
+    'head of another width': (
+        dict(head=dict(DECODER, out_width=31)),
+        r"predicts out_width=31, but 'block:-1' of the teacher 'boot' has 32 channels. Leave out_width out",
+    ),
+    'unknown tap': (dict(tap='blok:-1'), "Unknown tap 'blok:-1'"),
+    'unknown tap of the student': (dict(student='block:3'), "Tap 'block:3' is out of range: the network has 3 blocks"),
+    'misspelt key': (dict(regoin='hidden'), r"Objective has no option \['regoin'\]. Did you mean \['region'\]"),
+    'misspelt option of a head': (dict(head=dict(DECODER, heads=4)), r"TransformerDecoder has no option \['heads'\]"),
+    'unknown head': (dict(head=dict(type='Decoder')), "no component 'Decoder'"),
+    'unknown region': (dict(region='masked'), "region='masked': use 'hidden'"),
+    'missing teacher': (dict(teacher='clip'), r"names the teacher 'clip', but there are only \['boot'\]"),
+    'hidden region without a head that reaches it': (
+        dict(head=dict(type='LinearHead')),
+        r"region='hidden\+cls': VisibleViT shows visible patches only and LinearHead cannot predict the others",
+    ),
+    'all without a head that reaches hidden ones': (
+        dict(head=None, region='all'), 'NoHead cannot predict the others. Use a TransformerDecoder'
+    ),
+    'relation against tokens': (
+        dict(tap='relation:-1', region='visible'),
+        "'relation:-1' of the teacher gives relation, 'output' of the student tokens",
+    ),
+    'relation with a head': (
+        dict(tap='relation:0', student='relation:0', head=dict(type='LinearHead'), region='visible'),
+        "LinearHead takes tokens, but 'relation:0' gives relation",
+    ),
+    'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'give as many taps of the student as of the teacher'),
+    'negative weight': (dict(weight=-1.0), 'weight=-1.0: the weight of an objective must not be negative'),
+    'reduction': (dict(loss=dict(type='L1Loss', reduction='sum')), 'leave reduction out'),
+    'unknown loss': (dict(loss=dict(type='SmothL1Loss')), "no component 'SmothL1Loss'"),
+    'prediction normalised by nothing': (
+        dict(normalize=None, normalize_prediction=True), 'normalize_prediction=True needs a normalize'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('options', 'message'), BAD.values(), ids=BAD)
+def test_objective__parts_that_do_not_fit(build_distiller, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build_distiller(objective=options)
+    assert str(error.value).startswith("Objective 'feature': ")
+
+
+@pytest.mark.parametrize(
+    ('base', 'teachers', 'options', 'message'),
+    [
+        ('mae', dict(pixel=dict(type='PixelTeacher')), dict(region='hidden+cls'),
+         "The teacher 'pixel' has no cls token: use region='hidden' without"),
+        ('mae', dict(pixel=dict(type='PixelTeacher')), dict(tap='block:-1'), "PixelTeacher has the tap 'output' only"),
+        ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), {},
+         "region='hidden': the teacher 'pixel' sees visible patches only. Use 'visible'"),
+        ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), dict(region='all+cls'), 'sees visible patches only'),
+        ('dbot', dict(boot=VIT_TEACHER), dict(head=None, region='visible'),
+         'the student must have what the target has, but it has 32 channels .* and the target 24. Give features a head'),
+        ('dbot', dict(boot=VIT_TEACHER), dict(tap='relation:0', student='relation:0', head=None, region='visible'),
+         'it has 4 channels .for relations: attention heads. and the target 2'),
+        ('dbot', dict(boot=VIT_TEACHER), dict(tap='block:2'), "Tap 'block:2' is out of range: the network has 2 blocks"),
+    ],
+)  # fmt: skip
+def test_objective__teachers_that_do_not_fit(build_distiller, base, teachers, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_distiller(base, teachers=teachers, objective=options)
+
+
+def test_objective__relation_against_tokens_without_a_head(build_distiller):
+    with pytest.raises(ValueError, match="of the teacher gives relation, 'output' of the student tokens"):
+        build_distiller(objective=dict(tap='relation:-1', head=None, region='visible'))
+
+
+def test_objective__region_that_holds_no_token(build_distiller):
+    with pytest.raises(ValueError, match=r"region='hidden\+cls' holds no token: NoMasking hides nothing. Use 'all'"):
+        build_distiller(masking=dict(type='NoMasking'))
+
+
+@pytest.mark.parametrize('region', ['all+cls', 'visible'])
+def test_objective__linear_head_reaches_all_without_masking(build_distiller, images, region):
+    """Plain feature distillation."""
+    model = build_distiller(
+        masking=dict(type='NoMasking'), objective=dict(head=dict(type='LinearHead'), region=region, normalize=None)
+    )
+    first, linear = (0 if '+cls' in region else 1), model.objectives['feature'].heads[0].linear
+    target = model.teachers['boot'].network(images, taps=('block:-1',)).tokens('block:-1')[:, first:]
+    tokens = model.backbone(images).tokens('output')[:, first:] @ linear.weight.T + linear.bias
+    found = model.loss(images)['loss_feature'].item()
+    assert found == pytest.approx(smooth_l1(tokens - target, 2.0).mean().item(), rel=1e-12)
+
+
+def test_objective__loss_without_a_type(build_distiller):
+    with pytest.raises(ValueError, match="needs a 'type'"):
+        build_distiller(objective=dict(loss=dict(beta=2.0)))
+
+
+def test_objective__in_width_of_a_head_is_checked(build_distiller):
+    with pytest.raises(ValueError, match='in_width'):
+        build_distiller(objective=dict(head=dict(DECODER, in_width=31)))
+
+
+def test_objective__neck_head_takes_a_student_of_full_length(build_distiller, images):
+    neck = dict(
+        type='mmpretrain.MAEPretrainDecoder', patch_size=4, num_patches=16, embed_dim=32, decoder_embed_dim=16,
+        decoder_depth=1, decoder_num_heads=2,
+    )  # fmt: skip
+    model = build_distiller('mae', backbone=SYMMETRIC, objective=dict(head=dict(type='NeckHead', neck=neck)))
+    (objective,) = model.objectives.values()
+    hidden_BL = hidden_masks()
+    mask = TokenMask.from_hidden(hidden_BL, 4)
+    tokens = model.backbone(images, mask).tokens('output')
+    in_order = torch.arange(16).expand(len(images), -1)
+    wanted = objective.heads[0].neck(tokens, in_order)[hidden_BL].view(len(images), 12, -1)
+    found = objective.heads[0](model.backbone(images, mask), 'output', Region('hidden', False).tokens(mask))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_reset_heads__draws_every_head_anew(build_distiller):
+    options = dict(tap=('block:0', 'block:2'), student=('block:1', 'output'))
+    objective = build_distiller(objective=options).objectives['feature']
+    before = [nn.utils.parameters_to_vector(head.parameters()) for head in objective.heads]
+    objective.reset_heads()
+    for old, head in zip(before, objective.heads, strict=True):
+        assert not torch.equal(old, nn.utils.parameters_to_vector(head.parameters()))
+        assert not head.predict.bias.any()
