@@ -71,14 +71,12 @@ def build_config(scenario: Scenario, data: Path, work_dir: Path) -> Any:
     cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 1
     cfg.param_scheduler[1].end = EPOCHS // 2
     cfg.train_cfg.max_epochs = EPOCHS
-    cfg.custom_hooks[0].lengths = [EPOCHS // 2] * 2
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
     cfg.default_hooks.pop('curves')  # half a second each
     if scenario.loop == 'iterations':
         for entry in cfg.param_scheduler:
             entry.update(by_epoch=False, convert_to_iter_based=False, begin=entry.begin * EPOCH, end=entry.end * EPOCH)
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=EPOCHS * EPOCH)
-        cfg.custom_hooks[0].lengths = [EPOCHS // 2 * EPOCH] * 2
         cfg.train_dataloader.sampler.type = 'InfiniteSampler'
         cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
         cfg.log_processor = dict(by_epoch=False)

@@ -48,6 +48,7 @@ def build_distiller() -> Callable[..., Any]:
         objective: Options that replace some of the one objective's.
         overrides: Whole arguments of the algorithm to replace.
     """
+    from mkd_plugin.models.protocols import Progress
     from mkd_plugin.registry import MODELS
 
     def build(base: str = 'dbot', *, objective: dict[str, Any] | None = None, **overrides: Any) -> nn.Module:
@@ -55,6 +56,7 @@ def build_distiller() -> Callable[..., Any]:
         if objective is not None:
             next(iter(cfg['objectives'].values())).update(objective)
         model = MODELS.build(dict(type='MaskedDistiller', **cfg)).double()
+        model.begin_training(Progress(0, 1))
         return scatter_weights(model)
 
     return build

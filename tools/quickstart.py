@@ -135,7 +135,7 @@ def main() -> None:
     pretrained = time.time()
     rows = finetune_all(args, console)
     settings = dict(
-        seed=args.seed, draws=args.draws, stages=cfg.custom_hooks[0].lengths, version=mkd_plugin.__version__
+        seed=args.seed, draws=args.draws, stages=cfg.model.teachers.boot.stages, version=mkd_plugin.__version__
     )
     seconds = dict(pretrain=pretrained - began, finetune=time.time() - pretrained)
     report = dict(rows=rows, settings=settings, seconds=seconds)

@@ -2,6 +2,7 @@
 # `default_hooks, visualizer = _base_.run_hooks, _base_.run_visualizer`, also beside a host's whole recipe, which would not let
 # a second base have `default_hooks`.
 run_hooks = dict(
+    teacher_update=dict(type='mkd_plugin.TeacherUpdateHook'),  # momentum teachers, stages; idle where there are none
     checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook'),
     portable=dict(type='mkd_plugin.PortableCheckpointHook'),
     exact_resume=dict(type='mkd_plugin.ExactResumeHook'),

@@ -3,7 +3,6 @@
 _base_ = ['mmpretrain::_base_/default_runtime.py', 'run.py']
 
 default_hooks = dict(
-    _base_.run_hooks, checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook', interval=1, max_keep_ckpts=2)
-)
+    _base_.run_hooks, checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook', interval=1, max_keep_ckpts=2))
 visualizer = _base_.run_visualizer
 randomness = dict(seed=0, diff_rank_seed=True)

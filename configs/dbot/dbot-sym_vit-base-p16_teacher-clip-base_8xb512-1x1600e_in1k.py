@@ -2,11 +2,8 @@
 # 4096, betas (0.9, 0.98), warm-up 10, clip 3.0, crop (0.4, 1) and colour jitter: Table A1. The reference code has eps 1e-6,
 # cosine to 1e-5 and jitter before crop and flip.
 _base_ = [
-    '../_base_/models/dbot-sym_vit-base-p16.py',
-    '../_base_/datasets/in1k_pretrain_224_jitter.py',
-    '../_base_/schedules/pretrain_bs4096_800e.py',
-    '../_base_/runtime.py',
-]
+    '../_base_/models/dbot-sym_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224_jitter.py',
+    '../_base_/schedules/pretrain_bs4096_800e.py', '../_base_/runtime.py']
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -4,5 +4,4 @@ _base_ = 'dbot-sym_vit-base-p16_teacher-clip-base_8xb512-1x1600e_in1k.py'
 
 model = dict(
     backbone=dict(arch='l'),
-    teachers=dict(teacher=dict(arch='l', patch_size=14, img_size=196, checkpoint='checkpoints/ViT-L-14.pt')),
-)
+    teachers=dict(teacher=dict(arch='l', patch_size=14, img_size=196, checkpoint='checkpoints/ViT-L-14.pt')))

@@ -5,18 +5,10 @@ model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(type='VisibleViT', arch=dict(width=96, depth=4, num_heads=4), img_size=24, patch_size=4),
     masking=dict(type='RandomMasking', ratio=0.75),
-    teachers=dict(boot=dict(type='BootstrappedTeacher', start='student')),
+    teachers=dict(boot=dict(type='BootstrappedTeacher', start='student', stages=2)),
     objectives=dict(
         feature=dict(
-            teacher='boot',
-            tap='block:-1',
-            normalize=dict(type='TokenStandardize', unbiased=True),
-            student='output',
-            head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='hidden+cls',
-        )
-    ),
-)
-custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[100, 100])]
+            teacher='boot', tap='block:-1', normalize=dict(type='TokenStandardize', unbiased=True),
+            student='output', head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='hidden+cls')))
 train_cfg = dict(max_epochs=200)

@@ -4,7 +4,6 @@ _base_ = 'dbot_vit-base-p16_8xb512-2x800e_in1k.py'
 
 model = dict(
     backbone=dict(activation_checkpointing=True),
-    objectives=dict(feature=dict(head=dict(activation_checkpointing=True))),
-)
+    objectives=dict(feature=dict(head=dict(activation_checkpointing=True))))
 train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(accumulative_counts=64)

@@ -1,12 +1,9 @@
 # dBOT, ViT-B/16, on your own images: `--cfg-options data_root=DIR`. The method is that of dbot_vit-base-p16_8xb512-2x800e_in1k;
 # with another number of images than ImageNet's 1.28 million, choose the stages' epochs anew.
 _base_ = [
-    '../_base_/models/dbot_vit-base-p16.py',
-    '../_base_/datasets/folder_pretrain_224.py',
-    '../_base_/schedules/pretrain_bs4096_800e.py',
-    '../_base_/runtime.py',
-]
+    '../_base_/models/dbot_vit-base-p16.py', '../_base_/datasets/folder_pretrain_224.py',
+    '../_base_/schedules/pretrain_bs4096_800e.py', '../_base_/runtime.py']
 
-custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[800, 800])]
+model = dict(teachers=dict(boot=dict(stages=2)))
 train_cfg = dict(max_epochs=1600)
 optim_wrapper = dict(clip_grad=dict(max_norm=3.0))

@@ -5,10 +5,5 @@ _base_ = 'dbot_vit-base-p16_teacher-vit-large_8xb512-1x800e_in1k.py'
 model = dict(
     teachers=dict(
         boot=dict(
-            arch='h',
-            patch_size=14,
-            img_size=196,
-            checkpoint='work_dirs/dbot_vit-huge-p14_8xb512-2x800e_in1k/stage_2.pth',
-        )
-    )
-)
+            arch='h', patch_size=14, img_size=196,
+            checkpoint='work_dirs/dbot_vit-huge-p14_8xb512-2x800e_in1k/stage_2.pth')))

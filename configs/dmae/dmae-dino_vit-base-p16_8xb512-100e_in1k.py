@@ -8,13 +8,6 @@ model = dict(
         _delete_=True,
         pixel=dict(type='PixelTeacher'),
         dino=dict(
-            type='ViTTeacher',
-            arch='b',
-            patch_size=16,
-            network=dict(position='learned'),
-            sees='visible',
-            checkpoint='checkpoints/dino_vitbase16_pretrain.pth',
-        ),
-    ),
-    objectives=dict(feature=dict(teacher='dino', tap='block:8')),
-)
+            type='ViTTeacher', arch='b', patch_size=16, network=dict(position='learned'), sees='visible',
+            checkpoint='checkpoints/dino_vitbase16_pretrain.pth')),
+    objectives=dict(feature=dict(teacher='dino', tap='block:8')))

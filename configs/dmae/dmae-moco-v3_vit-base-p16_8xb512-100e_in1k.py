@@ -8,13 +8,6 @@ model = dict(
         _delete_=True,
         pixel=dict(type='PixelTeacher'),
         moco=dict(
-            type='ViTTeacher',
-            arch='b',
-            patch_size=16,
-            sees='visible',
-            checkpoint='checkpoints/vit-b-300ep.pth.tar',
-            prefix='module.base_encoder.',
-        ),
-    ),
-    objectives=dict(feature=dict(teacher='moco', tap='block:8')),
-)
+            type='ViTTeacher', arch='b', patch_size=16, sees='visible',
+            checkpoint='checkpoints/vit-b-300ep.pth.tar', prefix='module.base_encoder.')),
+    objectives=dict(feature=dict(teacher='moco', tap='block:8')))

@@ -10,27 +10,11 @@ _base_ = ['../mae/mae_digits.py']
 model = dict(
     teachers=dict(
         mae=dict(
-            type='ViTTeacher',
-            arch=dict(width=96, depth=4, num_heads=4),
-            patch_size=4,
-            seed=0,
-            sees='visible',
-            pixel_mean=[77.9] * 3,
-            pixel_std=[92.8] * 3,
-        )
-    ),
+            type='ViTTeacher', arch=dict(width=96, depth=4, num_heads=4), patch_size=4, seed=0, sees='visible',
+            pixel_mean=[77.9] * 3, pixel_std=[92.8] * 3)),
     objectives=dict(
         pixel=dict(normalize=None),
         feature=dict(
-            teacher='mae',
-            tap='block:2',
-            normalize=dict(type='L2Normalize'),
-            normalize_prediction=True,
-            student='block:2',
-            head=dict(type='ProjectorHead', num_layers=2),
-            loss=dict(type='L1Loss'),
-            region='visible+cls',
-            weight=1.0,
-        ),
-    ),
-)
+            teacher='mae', tap='block:2', normalize=dict(type='L2Normalize'), normalize_prediction=True,
+            student='block:2', head=dict(type='ProjectorHead', num_layers=2),
+            loss=dict(type='L1Loss'), region='visible+cls', weight=1.0)))

@@ -3,5 +3,4 @@ _base_ = 'dmae_vit-small-p16_teacher-vit-large_8xb512-100e_in1k.py'
 
 model = dict(
     teachers=dict(mae=dict(arch='b', checkpoint='checkpoints/mae_pretrain_vit_base.pth')),
-    objectives=dict(feature=dict(tap='block:8')),
-)
+    objectives=dict(feature=dict(tap='block:8')))

@@ -4,28 +4,17 @@
 # 300 epochs as Hybrid Distill's other baselines. Betas, weight decay, warm-up, least rate and augmentation are our choice,
 # MaskDistill's; so are the linear head and no layer scale.
 _base_ = [
-    '../_base_/datasets/in1k_pretrain_224_jitter.py',
-    '../_base_/schedules/pretrain_bs2048_300e.py',
-    '../_base_/runtime.py',
-]
+    '../_base_/datasets/in1k_pretrain_224_jitter.py', '../_base_/schedules/pretrain_bs2048_300e.py',
+    '../_base_/runtime.py']
 
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(
-        type='PlainViT', arch='b', patch_size=16, drop_path_rate=0.2, position='none', relative_position='shared'
-    ),
+        type='PlainViT', arch='b', patch_size=16, drop_path_rate=0.2, position='none', relative_position='shared'),
     masking=dict(type='NoMasking'),
     teachers=dict(teacher=dict(type='CLIPTeacher', arch='b', patch_size=16, checkpoint='checkpoints/ViT-B-16.pt')),
     objectives=dict(
         feature=dict(
-            teacher='teacher',
-            tap='output',
-            normalize=dict(type='TokenStandardize', unbiased=False, eps=1e-5),
-            student='output',
-            head=dict(type='LinearHead'),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='all+cls',
-        )
-    ),
-)
+            teacher='teacher', tap='output', normalize=dict(type='TokenStandardize', unbiased=False, eps=1e-5),
+            student='output', head=dict(type='LinearHead'), loss=dict(type='SmoothL1Loss', beta=2.0), region='all+cls')))
 optim_wrapper = dict(optimizer=dict(lr=1.2e-3))

@@ -4,6 +4,4 @@ _base_ = 'distill-deit_vit-base-p16_8xb128-300e_in1k.py'
 
 model = dict(
     teachers=dict(
-        semantic=dict(_delete_=True, type='CLIPTeacher', arch='b', patch_size=16, checkpoint='checkpoints/ViT-B-16.pt')
-    )
-)
+        semantic=dict(_delete_=True, type='CLIPTeacher', arch='b', patch_size=16, checkpoint='checkpoints/ViT-B-16.pt')))

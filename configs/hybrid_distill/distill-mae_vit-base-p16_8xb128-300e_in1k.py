@@ -4,11 +4,4 @@ _base_ = 'distill-deit_vit-base-p16_8xb128-300e_in1k.py'
 model = dict(
     teachers=dict(
         semantic=dict(
-            _delete_=True,
-            type='ViTTeacher',
-            arch='b',
-            patch_size=16,
-            checkpoint='checkpoints/mae_pretrain_vit_base.pth',
-        )
-    )
-)
+            _delete_=True, type='ViTTeacher', arch='b', patch_size=16, checkpoint='checkpoints/mae_pretrain_vit_base.pth')))

@@ -6,12 +6,7 @@
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 teacher = dict(
-    type='ViTTeacher',
-    arch=dict(width=96, depth=4, num_heads=4),
-    patch_size=4,
-    pixel_mean=[77.9] * 3,
-    pixel_std=[92.8] * 3,
-)
+    type='ViTTeacher', arch=dict(width=96, depth=4, num_heads=4), patch_size=4, pixel_mean=[77.9] * 3, pixel_std=[92.8] * 3)
 relations = ('relation:-3', 'relation:-2')  # layers L−1 and L−2 of the paper, counted from 1
 model = dict(
     type='mkd_plugin.MaskedDistiller',
@@ -20,21 +15,9 @@ model = dict(
     teachers=dict(mim=dict(seed=0, **teacher), semantic=dict(seed=1, **teacher)),
     objectives=dict(
         feature=dict(
-            teacher='semantic',
-            tap='output',
-            normalize=dict(type='TokenStandardize', unbiased=True),
-            student='output',
-            head=dict(type='LinearHead'),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='visible+cls',
-        ),
+            teacher='semantic', tap='output', normalize=dict(type='TokenStandardize', unbiased=True),
+            student='output', head=dict(type='LinearHead'),
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='visible+cls'),
         relation=dict(
-            teacher='mim',
-            tap=relations,
-            student=relations,
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='visible+cls',
-            weight=1.0,
-        ),
-    ),
-)
+            teacher='mim', tap=relations, student=relations,
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='visible+cls', weight=1.0)))

@@ -8,13 +8,6 @@ model = dict(
     teachers=dict(pixel=dict(type='PixelTeacher')),
     objectives=dict(
         pixel=dict(
-            teacher='pixel',
-            tap='output',
-            normalize=dict(type='TokenStandardize', unbiased=True),
-            student='output',
-            head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
-            loss=dict(type='MSELoss'),
-            region='hidden',
-        )
-    ),
-)
+            teacher='pixel', tap='output', normalize=dict(type='TokenStandardize', unbiased=True),
+            student='output', head=dict(type='TransformerDecoder', depth=2, width=64, num_heads=4),
+            loss=dict(type='MSELoss'), region='hidden')))

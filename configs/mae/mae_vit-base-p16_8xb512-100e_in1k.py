@@ -1,10 +1,7 @@
 # MAE for as long as DMAE trains: its baseline for equal epochs (81.6 top-1). Pixels are not normalised, as in DMAE's
 # reference script, so that the alignment is all that differs (our choice: the paper's baseline may have normalised them).
 _base_ = [
-    '../_base_/datasets/in1k_pretrain_224.py',
-    '../_base_/schedules/pretrain_bs4096_100e.py',
-    '../_base_/runtime.py',
-]
+    '../_base_/datasets/in1k_pretrain_224.py', '../_base_/schedules/pretrain_bs4096_100e.py', '../_base_/runtime.py']
 
 model = dict(
     type='mkd_plugin.MaskedDistiller',
@@ -13,12 +10,6 @@ model = dict(
     teachers=dict(pixel=dict(type='PixelTeacher')),
     objectives=dict(
         pixel=dict(
-            teacher='pixel',
-            tap='output',
-            student='output',
+            teacher='pixel', tap='output', student='output',
             head=dict(type='TransformerDecoder', depth=8, width=512, num_heads=16),
-            loss=dict(type='MSELoss'),
-            region='hidden',
-        )
-    ),
-)
+            loss=dict(type='MSELoss'), region='hidden')))

@@ -3,6 +3,4 @@
 _base_ = 'maskdistill_vit-base-p16_teacher-clip-large_8xb256-300e_in1k.py'
 
 model = dict(
-    backbone=dict(arch='h', patch_size=14, drop_path_rate=0.25, layer_scale=1e-5),
-    teachers=dict(teacher=dict(img_size=224)),
-)
+    backbone=dict(arch='h', patch_size=14, drop_path_rate=0.25, layer_scale=1e-5), teachers=dict(teacher=dict(img_size=224)))

@@ -3,25 +3,13 @@
 # outputs and keeps dBOT's best momentum (its Table 5).
 # All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
-    '../_base_/models/symmetric_vit-base-p16.py',
-    '../_base_/datasets/in1k_pretrain_224.py',
-    '../_base_/schedules/pretrain_bs2048_300e.py',
-    '../_base_/runtime.py',
-]
+    '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
+    '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']
 
 model = dict(
     teachers=dict(ema=dict(type='MomentumTeacher', momentum=0.9998)),
     objectives=dict(
         feature=dict(
-            teacher='ema',
-            tap='mean:last-6',
-            normalize=dict(type='TokenStandardize', unbiased=False),
-            student='output',
-            head=dict(type='LinearHead'),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='hidden',
-        )
-    ),
-)
-custom_hooks = [dict(type='mkd_plugin.MomentumHook')]
+            teacher='ema', tap='mean:last-6', normalize=dict(type='TokenStandardize', unbiased=False), student='output',
+            head=dict(type='LinearHead'), loss=dict(type='SmoothL1Loss', beta=2.0), region='hidden')))
 train_dataloader = dict(batch_size=256)

@@ -7,13 +7,12 @@ from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.guards import FiniteLossHook, UnusedParametersHook
 from mkd_plugin.engine.metrics import MetricsHook
-from mkd_plugin.engine.momentum import MomentumHook
 from mkd_plugin.engine.optim import FreezeHook, LayerDecayConstructor
 from mkd_plugin.engine.portable_checkpoint import PortableCheckpointHook
 from mkd_plugin.engine.preemption import PreemptionHook
 from mkd_plugin.engine.progress import ProgressHook
-from mkd_plugin.engine.stages import StageHook
 from mkd_plugin.engine.strategies import ShardedStrategy, StrategyRunner
+from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -23,12 +22,11 @@ __all__ = [
     'FreezeHook',
     'LayerDecayConstructor',
     'MetricsHook',
-    'MomentumHook',
     'PortableCheckpointHook',
     'PreemptionHook',
     'ProgressHook',
     'ShardedStrategy',
-    'StageHook',
     'StrategyRunner',
+    'TeacherUpdateHook',
     'UnusedParametersHook',
 ]

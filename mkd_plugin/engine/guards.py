@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mkd_plugin.engine.checkpoints import last_good
-from mkd_plugin.engine.stages import bare_model
+from mkd_plugin.engine.teacher_updates import bare_model
 from mkd_plugin.registry import HOOKS
 
 ADVICE = (

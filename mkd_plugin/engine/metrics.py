@@ -80,7 +80,7 @@ class MetricsHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Let a run that is resumed from this checkpoint find every iteration before it in the file.
 
-        ``StageHook`` saves at the end of a stage, so no line is of two stages.
+        ``TeacherUpdateHook`` saves at the end of a stage, so no line is of two stages.
         """
         self._write_train(runner)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
-from mkd_plugin.engine.stages import bare_model
+from mkd_plugin.engine.teacher_updates import bare_model
 from mkd_plugin.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.engine.preemption import is_training
 from mkd_plugin.engine.provenance import FORMAT, changed_teachers, model_files, software
-from mkd_plugin.engine.stages import bare_model
-from mkd_plugin.models.context import pixel_statistics
-from mkd_plugin.models.teachers.base import StudentCopy
+from mkd_plugin.engine.teacher_updates import bare_model
+from mkd_plugin.models.protocols import pixel_statistics
+from mkd_plugin.models.teachers.student_copy import StudentCopy
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.version import __version__

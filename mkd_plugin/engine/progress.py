@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mkd_plugin.engine.metrics import images_a_step, is_due, log_interval
 from mkd_plugin.engine.preemption import is_training, when_run_ends
-from mkd_plugin.engine.stages import StageHook
+from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 from mkd_plugin.registry import HOOKS
 
 REFRESH = 0.25  # seconds
@@ -70,7 +70,7 @@ class ProgressHook(Hook):
         if self.bar is None:
             return
         self.every, self.images, self.drawn = log_interval(runner), images_a_step(runner), 0.0
-        self.stages = next((len(hook.lengths) for hook in runner.hooks if isinstance(hook, StageHook)), 1)
+        self.stages = next((len(hook.lengths) for hook in runner.hooks if isinstance(hook, TeacherUpdateHook)), 0) or 1
         self.logged: list[str] = []
         self.task = self.bar.add_task('', total=runner.max_iters, completed=runner.iter, where='', values='')
         self._start(runner)

@@ -15,11 +15,18 @@ import torch
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mkd_plugin.models.context import DistillContext, StudentContext, pixel_statistics
-from mkd_plugin.models.lessons import Lessons
-from mkd_plugin.models.masking.base import Masking
+from mkd_plugin.models.feature_cache import FeatureCache, TeacherRequest
 from mkd_plugin.models.objective import Objective
-from mkd_plugin.models.teachers.base import Teacher
+from mkd_plugin.models.protocols import (
+    Balance,
+    DistillContext,
+    Masking,
+    Progress,
+    Stages,
+    StudentContext,
+    Teacher,
+    pixel_statistics,
+)
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, build, check_options
 from mkd_plugin.structures import Region, TokenMask
@@ -35,6 +42,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         teachers: T: name → config of a teacher.
         objectives: Name → options of an :class:`Objective` (teacher, tap, normalize, student, head, loss, region,
             weight). Each gives one loss, called ``loss_<name>``.
+        balance: Config of a :class:`Balance` that combines the objectives' terms; None adds their means.
         data_preprocessor: mmpretrain's ``SelfSupDataPreprocessor`` by default; its mean and std are the student's.
         init_cfg: mmengine's.
 
@@ -43,6 +51,8 @@ class MaskedDistiller(BaseSelfSupervisor):
     """
 
     backbone: VisionTransformer
+    teachers: Mapping[str, Teacher]
+    objectives: Mapping[str, Objective]
 
     def __init__(
         self,
@@ -51,6 +61,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         masking: dict[str, Any],
         teachers: Mapping[str, dict[str, Any]],
         objectives: Mapping[str, dict[str, Any]],
+        balance: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -59,18 +70,15 @@ class MaskedDistiller(BaseSelfSupervisor):
         if not objectives:
             raise ValueError('objectives is empty: there is nothing to learn.')
         student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
-        self._teachers: dict[str, Teacher] = {name: build(cfg, student=student) for name, cfg in teachers.items()}
+        self.teachers = nn.ModuleDict({name: build(cfg, student=student) for name, cfg in teachers.items()})  # type: ignore[assignment]
         self.masking: Masking = build(masking, student=student)
-        context = DistillContext(student, self._teachers, self.masking)
-        self._objectives = {name: build_objective(name, cfg, context) for name, cfg in objectives.items()}
-        self.teachers, self.objectives = nn.ModuleDict(self._teachers), nn.ModuleDict(self._objectives)
-        self.student_taps = tuple({tap: None for term in self._objectives.values() for tap in term.student_taps})
-        self.teacher_taps = self._collect_teacher_taps()
-        self._teacher_regions = {
-            name: Region.union(term.region for term in readers)
-            for name in self._teachers
-            if (readers := [term for term in self._objectives.values() if term.teacher == name])
-        }
+        context = DistillContext(student, self.teachers, self.masking)
+        terms = {name: build_objective(name, cfg, context) for name, cfg in objectives.items()}
+        self.objectives = nn.ModuleDict(terms)  # type: ignore[assignment]
+        self.balance: Balance = Balance() if balance is None else build(balance)
+        self.student_taps = tuple({tap: None for term in terms.values() for tap in term.student_taps})
+        self.requests = self._collect_requests()
+        self._steps_not_followed: int | None = 0  # None once something promised to call after_step
 
     def loss(self, inputs: Tensor | Sequence[Tensor], data_samples: Any = None, **_: Any) -> dict[str, Tensor]:
         """One step: mask → teacher → target → student → head → loss.
@@ -83,86 +91,145 @@ class MaskedDistiller(BaseSelfSupervisor):
             ``loss_<objective>`` for each objective, and beside them the share of hidden patches and the spread of
             targets and student features, which are logged and not optimised.
         """
+        self._check_followed()
         images_BCHW = single_view(inputs)
-        lessons = Lessons(self._teachers, self.teacher_taps, self._teacher_regions, images_BCHW)
+        cache = FeatureCache(self.teachers, self.requests, images_BCHW)
         mask = self._given_mask(data_samples)
         if mask is None:
-            mask = self.masking(images_BCHW, lessons)
+            mask = self.masking(images_BCHW, cache.before_mask)
 
-        student = self.backbone(images_BCHW, mask, self.student_taps)
+        student = self.backbone(mask.repeat(images_BCHW), mask, self.student_taps)
 
-        results = {'hidden_share': mask.hidden_BL.float().mean()}
-        for name, objective in self._objectives.items():
-            teacher = lessons.features(objective.teacher, mask)
-            results[f'loss_{name}'], watched = objective(teacher, student, mask)
+        terms, results = {}, {'hidden_share': mask.hidden_BL.float().mean()}
+        for name, objective in self.objectives.items():
+            teacher = cache.features(objective.teacher, mask)
+            terms[name], watched = objective(teacher, student, mask)
             results.update({f'{name}_{what}': value for what, value in watched.items()})
+        results.update({f'loss_{name}': loss for name, loss in self.balance(terms).items()})
         return results
 
     def extract_feat(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
-        """The student's tokens of the intact images after its final norm, (B, 1 + L, D)."""
+        """Compute the student's tokens of the intact images after its final norm, (B, 1 + L, D)."""
         return self.backbone(single_view(inputs)).tokens('output')
 
     def init_weights(self) -> None:
         """Load what the student's ``init_cfg`` names, then let the teachers that copy the student do so."""
         super().init_weights()
-        for teacher in self._teachers.values():
+        for teacher in self.teachers.values():
             teacher.start_from(self.backbone)
+
+    def begin_training(self, progress: Progress) -> None:
+        """Set what depends on progress, at the start or when resuming; ``after_step`` must follow every step from here."""
+        self._steps_not_followed = None
+        for objective in self.objectives.values():
+            objective.set_progress(progress)
+
+    def after_step(self, progress: Progress) -> None:
+        """Let teachers and schedules follow; call it after every optimiser step, as ``TeacherUpdateHook`` does."""
+        for teacher in self.teachers.values():
+            teacher.after_step(self.backbone, progress)
+        self.begin_training(progress)
+
+    @property
+    def stages(self) -> Stages | None:
+        """The stages that the teachers ask for; None if none does.
+
+        Raises:
+            ValueError: Two teachers ask for different stages.
+        """
+        asked = {teacher.stages for teacher in self.teachers.values() if teacher.stages is not None}
+        if len(asked) > 1:
+            raise ValueError(f'The teachers ask for different stages, {sorted(map(str, asked))}: give all the same.')
+        return next(iter(asked), None)
+
+    def promote_teachers(self) -> None:
+        """Turn the student into the teacher, for the teachers that ask for stages."""
+        for teacher in self.teachers.values():
+            if teacher.stages is not None:
+                teacher.promote(self.backbone)
 
     def reset_student(self) -> None:
         """Draw new weights for the student and its heads, as at the start of a stage."""
         self.backbone.reset_parameters()
-        for objective in self._objectives.values():
+        for objective in self.objectives.values():
             objective.reset_heads()
 
-    def _collect_teacher_taps(self) -> dict[str, tuple[str, ...]]:
-        """Teacher → every tap that masking and objectives read, so that it runs once and no further than needed."""
-        taps: dict[str, list[str]] = {name: [] for name in self._teachers}
-        for name, needed in self.masking.teacher_taps().items():
+    def _check_followed(self) -> None:
+        """Raise at the second training step if teachers or weights should change and nothing changes them."""
+        if self._steps_not_followed is None or not self.training or not torch.is_grad_enabled():
+            return
+        self._steps_not_followed += 1
+        changing = [f"teacher '{name}'" for name, teacher in self.teachers.items() if teacher.changes]
+        changing += [f"weight of objective '{name}'" for name, term in self.objectives.items() if term.scheduled]
+        if changing and self._steps_not_followed > 1:
+            raise ValueError(
+                f'The {" and the ".join(changing)} should change during training, but nothing changes it: add '
+                "dict(type='mkd_plugin.TeacherUpdateHook') to custom_hooks, or in a loop of your own call "
+                'model.begin_training(progress) first and model.after_step(progress) after every optimiser step.'
+            )
+
+    def _collect_requests(self) -> dict[str, TeacherRequest]:
+        """List what masking and objectives read of each teacher, so that it runs once and no further than needed."""
+        taps: dict[str, list[str]] = {name: [] for name in self.teachers}
+        before_mask = self.masking.teacher_taps()
+        for name, needed in before_mask.items():
             if name not in taps:
                 raise ValueError(f"The masking reads the teacher '{name}', but there are only {sorted(taps)}.")
-            if not self._teachers[name].sees_all:
+            if not self.teachers[name].sees_all:
                 raise ValueError(
                     f"The masking reads the teacher '{name}', which must then see the whole image: sees='all'."
                 )
             for tap in needed:
-                self._teachers[name].tap_spec(tap)  # raises if there is no such tap
+                self.teachers[name].tap_spec(tap)  # raises if there is no such tap
             taps[name] += needed
-        for objective in self._objectives.values():
+        regions: dict[str, list[Region]] = {name: [] for name in self.teachers}
+        for objective in self.objectives.values():
             taps[objective.teacher] += objective.teacher_taps
+            regions[objective.teacher].append(objective.region)
         idle = [name for name, needed in taps.items() if not needed]
         if idle:
             raise ValueError(f'Nothing reads the teachers {idle}: name them in an objective, or leave them out.')
-        return {name: tuple(dict.fromkeys(needed)) for name, needed in taps.items()}
+        return {
+            name: TeacherRequest(
+                taps=tuple(dict.fromkeys(needed)),
+                region=None if name in before_mask else Region.union(regions[name]),
+            )
+            for name, needed in taps.items()
+        }
 
     def _given_mask(self, data_samples: Any) -> TokenMask | None:
-        """The mask that comes with the data, if it does.
+        """Read the mask that comes with the data, if there is one.
 
         Raises:
             ValueError: It is not of the student's grid, or shows another number of patches than the masking does although
-                the student or a teacher needs a fixed number.
+                the student or a teacher needs a fixed number; the masking draws more than a mask.
         """
         if not data_samples or 'mask' not in data_samples[0]:
             return None
+        masking = self.masking
+        if masking.per_image > 1 or set(masking.regions()) != set(Masking.regions(masking)):
+            raise ValueError(
+                f'The data give one mask per image, but {type(masking).__name__} draws several or declares further regions.'
+            )
         device = next(self.backbone.parameters()).device
         hidden_BL = torch.stack([torch.as_tensor(sample.mask).flatten() for sample in data_samples]).bool().to(device)
-        if hidden_BL.shape[1] != self.masking.num_patches:
+        if hidden_BL.shape[1] != masking.num_patches:
             raise ValueError(
-                f'The data give masks of {hidden_BL.shape[1]} patches, the student has {self.masking.num_patches}.'
+                f'The data give masks of {hidden_BL.shape[1]} patches, the student has {masking.num_patches}.'
             )
-        if self.backbone.sees_all and all(teacher.sees_all for teacher in self._teachers.values()):
-            return TokenMask(hidden_BL)  # nobody needs the same number in every image
-        num_visible = self.masking.num_visible
-        counts = (~hidden_BL).sum(1).tolist()  # reads back from the device: a given mask is for reproducing a step
-        if set(counts) != {num_visible}:
+        if self.backbone.sees_all and all(teacher.sees_all for teacher in self.teachers.values()):
+            return TokenMask(hidden_BL)  # nothing needs the same number in every image
+        counts = (~hidden_BL).sum(1).tolist()  # synchronises: a given mask serves to reproduce a step
+        if set(counts) != {masking.num_visible}:
             raise ValueError(
                 f'The data give masks with {sorted(set(counts))} visible patches; student or a teacher needs the '
-                f"masking's {num_visible} in every image."
+                f"masking's {masking.num_visible} in every image."
             )
-        return TokenMask.from_hidden(hidden_BL, num_visible)
+        return TokenMask.from_hidden(hidden_BL, masking.num_visible)
 
 
 def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) -> Objective:
-    """Build an objective; a message says which one it is about.
+    """Build an objective; a message names the one it is about.
 
     Raises:
         ValueError: Its parts do not fit each other, or an option is misspelt.
@@ -179,7 +246,7 @@ def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) 
 
 
 def single_view(inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """The batch of images.
+    """Unpack the batch of images.
 
     Raises:
         ValueError: The pipeline makes more than one view.

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mkd_plugin.models.context import DistillContext
-from mkd_plugin.models.heads import Head
 from mkd_plugin.models.losses import TORCH_LOSSES
+from mkd_plugin.models.protocols import DistillContext, Head, Progress, Term
+from mkd_plugin.models.schedules import build_schedule
 from mkd_plugin.registry import build, find
-from mkd_plugin.structures import Region, TapSpec, TokenFeatures, TokenMask
-
-
-def as_tuple(taps: str | Sequence[str]) -> tuple[str, ...]:
-    """One tap or several, always as a tuple."""
-    return (taps,) if isinstance(taps, str) else tuple(taps)
+from mkd_plugin.structures import Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 
 class Objective(nn.Module):
-    """Compares what a teacher says at a tap with what a head makes of the student's features.
+    """Compares what a teacher gives at a tap with what a head makes of the student's features.
 
     With several taps the first of the teacher goes with the first of the student and so on, each pair with a head of its
-    own, and the losses are averaged.
+    own, and the losses are averaged. A head with ``many_taps`` reads all of the student's for the teacher's one.
 
     Args:
         context: Student, teachers and masking, to check against.
@@ -33,15 +29,18 @@ class Objective(nn.Module):
         student: The student's tap or taps, as many.
         loss: L: config of an elementwise loss, for example ``dict(type='SmoothL1Loss', beta=2.0)``; torch's own are
             given ``reduction='none'``.
-        region: Tokens that count: 'hidden', 'visible' or 'all', with '+cls' or without.
+        region: Tokens that count: a region that the masking declares ('hidden', 'visible', 'all', …), with '+cls' or
+            without, or 'cls' alone.
         head: H: config of a head; None compares the student's features themselves.
         normalize: N: config of a normalisation of the target; None leaves it raw.
         normalize_prediction: Apply N to the prediction as well (DMAE's reference code).
-        weight: Factor of this term in the sum.
+        weight: Factor of this term in the sum: a number, or the config of a ramp.
 
     Raises:
         ValueError: The parts do not fit each other; the message says which.
     """
+
+    heads: Sequence[Head]
 
     def __init__(
         self,
@@ -55,51 +54,79 @@ class Objective(nn.Module):
         head: dict[str, Any] | None = None,
         normalize: dict[str, Any] | None = None,
         normalize_prediction: bool = False,
-        weight: float = 1.0,
+        weight: float | dict[str, Any] = 1.0,
     ) -> None:
         super().__init__()
         if teacher not in context.teachers:
             raise ValueError(
                 f"An objective names the teacher '{teacher}', but there are only {sorted(context.teachers)}."
             )
-        if weight < 0:
-            raise ValueError(f'weight={weight}: the weight of an objective must not be negative.')
         if normalize_prediction and normalize is None:
             raise ValueError('normalize_prediction=True needs a normalize=… to apply.')
-        self.teacher, self.weight = teacher, weight
+        self.schedule = build_schedule(weight, low=0, high=float('inf'), name='weight')
+        self.scheduled = isinstance(weight, dict)
+        self.teacher, self.weight = teacher, self.schedule(Progress(0, 1))
         self.teacher_taps, self.student_taps = as_tuple(tap), as_tuple(student)
-        if len(self.teacher_taps) != len(self.student_taps):
-            raise ValueError(f'tap={tap} and student={student}: give as many taps of the student as of the teacher.')
-        self.region = Region.parse(region)
-        self.normalize = nn.Identity() if normalize is None else build(normalize)
+        self.region = Region.parse(region, context.masking.regions())
         self.normalize_prediction = normalize_prediction
         self.loss = build_loss(loss)
-        pairs = zip(self.teacher_taps, self.student_taps, strict=True)
-        self._heads = [self._build_head(head, context, *pair) for pair in pairs]
-        self.heads = nn.ModuleList(self._heads)
+        self.pairs = self._pair_taps(head)
+        heads, normalizations = zip(
+            *(self._build_pair(head, normalize, context, *pair) for pair in self.pairs), strict=True
+        )
+        self.heads = nn.ModuleList(heads)  # type: ignore[assignment]
+        self.normalizations = nn.ModuleList(normalizations)
         self._check_region(region, context)
 
-    def _build_head(self, cfg: dict[str, Any] | None, context: DistillContext, tap: str, student_tap: str) -> Head:
+    def _pair_taps(self, head: dict[str, Any] | None) -> list[tuple[str, tuple[str, ...]]]:
+        """Pair each tap of the teacher with the student's taps that one head reads for it."""
+        head_class = find(head['type']) if head is not None and 'type' in head else None
+        if head_class is not None and getattr(head_class, 'many_taps', False):
+            if len(self.teacher_taps) != 1:
+                raise ValueError(
+                    f"tap={list(self.teacher_taps)}: {head_class.__name__} reads all of the student's taps for one tap of "
+                    'the teacher. Write an objective for each.'
+                )
+            return [(self.teacher_taps[0], self.student_taps)]
+        if len(self.teacher_taps) != len(self.student_taps):
+            raise ValueError(
+                f'tap={list(self.teacher_taps)} and student={list(self.student_taps)}: give as many taps of the student as '
+                'of the teacher.'
+            )
+        return [(tap, (student,)) for tap, student in zip(self.teacher_taps, self.student_taps, strict=True)]
+
+    def _build_pair(
+        self,
+        head_cfg: dict[str, Any] | None,
+        normalize: dict[str, Any] | None,
+        context: DistillContext,
+        tap: str,
+        student_taps: tuple[str, ...],
+    ) -> tuple[Head, nn.Module]:
+        """Build H and N for a pair of taps, and check that they fit."""
         target = context.teachers[self.teacher].tap_spec(tap)
-        source = context.student.network.tap_spec(student_tap)
-        self._check_taps(tap, target, student_tap, source)
-        cfg = {'type': 'NoHead'} if cfg is None else dict(cfg)
+        sources = [context.student.network.tap_spec(student_tap) for student_tap in student_taps]
+        for student_tap, source in zip(student_taps, sources, strict=True):
+            self._check_taps(tap, target, student_tap, source)
+        cfg = {'type': 'NoHead'} if head_cfg is None else dict(head_cfg)
         stated = cfg.pop('out_width', target.channels)
         if stated != target.channels:
             raise ValueError(
                 f"The head predicts out_width={stated}, but '{tap}' of the teacher '{self.teacher}' has "
                 f'{target.channels} channels. Leave out_width out: it is filled in.'
             )
-        sizes = {'in_width': source.channels, 'out_width': target.channels, 'grid': context.student.grid}
-        head: Head = build(cfg, **sizes)
+        head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=context.student.grid)
         if target.kind not in head.kinds:
             raise ValueError(
-                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_tap}' gives {source.kind}."
+                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_taps[0]}' gives {target.kind}."
             )
         if self.region.cls and not (head.predicts_cls and target.cls):
             lacking = f"The teacher '{self.teacher}' has" if head.predicts_cls else f'{type(head).__name__} predicts'
-            raise ValueError(f"{lacking} no cls token: use region='{self.region.patches}' without '+cls'.")
-        return head
+            mend = (
+                f"use region='{self.region.patches}' without '+cls'" if self.region.patches else 'choose another region'
+            )
+            raise ValueError(f'{lacking} no cls token: {mend}.')
+        return head, build_normalization(normalize, target.channels)
 
     def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
         if target.kind != source.kind:
@@ -109,37 +136,40 @@ class Objective(nn.Module):
             )
         if target.classes != getattr(self.loss, 'wants_classes', False):
             raise ValueError(
-                f"'{tap}' of the teacher '{self.teacher}' gives {'class numbers' if target.classes else 'features'}, which "
-                f'{type(self.loss).__name__} does not compare: TokenCrossEntropy goes with class numbers, and only with them.'
+                f"'{tap}' of the teacher '{self.teacher}' gives {'class indices' if target.classes else 'features'}, which "
+                f'{type(self.loss).__name__} does not compare: TokenCrossEntropy goes with class indices, and only with them.'
             )
 
-    def _check_region(self, region: str, context: DistillContext) -> None:
-        masking, patches = context.masking, self.region.patches
-        if patches == 'hidden' and masking.num_visible == masking.num_patches:
-            raise ValueError(f"region='{region}' holds no token: {type(masking).__name__} hides nothing. Use 'all'.")
-        hides = masking.num_visible < masking.num_patches
-        if patches == 'visible' or not hides:
+    def _check_region(self, text: str, context: DistillContext) -> None:
+        if self.region.patches is None:
+            return
+        masking, spec = context.masking, context.masking.regions()[self.region.patches]
+        if spec.empty:
+            raise ValueError(f"region='{text}' holds no token: {type(masking).__name__} hides nothing. Use 'all'.")
+        if spec.visible or not masking.hides:
             return
         if not context.teachers[self.teacher].sees_all:
+            raise ValueError(f"region='{text}': the teacher '{self.teacher}' sees visible patches only. Use 'visible'.")
+        if not context.student.network.sees_all and not all(head.reaches_hidden for head in self.heads):
             raise ValueError(
-                f"region='{region}': the teacher '{self.teacher}' sees visible patches only. Use 'visible'."
-            )
-        if not context.student.network.sees_all and not all(head.reaches_hidden for head in self._heads):
-            raise ValueError(
-                f"region='{region}': {type(context.student.network).__name__} shows visible patches only and "
-                f'{type(self._heads[0]).__name__} cannot predict the others. Use a TransformerDecoder, a MaskTokenViT, or '
+                f"region='{text}': {type(context.student.network).__name__} shows visible patches only and "
+                f'{type(self.heads[0]).__name__} cannot predict the others. Use a TransformerDecoder, a MaskTokenViT, or '
                 "region='visible'."
             )
 
     def reset_heads(self) -> None:
         """Draw new weights for the heads, as at the start of a stage."""
-        for head in self._heads:
+        for head in self.heads:
             head.reset_parameters()
+
+    def set_progress(self, progress: Progress) -> None:
+        """Follow the weight's schedule."""
+        self.weight = self.schedule(progress)
 
     def forward(
         self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term of the loss, and what to watch beside it.
+    ) -> tuple[Term, dict[str, Tensor]]:
+        """Compute the term of the loss, and what to watch beside it.
 
         Args:
             teacher: The teacher's features.
@@ -147,20 +177,39 @@ class Objective(nn.Module):
             mask: The student's mask.
 
         Returns:
-            weight · mean over pairs and region of L(N(T), H(S)), and the spread of targets and student features: the
-            standard deviation over tokens, averaged over channels, for the last pair. If one of them falls to 0, the run
-            has collapsed.
+            L(N(T), H(S)) of each pair, elementwise, and the spread of targets and student features: the standard
+            deviation over tokens, averaged over channels, for the last pair. If one of them falls to 0, the run has
+            collapsed.
         """
         region = self.region.tokens(mask)
-        terms, watched = [], {}
-        for tap, student_tap, head in zip(self.teacher_taps, self.student_taps, self._heads, strict=True):
-            target = self.normalize(at_least_float32(teacher.select(tap, region)))
-            prediction = at_least_float32(head(student, student_tap, region))
+        losses, watched = [], {}
+        for (tap, student_taps), head, normalize in zip(self.pairs, self.heads, self.normalizations, strict=True):
+            target = apply(normalize, region, at_least_float32(teacher.select(tap, region)))
+            prediction = at_least_float32(head(student, student_taps, region))
             if self.normalize_prediction:
-                prediction = self.normalize(prediction)
-            terms.append(region.mean(self.loss(prediction, target)))
-            watched = {'target_std': spread(target), 'student_std': spread(student.taps[student_tap].watched())}
-        return self.weight * torch.stack(terms).mean(), watched
+                prediction = apply(normalize, region, prediction)
+            losses.append(apply(self.loss, region, prediction, target))
+            watched = {'target_std': spread(target), 'student_std': spread(student.taps[student_taps[-1]].watched())}
+        return Term(tuple(losses), region, self.weight), watched
+
+
+def as_tuple(taps: str | Sequence[str]) -> tuple[str, ...]:
+    """One tap or several, always as a tuple."""
+    return (taps,) if isinstance(taps, str) else tuple(taps)
+
+
+def apply(component: nn.Module, region: RegionTokens, *tensors: Tensor) -> Tensor:
+    """Call N or L, with the region if it asks for it."""
+    return component(*tensors, region=region) if getattr(component, 'wants_region', False) else component(*tensors)
+
+
+def build_normalization(cfg: dict[str, Any] | None, width: int) -> nn.Module:
+    """Build N; one that keeps statistics per channel is told their number."""
+    if cfg is None:
+        return nn.Identity()
+    component = find(cfg['type']) if 'type' in cfg else None
+    wants_width = component is not None and 'width' in inspect.signature(component).parameters
+    return build(cfg, **({'width': width} if wants_width else {}))
 
 
 def build_loss(cfg: dict[str, Any]) -> nn.Module:
@@ -176,8 +225,7 @@ def build_loss(cfg: dict[str, Any]) -> nn.Module:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Normalisation and loss are computed in float32 even under autocast (in float64 if that is what comes); class numbers
-    stay whole."""
+    """Raise half precision to float32 for normalisation and loss, even under autocast; class indices stay integers."""
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
-from mkd_plugin.engine.stages import stage_schedulers
+from mkd_plugin.engine.schedules import fit_schedule, schedule_of
+from mkd_plugin.models.protocols import Stages
 
 TICKS = 1000  # a schedule is followed at so many points: its shape does not depend on how many steps an epoch has
 
@@ -92,25 +93,29 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
     """
     by_epoch = cfg.train_cfg.get('max_epochs') is not None
     total = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
-    schedule = cfg.get('param_scheduler') or []
-    schedule = [schedule] if isinstance(schedule, dict) else list(schedule)
+    schedule = schedule_of(cfg)
     if by_epoch:  # how many epochs some iterations are depends on the data: such a warm-up is not shown
         schedule = [entry for entry in schedule if entry.get('by_epoch', True)]
-    lengths = [total]
-    for hook in cfg.get('custom_hooks') or []:
-        if str(hook.get('type')).split('.')[-1] == 'StageHook':
-            lengths = list(hook['lengths'])
-            if sum(lengths) != total:
-                raise ValueError(f'The stages {lengths} add up to {sum(lengths)}, but the run has {total}.')
+    distills = 'teachers' in cfg.get('model', {})
+    lengths = stages_asked_for(cfg).lengths(total)
     stages = []
     for length in lengths:
-        own = stage_schedulers(schedule, lengths[0], length) if len(lengths) > 1 else schedule
-        rates = follow([dict(entry) for entry in own], rate, length)
+        own = fit_schedule(schedule, length, by_epoch=by_epoch) if distills else schedule
+        rates = follow(own, rate, length)
         peak = max(rates)
         tick = rates.index(peak)
         at = round((tick + 1) * length / TICKS) if tick else 0
         stages.append(Stage(length, 'epochs' if by_epoch else 'iterations', peak, at, rates[-1]))
     return stages
+
+
+def stages_asked_for(cfg: Config) -> Stages:
+    """Read the stages that a teacher of the config asks for; one if none does."""
+    for teacher in (cfg.get('model', {}).get('teachers') or {}).values():
+        stages = teacher.get('stages', 1)
+        if stages != 1:
+            return Stages((1,) * stages if isinstance(stages, int) else tuple(stages))
+    return Stages((1,))
 
 
 def follow(schedule: Sequence[dict[str, Any]], rate: float, length: int) -> list[float]:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mkd_plugin.interop.student import LoadedStudent, load_student
-from mkd_plugin.models.masking.attention import attention_of_cls
+from mkd_plugin.models.masking.guided import attention_of_cls
 from mkd_plugin.structures import QueryKey
 
 

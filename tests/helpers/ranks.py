@@ -27,7 +27,7 @@ model = dict(backbone=dict(arch=dict(width=16, depth=2, num_heads=2), patch_size
              objectives=dict(feature=dict(head=dict(depth=1, width=16, num_heads=2))))
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
                         dataset=dict(data_root='{digits}', indices=24))
-custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[2, 2])]
+custom_hooks = []
 param_scheduler = []
 train_cfg = dict(max_epochs=4)
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), preemption=dict(agree_every=1))

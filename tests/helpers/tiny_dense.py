@@ -14,7 +14,7 @@ from mmengine.fileio import load
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mkd_plugin.models.vit.arch import resolve_arch
+from mkd_plugin.models.vit.block import resolve_arch
 from mkd_plugin.utils.configs import config_root, get_config
 
 TINY = dict(width=32, depth=4, num_heads=4)

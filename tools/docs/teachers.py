@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mkd_plugin.checkpoint.releases import RELEASES, Release
-from mkd_plugin.models.teachers.clip import CLIP_NETWORK
+from mkd_plugin.models.teachers.vit import CLIP_NETWORK
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'teachers.md'
 

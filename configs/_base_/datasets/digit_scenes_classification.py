@@ -21,9 +21,7 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=48, crop_ratio_range=(0.6, 1.0), interpolation='bicubic'),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))
 val_dataloader = dict(
     batch_size=100,
     num_workers=0,
@@ -40,9 +38,7 @@ val_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='Resize', scale=(48, 48), interpolation='bicubic'),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))
 val_evaluator = dict(type='Accuracy', topk=1)
 val_cfg = dict()
 test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_cfg

@@ -5,18 +5,8 @@ data_root = 'data/digit_scenes/'
 metainfo = dict(
     classes=tuple('0123456789'),
     palette=[
-        (230, 25, 75),
-        (60, 180, 75),
-        (255, 225, 25),
-        (0, 130, 200),
-        (245, 130, 48),
-        (145, 30, 180),
-        (70, 240, 240),
-        (240, 50, 230),
-        (210, 245, 60),
-        (250, 190, 212),
-    ],
-)
+        (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
+        (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212)])
 
 train_dataloader = dict(
     batch_size=2,
@@ -35,9 +25,7 @@ train_dataloader = dict(
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
             dict(type='RandomResize', scale=(136, 136), ratio_range=(0.75, 1.25), keep_ratio=True),
             dict(type='PackDetInputs'),
-        ],
-    ),
-)
+        ]))
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -55,11 +43,8 @@ val_dataloader = dict(
             dict(type='Resize', scale_factor=1.0, keep_ratio=True),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
             dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
-        ],
-    ),
-)
+        ]))
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'coco/annotations/val.json', metric=['bbox', 'segm'], format_only=False
-)
+    type='CocoMetric', ann_file=data_root + 'coco/annotations/val.json', metric=['bbox', 'segm'], format_only=False)
 val_cfg = dict(type='ValLoop')
 test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, dict(type='TestLoop')

@@ -1,6 +1,7 @@
 # The scenes of digits (written by tools/dataset_tools/make_digit_scenes.py), unlabelled; no flips, as with the digits.
 data_root = 'data/digit_scenes/'
-data_preprocessor = dict(type='mkd_plugin.CropPreprocessor', mean=[60, 60, 60], std=[48, 48, 48], to_rgb=True)
+data_preprocessor = dict(
+    type='mkd_plugin.CropPreprocessor', mean=[60, 60, 60], std=[48, 48, 48], to_rgb=True)
 
 train_dataloader = dict(
     batch_size=32,
@@ -16,6 +17,4 @@ train_dataloader = dict(
             dict(type='mkd_plugin.LoadAnyImage'),
             dict(type='mkd_plugin.CropForDevice', scale=80, crop_ratio_range=(0.15, 0.8)),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))

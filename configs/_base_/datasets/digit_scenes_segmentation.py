@@ -5,19 +5,8 @@ data_root = 'data/digit_scenes/'
 metainfo = dict(
     classes=('background', *'0123456789'),
     palette=[
-        (0, 0, 0),
-        (230, 25, 75),
-        (60, 180, 75),
-        (255, 225, 25),
-        (0, 130, 200),
-        (245, 130, 48),
-        (145, 30, 180),
-        (70, 240, 240),
-        (240, 50, 230),
-        (210, 245, 60),
-        (250, 190, 212),
-    ],
-)
+        (0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
+        (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212)])
 
 train_dataloader = dict(
     batch_size=4,
@@ -37,9 +26,7 @@ train_dataloader = dict(
             dict(type='RandomResize', scale=(136, 136), ratio_range=(0.75, 1.25), keep_ratio=True),
             dict(type='RandomCrop', crop_size=(96, 96)),
             dict(type='PackSegInputs'),
-        ],
-    ),
-)
+        ]))
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -55,9 +42,7 @@ val_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
             dict(type='PackSegInputs'),
-        ],
-    ),
-)
+        ]))
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 val_cfg = dict(type='ValLoop')
 test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, dict(type='TestLoop')

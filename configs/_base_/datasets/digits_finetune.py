@@ -19,9 +19,7 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.6, 1.0), interpolation='bicubic'),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))
 val_dataloader = dict(
     batch_size=357,
     num_workers=0,
@@ -37,9 +35,7 @@ val_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='Resize', scale=24, interpolation='bicubic'),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))
 val_evaluator = dict(type='Accuracy', topk=1)
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

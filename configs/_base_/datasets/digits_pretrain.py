@@ -1,6 +1,7 @@
 # The embedded digits (written by tools/dataset_tools/make_digits.py), unlabelled, no flips: a mirrored digit is another sign.
 data_root = 'data/digits/'
-data_preprocessor = dict(type='SelfSupDataPreprocessor', mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)
+data_preprocessor = dict(
+    type='SelfSupDataPreprocessor', mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)
 
 train_dataloader = dict(
     batch_size=48,
@@ -17,6 +18,4 @@ train_dataloader = dict(
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=24, crop_ratio_range=(0.4, 1.0), interpolation='bicubic'),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))

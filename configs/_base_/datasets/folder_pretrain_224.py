@@ -2,8 +2,7 @@
 # Crops and statistics are those of in1k_pretrain_224.py.
 data_root = 'data/images/'
 data_preprocessor = dict(
-    type='mkd_plugin.CropPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
-)
+    type='mkd_plugin.CropPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_dataloader = dict(
     batch_size=512,
@@ -19,6 +18,4 @@ train_dataloader = dict(
             dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),  # bicubic, on the device
             dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
             dict(type='PackInputs'),
-        ],
-    ),
-)
+        ]))

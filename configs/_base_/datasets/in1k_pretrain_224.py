@@ -10,5 +10,4 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'), dataset=dict(pipeline=train_pipeline)
-)
+    collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'), dataset=dict(pipeline=train_pipeline))

@@ -2,5 +2,4 @@
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(type='VisibleViT', arch='b', patch_size=16),
-    masking=dict(type='RandomMasking', ratio=0.75),
-)
+    masking=dict(type='RandomMasking', ratio=0.75))

@@ -4,24 +4,11 @@
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(
-        type='MaskTokenViT',
-        arch='b',
-        patch_size=16,
-        drop_path_rate=0.1,
-        position='none',
-        relative_position='shared',
-        layer_scale=0.1,
-    ),
+        type='MaskTokenViT', arch='b', patch_size=16, drop_path_rate=0.1, position='none', relative_position='shared',
+        layer_scale=0.1),
     masking=dict(type='BlockMasking', ratio=0.4),
     teachers=dict(teacher=dict(type='CLIPTeacher', arch='b', patch_size=16, checkpoint='checkpoints/ViT-B-16.pt')),
     objectives=dict(
         feature=dict(
-            teacher='teacher',
-            tap='projected',
-            student='output',
-            head=dict(type='LinearHead'),
-            loss=dict(type='CosineLoss'),
-            region='hidden',
-        )
-    ),
-)
+            teacher='teacher', tap='projected', student='output', head=dict(type='LinearHead'),
+            loss=dict(type='CosineLoss'), region='hidden')))

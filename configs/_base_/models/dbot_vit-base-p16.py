@@ -6,13 +6,7 @@ model = dict(
     teachers=dict(boot=dict(type='BootstrappedTeacher', start='student')),
     objectives=dict(
         feature=dict(
-            teacher='boot',
-            tap='block:-1',
-            normalize=dict(type='TokenStandardize', unbiased=True, eps=1e-6),
+            teacher='boot', tap='block:-1', normalize=dict(type='TokenStandardize', unbiased=True, eps=1e-6),
             student='output',
             head=dict(type='TransformerDecoder', depth=8, width=512, num_heads=16, drop_path_rate=0.2),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='hidden+cls',
-        )
-    ),
-)
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='hidden+cls')))

@@ -7,22 +7,10 @@ model = dict(
     masking=dict(type='NoMasking'),
     teachers=dict(
         semantic=dict(
-            type='ViTTeacher',
-            arch='b',
-            patch_size=16,
-            network=dict(position='learned'),
-            checkpoint='checkpoints/deit_base_patch16_224-b5f2ef4d.pth',
-        )
-    ),
+            type='ViTTeacher', arch='b', patch_size=16, network=dict(position='learned'),
+            checkpoint='checkpoints/deit_base_patch16_224-b5f2ef4d.pth')),
     objectives=dict(
         feature=dict(
-            teacher='semantic',
-            tap='output',
-            normalize=dict(type='TokenStandardize', unbiased=True, eps=1e-6),
-            student='output',
-            head=dict(type='LinearHead'),
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='visible+cls',
-        )
-    ),
-)
+            teacher='semantic', tap='output', normalize=dict(type='TokenStandardize', unbiased=True, eps=1e-6),
+            student='output', head=dict(type='LinearHead'),
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='visible+cls')))

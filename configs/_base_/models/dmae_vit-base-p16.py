@@ -9,32 +9,14 @@ model = dict(
     teachers=dict(
         pixel=dict(type='PixelTeacher'),
         mae=dict(
-            type='ViTTeacher',
-            arch='l',
-            patch_size=16,
-            sees='visible',
-            checkpoint='checkpoints/mae_vit-large-p16_raw-pixels.pth',
-        ),
-    ),  # the script's teacher, trained on raw pixels
+            type='ViTTeacher', arch='l', patch_size=16, sees='visible',
+            checkpoint='checkpoints/mae_vit-large-p16_raw-pixels.pth')),  # the script's teacher, trained on raw pixels
     objectives=dict(
         pixel=dict(
-            teacher='pixel',
-            tap='output',
-            student='output',
+            teacher='pixel', tap='output', student='output',
             head=dict(type='TransformerDecoder', depth=8, width=512, num_heads=16),
-            loss=dict(type='MSELoss'),
-            region='hidden',
-        ),
+            loss=dict(type='MSELoss'), region='hidden'),
         feature=dict(
-            teacher='mae',
-            tap='block:17',
-            normalize=dict(type='L2Normalize'),
-            normalize_prediction=True,
-            student='block:8',
-            head=dict(type='ProjectorHead', num_layers=2),
-            loss=dict(type='L1Loss'),
-            region='visible+cls',
-            weight=1.0,
-        ),
-    ),
-)
+            teacher='mae', tap='block:17', normalize=dict(type='L2Normalize'), normalize_prediction=True,
+            student='block:8', head=dict(type='ProjectorHead', num_layers=2),
+            loss=dict(type='L1Loss'), region='visible+cls', weight=1.0)))

@@ -8,17 +8,8 @@ _base_ = 'distill_vit-base-p16.py'
 relations = ('relation:-3', 'relation:-2')
 model = dict(
     masking=dict(_delete_=True, type='RedundancyMasking', teacher='mim', drop=0.3, at=(0, 4, 8)),
-    teachers=dict(
-        mim=dict(type='ViTTeacher', arch='b', patch_size=16, checkpoint='checkpoints/mae_pretrain_vit_base.pth')
-    ),
+    teachers=dict(mim=dict(type='ViTTeacher', arch='b', patch_size=16, checkpoint='checkpoints/mae_pretrain_vit_base.pth')),
     objectives=dict(
         relation=dict(
-            teacher='mim',
-            tap=relations,
-            student=relations,
-            loss=dict(type='SmoothL1Loss', beta=2.0),
-            region='visible+cls',
-            weight=1.0,
-        )
-    ),
-)
+            teacher='mim', tap=relations, student=relations,
+            loss=dict(type='SmoothL1Loss', beta=2.0), region='visible+cls', weight=1.0)))

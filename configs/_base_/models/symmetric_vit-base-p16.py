@@ -3,13 +3,6 @@
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(
-        type='MaskTokenViT',
-        arch='b',
-        patch_size=16,
-        position='none',
-        relative_position='shared',
-        layer_scale=0.1,
-        drop_path_rate=0.1,
-    ),
-    masking=dict(type='BlockMasking', num_hidden=78),
-)
+        type='MaskTokenViT', arch='b', patch_size=16, position='none', relative_position='shared', layer_scale=0.1,
+        drop_path_rate=0.1),
+    masking=dict(type='BlockMasking', num_hidden=78))

@@ -4,6 +4,4 @@ _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='mkd_plugin.LayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.75),
-)
+    constructor='mkd_plugin.LayerDecayConstructor', paramwise_cfg=dict(layer_decay_rate=0.75))

@@ -4,6 +4,5 @@
 _base_ = 'vit-base-p16_mask-rcnn_1x_coco.py'
 
 model = dict(
-    backbone=dict(out_indices=(11,), window_size=14, global_blocks=(2, 5, 8, 11)),
-    neck=dict(_delete_=True, type='mkd_plugin.SimplePyramid', in_channels=768, out_channels=256, num_outs=5),
-)
+    backbone=dict(out_indices=(11, ), window_size=14, global_blocks=(2, 5, 8, 11)),
+    neck=dict(_delete_=True, type='mkd_plugin.SimplePyramid', in_channels=768, out_channels=256, num_outs=5))

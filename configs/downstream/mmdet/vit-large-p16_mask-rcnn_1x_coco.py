@@ -4,6 +4,5 @@ _base_ = 'vit-base-p16_mask-rcnn_1x_coco.py'
 pyramid, fpn = _base_.model.neck
 model = dict(
     backbone=dict(arch='l', out_indices=(7, 11, 15, 23)),
-    neck=[dict(pyramid, in_channels=1024), dict(fpn, in_channels=[1024] * 4)],
-)
+    neck=[dict(pyramid, in_channels=1024), dict(fpn, in_channels=[1024] * 4)])
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

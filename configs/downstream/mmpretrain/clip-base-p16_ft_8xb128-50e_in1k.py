@@ -7,30 +7,18 @@ _base_ = 'vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(
     backbone=dict(
-        drop_path_rate=0.0,
-        position='learned',
-        relative_position='per_block',
-        activation='quick_gelu',
-        norm_eps=1e-5,
-        pre_norm=True,
-        frozen_patch_embed=True,
+        drop_path_rate=0.0, position='learned', relative_position='per_block', activation='quick_gelu', norm_eps=1e-5,
+        pre_norm=True, frozen_patch_embed=True,
         init_cfg=dict(
-            checkpoint='checkpoints/ViT-B-16.pt',
-            prefix=None,
-            allow_missing=[f'layers.{i}.attn.rel_pos_bias.relative_position_bias_table' for i in range(12)],
-        ),
-    ),
-    train_cfg=None,
-)
-data_preprocessor = dict(mean=[122.7709383, 116.7460125, 104.09373615], std=[68.5005327, 66.6321579, 70.32316305])
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-5, betas=(0.9, 0.95)), paramwise_cfg=dict(layer_decay_rate=0.6), clip_grad=None
-)
+            checkpoint='checkpoints/ViT-B-16.pt', prefix=None,
+            allow_missing=[f'layers.{i}.attn.rel_pos_bias.relative_position_bias_table' for i in range(12)])),
+    train_cfg=None)
+data_preprocessor = dict(
+    mean=[122.7709383, 116.7460125, 104.09373615], std=[68.5005327, 66.6321579, 70.32316305])
+optim_wrapper = dict(optimizer=dict(lr=5e-5, betas=(0.9, 0.95)), paramwise_cfg=dict(layer_decay_rate=0.6), clip_grad=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=10, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-7 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-7 / 5e-5, by_epoch=True, begin=10, end=50, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-7 / 5e-5, by_epoch=True, begin=10, end=50, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=50)

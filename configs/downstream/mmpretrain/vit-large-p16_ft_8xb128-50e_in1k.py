@@ -5,23 +5,14 @@ _base_ = ['mmpretrain::mae/benchmarks/vit-large-p16_8xb128-coslr-50e_in1k.py', '
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='mkd_plugin.ClassifierViT',
-        arch='l',
-        img_size=224,
-        patch_size=16,
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.'),
-    )
-)
+        _delete_=True, type='mkd_plugin.ClassifierViT', arch='l', img_size=224, patch_size=16, drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.')))
 optim_wrapper = dict(
-    constructor='mkd_plugin.LayerDecayConstructor', paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.75)
-)
+    constructor='mkd_plugin.LayerDecayConstructor', paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.75))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     # mmpretrain's eta_min=1e-6 would *raise* the lowest layers' rates at the end; the recipe scales the least rate by layer
     dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 4e-3, by_epoch=True, begin=5, end=50, convert_to_iter_based=True
-    ),
+        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 4e-3, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]
 default_hooks, visualizer = _base_.run_hooks, _base_.run_visualizer

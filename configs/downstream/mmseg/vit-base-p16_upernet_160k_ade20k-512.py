@@ -5,33 +5,19 @@
 # what it changes. The tables of positions are for 512 px, so that neither training nor test resizes them.
 # (mmengine's PolyLR begins where the warm-up ends; begun at iteration 0 its rate would be up to 1 % lower.)
 _base_ = [
-    'mmseg::_base_/models/upernet_beit.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/default_runtime.py',
-    'mmseg::_base_/schedules/schedule_160k.py',
-    '../../_base_/run.py',
-]
+    'mmseg::_base_/models/upernet_beit.py', 'mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_160k.py', '../../_base_/run.py']
 
 data_preprocessor = dict(size=(512, 512))
 model = dict(
     data_preprocessor=data_preprocessor,
     backbone=dict(
-        _delete_=True,
-        type='mkd_plugin.DenseViT',
-        arch='b',
-        img_size=512,
-        patch_size=16,
-        out_indices=(3, 5, 7, 11),
-        drop_path_rate=0.2,
-        relative_position='per_block',
-        layer_scale=1.0,
+        _delete_=True, type='mkd_plugin.DenseViT', arch='b', img_size=512, patch_size=16, out_indices=(3, 5, 7, 11),
+        drop_path_rate=0.2, relative_position='per_block', layer_scale=1.0,
         init_cfg=dict(
-            type='Pretrained', checkpoint='', prefix='backbone.', allow_missing=['*.rel_pos_bias.*', '*.gamma?.weight']
-        ),
-    ),
+            type='Pretrained', checkpoint='', prefix='backbone.', allow_missing=['*.rel_pos_bias.*', '*.gamma?.weight'])),
     neck=dict(_delete_=True, type='mkd_plugin.ScalePyramid', in_channels=768, norm_cfg=dict(type='SyncBN')),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
-)
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
 train_dataloader = dict(batch_size=2)  # × 8 = 16
 # several scales and flips, for the configs with -ms: of the test's 2048 × 512, where mmseg's would be of the picture's own size
 tta_pipeline = [
@@ -41,14 +27,11 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in _base_.img_ratios],
             *_base_.tta_pipeline[1].transforms[1:],
-        ],
-    ),
+        ]),
 ]
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='mkd_plugin.LayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.65),
-)
+    constructor='mkd_plugin.LayerDecayConstructor', paramwise_cfg=dict(layer_decay_rate=0.65))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),

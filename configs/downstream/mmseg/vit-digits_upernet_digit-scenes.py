@@ -2,42 +2,27 @@
 # give strides 2, 4, 8, 16. GN for SyncBN, which a CPU does not have. In the test a picture is padded to whole patches, and
 # the padding is cut off again. A method's config gives a checkpoint, and rate and layer decay for it.
 _base_ = [
-    'mmseg::_base_/models/upernet_r50.py',
-    '../../_base_/datasets/digit_scenes_segmentation.py',
-    '../../_base_/schedules/digit_scenes_800.py',
-    'mmseg::_base_/default_runtime.py',
-    '../../_base_/run.py',
-]
+    'mmseg::_base_/models/upernet_r50.py', '../../_base_/datasets/digit_scenes_segmentation.py',
+    '../../_base_/schedules/digit_scenes_800.py', 'mmseg::_base_/default_runtime.py', '../../_base_/run.py']
 
 width, channels, norm_cfg, max_iters = 96, 32, dict(type='GN', num_groups=8), 2500
 loss = dict(class_weight=[0.1] + [1.0] * 10)  # of seven pixels six are background
 data_preprocessor = dict(
-    mean=[60, 60, 60], std=[48, 48, 48], size=(96, 96), test_cfg=dict(size_divisor=16), seg_pad_val=0
-)  # background, not mmseg's 255: upstream's mmseg looks the padding's number up in class_weight
+    mean=[60, 60, 60], std=[48, 48, 48], size=(96, 96), test_cfg=dict(size_divisor=16),
+    seg_pad_val=0)  # background, not mmseg's 255: upstream's mmseg looks the padding's number up in class_weight
 model = dict(
     data_preprocessor=data_preprocessor,
     pretrained=None,
     backbone=dict(
-        _delete_=True,
-        type='mkd_plugin.DenseViT',
-        arch=dict(width=width, depth=6, num_heads=4),
-        img_size=80,
-        patch_size=8,
-        out_indices=(1, 2, 3, 5),
-        drop_path_rate=0.1,
-    ),
+        _delete_=True, type='mkd_plugin.DenseViT', arch=dict(width=width, depth=6, num_heads=4), img_size=80, patch_size=8,
+        out_indices=(1, 2, 3, 5), drop_path_rate=0.1),
     neck=dict(type='mkd_plugin.ScalePyramid', in_channels=width, norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=[width] * 4,
-        channels=channels,
-        num_classes=11,
-        norm_cfg=dict(_delete_=True, **norm_cfg),
-        loss_decode=loss,
-    ),
+        in_channels=[width] * 4, channels=channels, num_classes=11, norm_cfg=dict(_delete_=True, **norm_cfg),
+        loss_decode=loss),
     auxiliary_head=dict(
-        in_channels=width, channels=channels, num_classes=11, norm_cfg=dict(_delete_=True, **norm_cfg), loss_decode=loss
-    ),
-)
+        in_channels=width, channels=channels, num_classes=11, norm_cfg=dict(_delete_=True, **norm_cfg),
+        loss_decode=loss))
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
@@ -45,7 +30,6 @@ default_hooks = dict(  # mmseg's runtime has none; its logger and its pictures, 
     _base_.run_hooks,
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     visualization=dict(type='SegVisualizationHook'),
-    checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
-)
+    checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1))
 visualizer = _base_.run_visualizer
 randomness = dict(seed=0)

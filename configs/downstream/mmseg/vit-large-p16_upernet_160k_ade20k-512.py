@@ -5,6 +5,5 @@ model = dict(
     backbone=dict(arch='l', out_indices=(7, 11, 15, 23)),
     neck=dict(in_channels=1024),
     decode_head=dict(in_channels=[1024] * 4, channels=1024),
-    auxiliary_head=dict(in_channels=1024),
-)
+    auxiliary_head=dict(in_channels=1024))
 optim_wrapper = dict(optimizer=dict(lr=3e-5), paramwise_cfg=dict(layer_decay_rate=0.95))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import Tensor, nn
 
-from mkd_plugin.models.heads.base import Head
+from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit.block import init_linears
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import RegionTokens, TokenFeatures
+from mkd_plugin.structures import QueryKey, RegionTokens, TokenFeatures
 
 
 @MODELS.register_module()
@@ -29,9 +32,9 @@ class NoHead(Head):
                 'heads.'
             )
 
-    def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
+    def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """(B, R, D), or (B, H, R, R) for relations."""
-        return features.select(tap, region)
+        return features.select(taps[0], region)
 
 
 @MODELS.register_module()
@@ -47,9 +50,9 @@ class LinearHead(Head):
         """Draw new weights."""
         init_linears(self)
 
-    def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
+    def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """(B, R, out_width)."""
-        return self.linear(features.select(tap, region))
+        return self.linear(features.select(taps[0], region))
 
 
 @MODELS.register_module()
@@ -81,6 +84,27 @@ class ProjectorHead(Head):
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
-    def forward(self, features: TokenFeatures, tap: str, region: RegionTokens) -> Tensor:
+    def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """(B, R, out_width)."""
-        return self.layers(features.select(tap, region))
+        return self.layers(features.select(taps[0], region))
+
+
+@MODELS.register_module()
+class RegroupedRelations(Head):
+    """The student's relations with its queries and keys cut into as many heads as the teacher has (as MiniLM v2 does).
+
+    For a student whose number of heads differs from the teacher's. Nothing is learned: head j of the teacher is compared
+    with the relation over the j-th group of the student's channels. Relations over other numbers of channels differ in
+    scale; use the taps ``logit:i``, which divide by √K on both sides, with it.
+
+    Raises:
+        ValueError: When the first batch comes: the student's width is not a multiple of the teacher's number of heads.
+    """
+
+    kinds = ('relation',)
+
+    def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
+        """(B, H of the teacher, R, R)."""
+        relation = features.taps[taps[0]]
+        assert isinstance(relation, QueryKey)
+        return replace(features, taps={taps[0]: relation.regroup(self.out_width)}).select(taps[0], region)

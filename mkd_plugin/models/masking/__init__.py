@@ -1,10 +1,7 @@
-"""Which patches the student does not see."""
+"""Maskings: which patches are hidden from the student."""
 
-from mkd_plugin.models.masking.attention import AttentionMasking
-from mkd_plugin.models.masking.base import Masking
 from mkd_plugin.models.masking.block import BlockMasking
-from mkd_plugin.models.masking.none import NoMasking
-from mkd_plugin.models.masking.random import RandomMasking
-from mkd_plugin.models.masking.redundancy import RedundancyMasking
+from mkd_plugin.models.masking.guided import AttentionMasking, RedundancyMasking
+from mkd_plugin.models.masking.random import NoMasking, RandomMasking
 
-__all__ = ['AttentionMasking', 'BlockMasking', 'Masking', 'NoMasking', 'RandomMasking', 'RedundancyMasking']
+__all__ = ['AttentionMasking', 'BlockMasking', 'NoMasking', 'RandomMasking', 'RedundancyMasking']

@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.lessons import Lessons
-from mkd_plugin.models.masking.base import Masking
+from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
@@ -96,7 +94,7 @@ class BlockMasking(Masking):
         self.num_visible = self.num_patches - most  # at least so many
         self.min_block, self.log_aspect, self.max_draws = min_block, math.log(min_aspect), max_draws
 
-    def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw the blocks of all images."""
         batch, device = len(images_BCHW), images_BCHW.device
         hidden_BL = torch.zeros(batch, self.num_patches, dtype=torch.bool, device=device)

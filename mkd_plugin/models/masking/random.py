@@ -1,15 +1,27 @@
-"""Uniform random masking (MAE)."""
+"""No masking: plain knowledge distillation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.lessons import Lessons
-from mkd_plugin.models.masking.base import Masking
+from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
+
+
+@MODELS.register_module()
+class NoMasking(Masking):
+    """Shows every patch."""
+
+    def __init__(self, *, student: StudentContext) -> None:
+        super().__init__(student=student)
+        self.num_visible = self.num_patches
+
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
+        """A mask that hides nothing."""
+        hidden_BL = torch.zeros(len(images_BCHW), self.num_patches, dtype=torch.bool, device=images_BCHW.device)
+        return TokenMask.from_hidden(hidden_BL, self.num_patches)
 
 
 def count_visible(num_patches: int, ratio: float | None, num_visible: int | None) -> int:
@@ -71,7 +83,7 @@ class RandomMasking(Masking):
         self.units_visible = count_visible(self.units[0] * self.units[1], ratio, units_visible)
         self.num_visible = self.units_visible * unit**2
 
-    def forward(self, images_BCHW: Tensor, lessons: Lessons) -> TokenMask:
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw one random mask an image."""
         noise_BU = torch.rand(len(images_BCHW), self.units[0] * self.units[1], device=images_BCHW.device)
         kept_BV = noise_BU.argsort(dim=1)[:, : self.units_visible]

@@ -1,13 +1,9 @@
-"""Teachers: frozen networks (or pixels) that say what the student should predict."""
+"""Teachers, T in the equation: frozen networks, copies of the student, or fixed maps such as pixels."""
 
-from mkd_plugin.models.teachers.base import Teacher, freeze
-from mkd_plugin.models.teachers.bootstrapped import BootstrappedTeacher
-from mkd_plugin.models.teachers.clip import CLIPTeacher
-from mkd_plugin.models.teachers.generator import GeneratorTeacher
-from mkd_plugin.models.teachers.momentum import MomentumTeacher
-from mkd_plugin.models.teachers.pixel import PixelTeacher
+from mkd_plugin.models.teachers.generator import GeneratorTeacher, PixelTeacher
+from mkd_plugin.models.teachers.student_copy import BootstrappedTeacher, MomentumTeacher
 from mkd_plugin.models.teachers.timm import TimmTeacher
-from mkd_plugin.models.teachers.vit import ViTTeacher
+from mkd_plugin.models.teachers.vit import CLIPTeacher, ViTTeacher
 
 __all__ = [
     'BootstrappedTeacher',
@@ -15,8 +11,6 @@ __all__ = [
     'GeneratorTeacher',
     'MomentumTeacher',
     'PixelTeacher',
-    'Teacher',
     'TimmTeacher',
     'ViTTeacher',
-    'freeze',
 ]

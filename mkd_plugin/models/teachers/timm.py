@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mkd_plugin.checkpoint.load import load_module
-from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.teachers.base import Teacher, freeze
-from mkd_plugin.models.teachers.view import PixelView
+from mkd_plugin.models.protocols import StudentContext, Teacher, freeze
+from mkd_plugin.models.teachers.vit import PixelView
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 

@@ -1,4 +1,4 @@
-"""A pre-trained (or seeded random) ViT as the teacher."""
+"""The student's images as a teacher wants them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,62 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mkd_plugin.checkpoint.load import load_backbone
-from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.teachers.base import Teacher, freeze
-from mkd_plugin.models.teachers.view import PixelView
+from mkd_plugin.models.protocols import StudentContext, Teacher, freeze
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, check_options
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
+
+
+class PixelView(nn.Module):
+    """Renormalises the student's batch with a teacher's statistics, and resizes it where the sizes differ.
+
+    Args:
+        student: The student, for its statistics.
+        image_hw: Height and width of the teacher's input, pixels; None for the student's.
+        pixel_mean: The teacher's, per channel, 0 … 255; None for the student's.
+        pixel_std: Likewise.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        student: StudentContext,
+        *,
+        image_hw: tuple[int, int] | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_hw = image_hw or student.network.image_hw
+        student_mean, student_std, own_mean, own_std = (
+            torch.tensor(values, dtype=torch.float32).double().view(-1, 1, 1)  # as the preprocessor keeps them
+            for values in (
+                student.pixel_mean,
+                student.pixel_std,
+                student.pixel_mean if pixel_mean is None else pixel_mean,
+                student.pixel_std if pixel_std is None else pixel_std,
+            )
+        )
+        # student's normalised → stored pixel → teacher's normalised, folded into one scale and shift per channel
+        scale, shift = student_std / own_std, (student_mean - own_mean) / own_std
+        self.same_pixels = bool((scale == 1).all() and (shift == 0).all())
+        self.register_buffer('scale', scale.float(), persistent=False)
+        self.register_buffer('shift', shift.float(), persistent=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """The teacher's view; the very same tensor if nothing differs."""
+        if not self.same_pixels:
+            images_BCHW = images_BCHW * self.scale + self.shift
+        if images_BCHW.shape[-2:] != self.image_hw:
+            images_BCHW = F.interpolate(images_BCHW, size=self.image_hw, mode='bicubic', antialias=True)
+        return images_BCHW
+
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -116,3 +163,35 @@ class ViTTeacher(Teacher):
     ) -> TokenFeatures:
         """Run the network up to the highest tap, its last block for the region only."""
         return self.network(self.view(images_BCHW), None if self.sees_all else mask, taps, region=region)
+
+
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+CLIP_NETWORK = dict(position='learned', activation='quick_gelu', norm_eps=1e-5, pre_norm=True)
+PROJECTIONS = {'b': 512, 'l': 768}
+
+
+@MODELS.register_module()
+class CLIPTeacher(ViTTeacher):
+    """:class:`ViTTeacher` with the options of OpenAI's CLIP: its pixel statistics, ``ln_pre``, quick GELU, projection.
+
+    Taps: 'projected' gives ``ln_post`` on every token and then the projection; 'output' the same without the projection;
+    'block:-1' neither. Takes the options of :class:`ViTTeacher`.
+
+    Args:
+        arch: 'b' (use ``patch_size=16`` or 32), 'l' (``patch_size=14``), or a dict.
+        network: Options that differ from OpenAI's, for example ``dict(activation='gelu')`` for most of OpenCLIP's.
+    """
+
+    def __init__(
+        self,
+        *,
+        arch: str | dict[str, Any] = 'b',
+        network: Mapping[str, Any] | None = None,
+        pixel_mean: Sequence[float] = CLIP_MEAN,
+        pixel_std: Sequence[float] = CLIP_STD,
+        **options: Any,
+    ) -> None:
+        projection = PROJECTIONS.get(arch) if isinstance(arch, str) else None
+        clip = {**CLIP_NETWORK, 'projection': projection, **(network or {})}
+        super().__init__(arch=arch, network=clip, pixel_mean=pixel_mean, pixel_std=pixel_std, **options)

@@ -1,9 +1,7 @@
-"""The one Vision Transformer that student, teacher and dense backbone are thin users of."""
+"""The one Vision Transformer that students, teachers and the dense backbone share."""
 
-from mkd_plugin.models.vit.arch import Arch, resolve_arch
-from mkd_plugin.models.vit.block import Block
-from mkd_plugin.models.vit.embed import cut_patches
-from mkd_plugin.models.vit.positions import sincos_positions
+from mkd_plugin.models.vit.block import Arch, Block, resolve_arch
+from mkd_plugin.models.vit.embeddings import cut_patches, sincos_positions
 from mkd_plugin.models.vit.taps import Tap, parse_tap
 from mkd_plugin.models.vit.vit import VisionTransformer
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.models.vit.relative import RelativePositionBias
-from mkd_plugin.models.vit.scale import LayerScale
 from mkd_plugin.structures import QueryKey, take
 
 
@@ -37,6 +36,28 @@ class AttentionOutput(NamedTuple):
         assert self.v_BHNK is not None
         parts = (self.q_BHRK, self.k_BHNK, self.v_BHNK)
         return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1)
+
+
+class LayerScale(nn.Module):
+    """x · weight; the parameter's name is that of mmpretrain's and mmcv's ``LayerScale``.
+
+    Args:
+        width: Channels of a token.
+        start: First value of every factor.
+    """
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.full((width,), start))
+
+    def reset_parameters(self) -> None:
+        """Back to the first value."""
+        nn.init.constant_(self.weight, self.start)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
+        return x_BND * self.weight
 
 
 class Attention(nn.Module):

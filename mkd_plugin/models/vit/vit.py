@@ -10,13 +10,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mkd_plugin.models.vit.arch import Arch, resolve_arch
-from mkd_plugin.models.vit.block import ACTIVATIONS, Block, drop_path_rates, init_linears
-from mkd_plugin.models.vit.embed import PatchEmbed, grid_of
-from mkd_plugin.models.vit.positions import sincos_positions
+from mkd_plugin.models.vit.block import ACTIVATIONS, Arch, Block, drop_path_rates, init_linears, resolve_arch
+from mkd_plugin.models.vit.embeddings import PatchEmbed, grid_of, sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
-from mkd_plugin.models.vit.run import run_blocks
-from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap
+from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
 # what comes before the first block: layer 0 of layer-wise rate decay
@@ -186,7 +183,7 @@ class VisionTransformer(BaseModule):
     def tap_spec(self, name: str) -> TapSpec:
         """What a tap of this network gives. Raises ValueError if there is no such tap."""
         kind = parse_tap(name, self.arch.depth).kind
-        if kind in ('relation', 'logit'):
+        if kind in ('relation', 'logit', 'value'):
             return TapSpec('relation', self.arch.num_heads)
         if kind == 'projected':
             if self.proj is None:
@@ -258,7 +255,7 @@ class VisionTransformer(BaseModule):
         tokens_BND = self.embed(images_BCHW, mask)
         parsed = [parse_tap(name, depth) for name in taps]
         shown = None if self.sees_all else mask
-        if shown is not None or region is None or region.patches == 'all' or not end_at_one_block(parsed):
+        if shown is not None or region is None or region.complete or not end_at_one_block(parsed):
             return TokenFeatures(run_blocks(self, tokens_BND, parsed), self.num_prefix, shown)
         values = run_blocks(self, tokens_BND, parsed, region.rows(self.num_prefix))
         return TokenFeatures(values, self.num_prefix, region=region)

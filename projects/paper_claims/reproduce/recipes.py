@@ -86,7 +86,7 @@ def dbot(init: str, *, name: str | None = None, stages: int = 2, more: Options |
 
     def options(settings: Settings, checkpoint: Checkpoint) -> Options:
         changes = distiller(settings, stages * settings.epochs, decoder='feature') | schedule(settings.epochs)
-        changes['custom_hooks.0.lengths'] = [settings.epochs] * stages
+        changes['model.teachers.boot.stages'] = stages
         if init != 'random':
             start = vit_teacher(settings, checkpoint(f'{init}-0'))
             changes['model.teachers.boot.start'] = dict(_delete_=True, **start)
@@ -193,7 +193,7 @@ def contrastive_options(settings: Settings, checkpoint: Checkpoint) -> Options:
 
 
 RAW: Options = {'model.objectives.feature.normalize': None}
-KEPT: Options = {'custom_hooks.0.reset_student': False}
+KEPT: Options = {'model.teachers.boot.reset_student': False}
 
 RECIPES: dict[str, Recipe] = {
     'mae': mae('mae-0'),

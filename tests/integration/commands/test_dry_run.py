@@ -79,8 +79,8 @@ def test_dry_run__a_missing_file_does_not_stop_the_rest(tmp_path):
 
 
 def test_dry_run__every_part_is_tried(images):
-    """A schedule that does not fit its stage, and a model that cannot be built, are two problems of one report."""
-    options = {'custom_hooks.0.lengths': [20, 1580], 'model.masking.ratio': 1.5}
+    """A run too short for its stages, and a model that cannot be built, are two problems of one report."""
+    options = {'train_cfg.max_epochs': 1, 'model.masking.ratio': 1.5}
     code, text = report(tiny('dbot/dbot_vit-base-p16_8xb512-2x800e_folder', images, **options))
     assert code == 1
     assert 'problem schedule: ValueError' in text and 'problem model: ValueError: ratio=1.5' in text

@@ -75,7 +75,7 @@ pipeline = [
     dict(type='PackInputs', algorithm_keys=('mask',)),
 ]
 train_dataloader = dict(sampler=dict(shuffle=False), dataset=dict(data_root='{digits}', indices=16, pipeline=pipeline))
-custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=[1, 1]), dict(type='Record')]
+custom_hooks = [dict(type='Record')]
 param_scheduler = []
 train_cfg = dict(max_epochs=2)
 optim_wrapper = dict(type='Recording', optimizer=dict(_delete_=True, type='SGD', lr=0.1))

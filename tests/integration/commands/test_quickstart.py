@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = [
     'model.backbone.arch.width=32', 'model.backbone.arch.depth=2', 'model.objectives.feature.head.width=32',
-    'train_dataloader.dataset.indices=192', 'custom_hooks.0.lengths=[2,2]', 'train_cfg.max_epochs=4',
+    'train_dataloader.dataset.indices=192', 'train_cfg.max_epochs=4',
     'param_scheduler.0.end=1', 'param_scheduler.1.begin=1', 'param_scheduler.1.end=2',
 ]  # fmt: skip
 SMALL_FINETUNE = [

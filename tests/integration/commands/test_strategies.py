@@ -24,7 +24,6 @@ DDP = "runner_type, strategy = 'mkd_plugin.StrategyRunner', dict(type='DDPStrate
 ALONE = "runner_type, strategy = 'mkd_plugin.StrategyRunner', dict(type='SingleDeviceStrategy')"
 MOMENTUM = """
 model['teachers'] = dict(boot=dict(_delete_=True, type='MomentumTeacher', momentum=0.9))
-custom_hooks = [dict(type='mkd_plugin.MomentumHook')]
 """
 PREEMPTED = "custom_hooks += [dict(type='SignalAt', step=9, name='SIGTERM', ranks=[1], priority='VERY_HIGH')]"
 

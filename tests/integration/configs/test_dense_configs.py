@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 from test_configs import RUN_HOOKS
 
-from mkd_plugin.models.vit.arch import resolve_arch
+from mkd_plugin.models.vit.block import resolve_arch
 from mkd_plugin.utils.configs import config_root
 
 NAMES = names()
@@ -72,8 +72,8 @@ def test_dense_config__starts_where_a_shipped_pretraining_ends(name):
     pretraining, file = pretraining_of(name)
     assert pretraining.split('/')[0] == name.split('/')[0]
     cfg = parsed(pretraining)
-    stages = [len(hook.lengths) for hook in cfg.get('custom_hooks', []) if hook.type.endswith('StageHook')]
-    assert file == (f'stage_{stages[0]}' if stages else f'epoch_{cfg.train_cfg.max_epochs}')
+    boot = cfg.model.teachers.get('boot', {})
+    assert file == (f'stage_{boot.stages}' if 'stages' in boot else f'epoch_{cfg.train_cfg.max_epochs}')
     assert resolve_arch(cfg.model.backbone.arch) == resolve_arch(parsed(name).model.backbone.arch)
 
 

@@ -13,8 +13,8 @@ from test_configs import build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mkd_plugin.models.context import StudentContext
-from mkd_plugin.models.vit.arch import resolve_arch
+from mkd_plugin.models.protocols import StudentContext
+from mkd_plugin.models.vit.block import resolve_arch
 from mkd_plugin.registry import build as build_component
 from mkd_plugin.structures import Region, TokenMask
 from mkd_plugin.utils.configs import ablations, get_ablation, get_config
@@ -234,6 +234,6 @@ def test_loss__pixels_by_hand(row):
         patches_BLD = (patches_BLD - mean) / (variance + 1e-6).sqrt()
     mask = TokenMask.from_hidden(hidden_BL, 4)
     (decoder,) = model.objectives['pixel'].heads
-    predicted_BLD = decoder(model.backbone(images, mask), 'output', Region('all', False).tokens(mask))
+    predicted_BLD = decoder(model.backbone(images, mask), ('output',), Region('all', False).tokens(mask))
     wanted = (predicted_BLD - patches_BLD).square()[hidden_BL].mean().item()
     assert model.loss(images, given(hidden_BL))['loss_pixel'].item() == pytest.approx(wanted, rel=1e-12)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mkd_plugin
+from mkd_plugin.models.protocols import Progress
 from mkd_plugin.registry import MODELS
 
 GOLDEN = Path(__file__).with_name('golden_losses.json')
@@ -35,6 +36,7 @@ def ten_losses(name: str) -> dict[str, list[float]]:
             teacher.arch = dict(width=32, depth=4, num_heads=4)
     model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).double().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    model.begin_training(Progress(0, 10))
     losses: dict[str, list[float]] = {}
     for step in range(10):
         if step == 5 and 'boot' in model.teachers:

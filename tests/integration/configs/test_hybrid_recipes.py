@@ -12,7 +12,7 @@ from mmpretrain.registry import DATASETS
 from PIL import Image
 from test_dmae import check_schedule
 
-from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.registry import build as build_component
 from mkd_plugin.utils.configs import ablations, get_ablation, get_config
 

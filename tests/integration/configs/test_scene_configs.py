@@ -112,7 +112,7 @@ def test_finetuning__starts_from_the_checkpoint_trains_and_is_scored(name, read,
 def test_pretraining__trains_two_steps_in_two_stages(read):
     cfg = read(PRETRAIN)
     cfg.train_dataloader.batch_size = 8
-    cfg.custom_hooks[0].lengths, cfg.train_cfg.max_epochs, cfg.param_scheduler = [1, 1], 2, []
+    cfg.train_cfg.max_epochs, cfg.param_scheduler = 2, []
     _, watch = train(cfg)
     assert len(watch.losses) == 2 and all(map(math.isfinite, watch.losses))
     assert not [name for name in watch.silent if not name.endswith('bias')]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mkd_plugin.checkpoint.releases import RELEASES
-from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import check_options, find

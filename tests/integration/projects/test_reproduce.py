@@ -126,7 +126,7 @@ def test_pretrain_config__options_arrive():
     assert model('dmae-0.90').masking.ratio == 0.9
     assert (model('hybrid-0').objectives.relation.weight, model('hybrid-1').objectives.relation.weight) == (0, 1)
     kept = recipes.pretrain_config('dbot-kept', settings.FULL, str)
-    assert (kept.custom_hooks[0].reset_student, kept.custom_hooks[0].lengths) == (False, [20, 20])
+    assert (kept.model.teachers.boot.reset_student, kept.model.teachers.boot.stages) == (False, 2)
 
 
 # Keys, order, resuming.

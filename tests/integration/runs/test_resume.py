@@ -106,7 +106,6 @@ def test_resume__with_a_momentum_teacher(digits, tmp_path):
     def config(name):
         cfg = build_config(Scenario('epochs', 0), digits, tmp_path / name)
         cfg.model.teachers.boot = dict(type='MomentumTeacher', momentum=0.9)
-        cfg.custom_hooks = [dict(type='mkd_plugin.MomentumHook')]
         cfg.param_scheduler[1].end = kill_resume.EPOCHS
         return cfg
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mkd_plugin.models.context import StudentContext
 from mkd_plugin.models.masking import AttentionMasking, BlockMasking, RandomMasking
-from mkd_plugin.models.masking.attention import attention_of_cls
 from mkd_plugin.models.masking.block import propose_blocks
+from mkd_plugin.models.masking.guided import attention_of_cls
+from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
 from mkd_plugin.structures import QueryKey, Region, TokenFeatures
 
@@ -120,7 +120,7 @@ def test_block_masking__student_that_sees_visible_patches_only():
         BlockMasking(student=context_of(VisibleViT), num_hidden=78)
 
 
-class FixedLessons:
+class FixedFeatures:
     """Queries and keys whose cls attends to the patches in given proportions."""
 
     def __init__(self, share_L, batch):
@@ -128,8 +128,8 @@ class FixedLessons:
         keys[:, 0, 1:, 0] = share_L.log()
         self.value = QueryKey(torch.ones(batch, 1, 1 + len(share_L), 1), keys)
 
-    def features(self, teacher, mask):
-        assert (teacher, mask) == ('clip', None)
+    def __call__(self, teacher):
+        assert teacher == 'clip'
         return TokenFeatures({'logit:-1': self.value}, num_prefix=1)
 
 
@@ -138,7 +138,7 @@ def test_attention_masking__draws_in_proportion_to_the_attention():
     context = context_of(VisibleViT, side=8)
     masking = AttentionMasking(student=context, teacher='clip', num_visible=1)
     torch.manual_seed(0)
-    mask = masking(torch.zeros(4000, 1, 8, 8), FixedLessons(share_L, 4000))
+    mask = masking(torch.zeros(4000, 1, 8, 8), FixedFeatures(share_L, 4000))
     found = torch.bincount(mask.ids_keep_BV.flatten(), minlength=4) / 4000
     torch.testing.assert_close(found, share_L / share_L.sum(), atol=0.04, rtol=0)
     assert masking.teacher_taps() == {'clip': ('logit:-1',)}

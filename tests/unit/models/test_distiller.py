@@ -10,7 +10,7 @@ import torch
 from helpers.networks import ARCH, DBOT, hidden_masks
 from mmpretrain.structures import DataSample
 
-from mkd_plugin.models.context import pixel_statistics
+from mkd_plugin.models.protocols import pixel_statistics
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
@@ -167,8 +167,8 @@ def test_loss__redundancy_masking_reads_the_teacher_that_the_objective_reads(bui
     model = build_distiller(**METHODS['hybrid'])
     share = model.loss(images)['hidden_share'].item()
     assert share == 1 - round(16 * 0.7**3) / 16
-    assert model.teacher_taps['mim'] == ('input:0', 'input:1', 'input:2', 'relation:-2', 'relation:-1')
-    assert model.teacher_taps['semantic'] == ('block:-1',)
+    assert model.requests['mim'].taps == ('input:0', 'input:1', 'input:2', 'relation:-2', 'relation:-1')
+    assert model.requests['semantic'].taps == ('block:-1',)
 
 
 @pytest.mark.parametrize('wrap', [lambda x: x, lambda x: [x], lambda x: (x,)], ids=['tensor', 'list', 'tuple'])

@@ -84,7 +84,7 @@ def mae_decoder(head, tokens_BND, hidden_BL):
 def test_transformer_decoder__equals_maes(mask, region, student):
     head = head_of(DECODER)
     features = features_of(mask if student == 'visible tokens' else None)
-    found = head(features, 'output', Region.parse(region).tokens(mask))
+    found = head(features, ('output',), Region.parse(region).tokens(mask))
     full = mae_decoder(head, features.tokens('output'), mask.hidden_BL if student == 'visible tokens' else None)
     torch.testing.assert_close(found, rows_of(full, mask.hidden_BL, region), rtol=1e-10, atol=1e-10)
 
@@ -92,7 +92,7 @@ def test_transformer_decoder__equals_maes(mask, region, student):
 def test_transformer_decoder__ragged_masks_predict_the_full_grid():
     head, features = head_of(DECODER), features_of()
     hidden_BL = torch.stack([torch.arange(16) < count for count in (3, 11, 5)])
-    found = head(features, 'output', Region.parse('hidden+cls').tokens(TokenMask(hidden_BL)))
+    found = head(features, ('output',), Region.parse('hidden+cls').tokens(TokenMask(hidden_BL)))
     wanted = mae_decoder(head, features.tokens('output'), None)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
@@ -110,7 +110,7 @@ def test_transformer_decoder__activation_checkpointing_changes_nothing(mask):
     again.load_state_dict(plain.state_dict())
     features, region = features_of(mask), Region.parse('hidden+cls').tokens(mask)
     for head in (plain, again):
-        head(features, 'output', region).square().sum().backward()
+        head(features, ('output',), region).square().sum().backward()
     for one, other in zip(plain.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-12)
 
@@ -135,7 +135,7 @@ def test_projector_head__equals_products(mask, region, num_layers):
         if index < num_layers - 1:
             wanted = 0.5 * wanted * (1 + torch.erf(wanted / math.sqrt(2)))
     assert len(weights) == 2 * num_layers
-    found = head(features, 'output', Region.parse(region).tokens(mask))
+    found = head(features, ('output',), Region.parse(region).tokens(mask))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -157,7 +157,7 @@ def test_projector_head__keeps_pytorchs_initialisation():
 def test_linear_head__equals_a_product(mask, region):
     head, features = head_of(dict(type='LinearHead')), features_of()
     wanted = rows_of(features.tokens('output') @ head.linear.weight.T + head.linear.bias, mask.hidden_BL, region)
-    found = head(features, 'output', Region.parse(region).tokens(mask))
+    found = head(features, ('output',), Region.parse(region).tokens(mask))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -167,12 +167,12 @@ def test_no_head__gives_features_and_relations_as_they_are(mask):
     features = TokenFeatures({'output': features_of().taps['output'], 'relation': QueryKey(q, k)}, num_prefix=1)
     region = Region.parse('visible+cls').tokens(mask)
     assert torch.equal(
-        head(features, 'output', region), rows_of(features.tokens('output'), mask.hidden_BL, 'visible+cls')
+        head(features, ('output',), region), rows_of(features.tokens('output'), mask.hidden_BL, 'visible+cls')
     )
     relation = torch.einsum('bhik,bhjk->bihj', q, k)  # rows first, so that rows_of can pick them
     relation = rows_of(relation.flatten(2), mask.hidden_BL, 'visible+cls').unflatten(2, (2, 17)).permute(0, 3, 2, 1)
     relation = rows_of(relation.flatten(2), mask.hidden_BL, 'visible+cls').unflatten(2, (2, 5)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(head(features, 'relation', region), relation, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(head(features, ('relation',), region), relation, rtol=1e-12, atol=1e-12)
 
 
 def test_no_head__needs_the_width_of_the_target():
@@ -204,7 +204,7 @@ NECK = dict(
 def test_neck_head__equals_mmpretrains_decoder(mask):
     head, features = head_of(dict(type='NeckHead', neck=NECK), out_width=48), features_of(mask)
     predictions = head.neck(features.tokens('output'), mask.ids_restore_BL)
-    found = head(features, 'output', Region.parse('hidden').tokens(mask))
+    found = head(features, ('output',), Region.parse('hidden').tokens(mask))
     assert torch.equal(
         found, torch.stack([row[hidden] for row, hidden in zip(predictions, mask.hidden_BL, strict=True)])
     )
@@ -221,7 +221,7 @@ def test_transformer_decoder__equals_mmpretrains_on_the_same_weights(mask):
         state = {new + name[len(old) :] if name.startswith(old) else name: value for name, value in state.items()}
     theirs.neck.load_state_dict(state, strict=True)
     region = Region.parse('hidden').tokens(mask)
-    found, wanted = (head(features, 'output', region) for head in (ours, theirs))
+    found, wanted = (head(features, ('output',), region) for head in (ours, theirs))
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -265,7 +265,7 @@ class PlainNeck(torch.nn.Module):
 def test_neck_head__plain_neck_of_any_student(mask, student):
     head = head_of(dict(type='NeckHead', neck=dict(type=PlainNeck)))
     features = features_of(mask if student == 'visible tokens' else None)
-    found = head(features, 'output', Region.parse('visible').tokens(mask))
+    found = head(features, ('output',), Region.parse('visible').tokens(mask))
     tokens = features.tokens('output')
     visible = tokens[:, 1:] if student == 'visible tokens' else rows_of(tokens, mask.hidden_BL, 'visible')
     torch.testing.assert_close(found, head.neck.linear(visible), rtol=1e-12, atol=1e-12)

@@ -56,7 +56,7 @@ def test_regrouped_relations__equal_explicit_products_of_channel_groups():
     region = Region.parse('visible+cls').tokens(mask)
     features = TokenFeatures({'logit:0': QueryKey(q, k, scale=6**-0.5)}, num_prefix=1)
     head = RegroupedRelations(in_width=2, out_width=3, grid=(2, 2))
-    found = head(features, 'logit:0', region)
+    found = head(features, ('logit:0',), region)
     rows = [[0, 1, 4], [0, 2, 3]]
     for image in range(2):
         channels_q, channels_k = (x[image].transpose(0, 1).reshape(5, 12)[rows[image]] for x in (q, k))
@@ -68,5 +68,5 @@ def test_regrouped_relations__equal_explicit_products_of_channel_groups():
 
 def test_regrouped_relations__width_that_cannot_be_cut():
     relation = QueryKey(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
-    with pytest.raises(ValueError, match='8 channels of queries cannot be cut into 3 heads'):
+    with pytest.raises(ValueError, match='8 channels of queries cannot be split into 3 heads'):
         relation.regroup(3)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.registry import build
 from mkd_plugin.structures import TokenFeatures, Tokens
 
@@ -20,7 +20,7 @@ def student(side=14):
 
 
 def draw(masking, batch=2):
-    return masking(torch.zeros(batch, 3, 1, 1), lessons=None)
+    return masking(torch.zeros(batch, 3, 1, 1), teacher_features=None)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_redundancy_masking__equals_loops(drop, at, num_prefix):
     taps = {f'input:{block}': torch.randn(4, num_prefix + 36, 5, dtype=torch.float64) for block in at}
     asked = []
 
-    def features(teacher, mask):
-        asked.append((teacher, mask))
+    def features(teacher):
+        asked.append(teacher)
         return TokenFeatures({name: Tokens(value) for name, value in taps.items()}, num_prefix)
 
-    mask = masking(torch.zeros(4, 3, 1, 1), SimpleNamespace(features=features))
-    assert asked == [('mim', None)]  # the teacher's full forward, once
+    mask = masking(torch.zeros(4, 3, 1, 1), features)
+    assert asked == ['mim']  # the teacher's full forward, once
     for b, kept in enumerate(mask.ids_keep_BV.tolist()):
         layers = [taps[f'input:{block}'][b, num_prefix:].tolist() for block in at]
         assert kept == kept_by_loops(layers, drop)

@@ -35,7 +35,7 @@ def predictions(model, images, hidden_BL):
     mask = TokenMask.from_hidden(hidden_BL, int((~hidden_BL[0]).sum()))
     (objective,) = model.objectives.values()
     student = model.backbone(images, mask, taps=objective.student_taps)
-    return objective.heads[0](student, objective.student_taps[0], Region('all', True).tokens(mask))
+    return objective.heads[0](student, objective.student_taps, Region('all', True).tokens(mask))
 
 
 def smooth_l1(difference, beta):
@@ -180,7 +180,7 @@ def test_loss__several_taps_are_averaged(build_distiller, images):
     terms = []
     for tap, source, head in zip(('block:0', 'block:2'), ('block:1', 'output'), objective.heads, strict=True):
         target = unbiased(model.teachers['boot'].network(images, taps=(tap,)).tokens(tap))
-        prediction = head(model.backbone(images, mask, taps=(source,)), source, Region('all', True).tokens(mask))
+        prediction = head(model.backbone(images, mask, taps=(source,)), (source,), Region('all', True).tokens(mask))
         terms.append(smooth_l1(prediction - target, 2.0).mean(-1)[counts].mean().item())
     found = model.loss(images, given(hidden_BL))['loss_feature'].item()
     assert found == pytest.approx(3 * (terms[0] + terms[1]) / 2, rel=1e-12)
@@ -293,7 +293,7 @@ BAD = {
     'misspelt key': (dict(regoin='hidden'), r"Objective has no option \['regoin'\]. Did you mean \['region'\]"),
     'misspelt option of a head': (dict(head=dict(DECODER, heads=4)), r"TransformerDecoder has no option \['heads'\]"),
     'unknown head': (dict(head=dict(type='Decoder')), "no component 'Decoder'"),
-    'unknown region': (dict(region='masked'), "region='masked': use 'hidden'"),
+    'unknown region': (dict(region='masked'), "region='masked': use one of 'hidden'"),
     'missing teacher': (dict(teacher='clip'), r"names the teacher 'clip', but there are only \['boot'\]"),
     'hidden region without a head that reaches it': (
         dict(head=dict(type='LinearHead')),
@@ -311,7 +311,7 @@ BAD = {
         "LinearHead takes tokens, but 'relation:0' gives relation",
     ),
     'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'give as many taps of the student as of the teacher'),
-    'negative weight': (dict(weight=-1.0), 'weight=-1.0: the weight of an objective must not be negative'),
+    'negative weight': (dict(weight=-1.0), 'weight=-1.0: every value must lie at or above 0'),
     'reduction': (dict(loss=dict(type='L1Loss', reduction='sum')), 'leave reduction out'),
     'unknown loss': (dict(loss=dict(type='SmothL1Loss')), "no component 'SmothL1Loss'"),
     'prediction normalised by nothing': (
@@ -393,7 +393,7 @@ def test_objective__neck_head_takes_a_student_of_full_length(build_distiller, im
     tokens = model.backbone(images, mask).tokens('output')
     in_order = torch.arange(16).expand(len(images), -1)
     wanted = objective.heads[0].neck(tokens, in_order)[hidden_BL].view(len(images), 12, -1)
-    found = objective.heads[0](model.backbone(images, mask), 'output', Region('hidden', False).tokens(mask))
+    found = objective.heads[0](model.backbone(images, mask), ('output',), Region('hidden', False).tokens(mask))
     torch.testing.assert_close(found, wanted)
 
 

@@ -13,9 +13,8 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from PIL import Image
 from torch import nn
 
-from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.protocols import Progress, StudentContext, freeze
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
-from mkd_plugin.models.teachers import freeze
 from mkd_plugin.models.teachers.vit import IMAGENET_MEAN, IMAGENET_STD
 from mkd_plugin.registry import build
 from mkd_plugin.structures import TokenMask
@@ -254,7 +253,7 @@ def test_promote__copies_and_does_not_follow(network, images):
     assert torch.equal(teacher(images, None, ('output',)).tokens('output'), wanted)
     scatter_weights(student)
     assert torch.equal(teacher(images, None, ('output',)).tokens('output'), wanted)
-    assert (teacher.promotions, teacher.num_promotions.item()) == (1, 1)
+    assert teacher.promotions == teacher.state_dict()['num_promotions'].item() == 1
 
 
 @pytest.mark.parametrize('options', [{}, dict(start=SEEDED), dict(start_depth=0)], ids=['student', 'vit', 'depth 0'])
@@ -332,18 +331,21 @@ def test_bootstrapped_teacher__wrong_options(network, options, message):
     [
         (dict(momentum=0.9), 0.0, 0.9),
         (dict(momentum=0.9), 0.7, 0.9),
-        (dict(momentum=0.996, end_momentum=1.0), 0.0, 0.996),
-        (dict(momentum=0.996, end_momentum=1.0), 1.0, 1.0),
-        (dict(momentum=0.996, end_momentum=1.0), 0.5, 0.998),
-        (dict(momentum=0.2, end_momentum=0.8), 0.25, 0.8 - 0.3 * (1 + math.cos(math.pi / 4))),
+        (dict(momentum=dict(type='CosineRamp', start=0.996, end=1.0)), 0.0, 0.996),
+        (dict(momentum=dict(type='CosineRamp', start=0.996, end=1.0)), 1.0, 1.0),
+        (dict(momentum=dict(type='CosineRamp', start=0.996, end=1.0)), 0.5, 0.998),
+        (dict(momentum=dict(type='CosineRamp', start=0.2, end=0.8)), 0.25, 0.8 - 0.3 * (1 + math.cos(math.pi / 4))),
+        (dict(momentum=dict(type='LinearRamp', start=0.2, end=0.8)), 0.25, 0.35),
+        (dict(momentum=dict(type='LinearRamp', start=0.2, end=0.8, steps=500)), 0.25, 0.5),  # data2vec's: then constant
+        (dict(momentum=dict(type='LinearRamp', start=0.2, end=0.8, steps=500)), 0.9, 0.8),
     ],
 )
-def test_follow__equals_the_formula(vit_options, kind, options, progress, momentum):
+def test_after_step__equals_the_formula(vit_options, kind, options, progress, momentum):
     network = scatter_weights(kind(position='learned', **vit_options)).double()
     teacher = teacher_of(dict(type='MomentumTeacher', **options), network)
     before = {name: value.clone() for name, value in teacher.network.named_buffers()}
     student = scatter_weights(network, std=1.0)
-    teacher.follow(student, progress)
+    teacher.after_step(student, Progress(round(1000 * progress), 1000))
     after, moved = dict(teacher.network.named_buffers()), student.state_dict()
     assert set(after) == set(moved)
     for name, value in after.items():
@@ -351,9 +353,11 @@ def test_follow__equals_the_formula(vit_options, kind, options, progress, moment
         torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('options', [dict(momentum=1.1), dict(momentum=-0.1), dict(momentum=0.9, end_momentum=2)])
+@pytest.mark.parametrize(
+    'options', [dict(momentum=1.1), dict(momentum=-0.1), dict(momentum=dict(type='CosineRamp', start=0.9, end=2))]
+)
 def test_momentum_teacher__wrong_momentum(network, options):
-    with pytest.raises(ValueError, match=r'both must lie in \[0, 1\]'):
+    with pytest.raises(ValueError, match=r'every value must lie in \[0, 1\]'):
         teacher_of(dict(type='MomentumTeacher', **options), network)
 
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from mkd_plugin.models.context import StudentContext
+from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT
 from mkd_plugin.models.teachers import TimmTeacher
 from mkd_plugin.structures import Region, TokenMask

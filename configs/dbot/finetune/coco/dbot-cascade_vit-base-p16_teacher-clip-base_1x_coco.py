@@ -5,8 +5,4 @@ _base_ = 'dbot-cascade_vit-base-p16_1x_coco.py'
 model = dict(
     backbone=dict(
         layer_scale=0.1,
-        init_cfg=dict(
-            checkpoint='work_dirs/dbot-sym-abs_vit-base-p16_teacher-clip-base_8xb512-1x1600e_in1k/epoch_1600.pth'
-        ),
-    )
-)
+        init_cfg=dict(checkpoint='work_dirs/dbot-sym-abs_vit-base-p16_teacher-clip-base_8xb512-1x1600e_in1k/epoch_1600.pth')))

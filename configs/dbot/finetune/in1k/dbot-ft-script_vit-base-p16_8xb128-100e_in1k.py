@@ -2,21 +2,12 @@
 _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(
-    backbone=dict(
-        drop_path_rate=0.1, init_cfg=dict(checkpoint='work_dirs/dbot_vit-base-p16_8xb512-2x800e_in1k/stage_2.pth')
-    ),
-    head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]),
-)
+    backbone=dict(drop_path_rate=0.1, init_cfg=dict(checkpoint='work_dirs/dbot_vit-base-p16_8xb512-2x800e_in1k/stage_2.pth')),
+    head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]))
 optim_wrapper = dict(optimizer=dict(lr=1.2e-3), paramwise_cfg=dict(layer_decay_rate=0.65))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
     dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=1e-6 / 1.2e-3,
-        by_epoch=True,
-        begin=5,
-        end=100,
-        convert_to_iter_based=True,
-    ),
+        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 1.2e-3, by_epoch=True, begin=5, end=100, convert_to_iter_based=True),
 ]

@@ -6,12 +6,5 @@ optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(layer_decay_rat
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=1e-6 / 2e-4,
-        by_epoch=True,
-        begin=20,
-        end=100,
-        convert_to_iter_based=True,
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2e-4, by_epoch=True, begin=20, end=100, convert_to_iter_based=True),
 ]

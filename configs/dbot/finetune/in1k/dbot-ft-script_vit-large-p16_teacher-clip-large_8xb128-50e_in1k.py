@@ -6,7 +6,5 @@ optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(layer_decay_rat
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 1e-4, by_epoch=True, begin=5, end=50, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 1e-4, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]

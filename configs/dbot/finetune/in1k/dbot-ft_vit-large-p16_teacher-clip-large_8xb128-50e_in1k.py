@@ -3,20 +3,11 @@ _base_ = 'dbot-ft_vit-large-p16_8xb128-50e_in1k.py'
 
 model = dict(
     backbone=dict(
-        drop_path_rate=0.2,
-        position='none',
-        relative_position='per_block',
-        layer_scale=0.1,
-        init_cfg=dict(
-            checkpoint='work_dirs/dbot-sym_vit-large-p16_teacher-clip-large_8xb512-1x1600e_in1k/epoch_1600.pth'
-        ),
-    )
-)
+        drop_path_rate=0.2, position='none', relative_position='per_block', layer_scale=0.1,
+        init_cfg=dict(checkpoint='work_dirs/dbot-sym_vit-large-p16_teacher-clip-large_8xb512-1x1600e_in1k/epoch_1600.pth')))
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2e-4, by_epoch=True, begin=5, end=50, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2e-4, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]

@@ -7,11 +7,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
     dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=1e-6 / 2e-3,
-        by_epoch=True,
-        begin=20,
-        end=100,
-        convert_to_iter_based=True,
-    ),
+        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2e-3, by_epoch=True, begin=20, end=100, convert_to_iter_based=True),
 ]

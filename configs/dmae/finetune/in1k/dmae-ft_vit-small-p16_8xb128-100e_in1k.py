@@ -4,8 +4,6 @@ _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(
     backbone=dict(
-        arch='s',
-        init_cfg=dict(checkpoint='work_dirs/dmae_vit-small-p16_teacher-vit-large_8xb512-100e_in1k/epoch_100.pth'),
-    ),
-    head=dict(in_channels=384),
-)
+        arch='s', init_cfg=dict(
+            checkpoint='work_dirs/dmae_vit-small-p16_teacher-vit-large_8xb512-100e_in1k/epoch_100.pth')),
+    head=dict(in_channels=384))

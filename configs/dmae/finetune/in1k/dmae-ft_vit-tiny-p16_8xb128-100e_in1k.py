@@ -4,8 +4,6 @@ _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(
     backbone=dict(
-        arch='ti',
-        init_cfg=dict(checkpoint='work_dirs/dmae_vit-tiny-p16_teacher-vit-base_8xb512-100e_in1k/epoch_100.pth'),
-    ),
-    head=dict(in_channels=192),
-)
+        arch='ti', init_cfg=dict(
+            checkpoint='work_dirs/dmae_vit-tiny-p16_teacher-vit-base_8xb512-100e_in1k/epoch_100.pth')),
+    head=dict(in_channels=192))

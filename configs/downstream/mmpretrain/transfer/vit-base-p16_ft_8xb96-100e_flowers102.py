@@ -6,19 +6,13 @@ data_preprocessor = dict(num_classes=102)
 train_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True,
-        type='Flowers102',
-        data_root='data/flowers102',
-        split='trainval',
-        pipeline={{_base_.train_pipeline}},
-    ),
-)
+        _delete_=True, type='Flowers102', data_root='data/flowers102', split='trainval',
+        pipeline={{_base_.train_pipeline}}))
 val_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True, type='Flowers102', data_root='data/flowers102', split='test', pipeline={{_base_.test_pipeline}}
-    ),
-)
+        _delete_=True, type='Flowers102', data_root='data/flowers102', split='test',
+        pipeline={{_base_.test_pipeline}}))
 test_dataloader = val_dataloader
 model = dict(head=dict(num_classes=102))
 optim_wrapper = dict(optimizer=dict(lr=7.5e-6))

@@ -7,25 +7,13 @@ data_preprocessor = dict(num_classes=1010)
 train_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root='data/inat19',
-        ann_file='meta/train.txt',
-        data_prefix='',
-        pipeline={{_base_.train_pipeline}},
-    ),
-)
+        _delete_=True, type='CustomDataset', data_root='data/inat19', ann_file='meta/train.txt', data_prefix='',
+        pipeline={{_base_.train_pipeline}}))
 val_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root='data/inat19',
-        ann_file='meta/val.txt',
-        data_prefix='',
-        pipeline={{_base_.test_pipeline}},
-    ),
-)
+        _delete_=True, type='CustomDataset', data_root='data/inat19', ann_file='meta/val.txt', data_prefix='',
+        pipeline={{_base_.test_pipeline}}))
 test_dataloader = val_dataloader
 model = dict(head=dict(num_classes=1010))
 optim_wrapper = dict(optimizer=dict(lr=7.5e-6))

@@ -2,7 +2,5 @@
 # choice, but for the layer decay: 0.75, because dBOT's 0.95 goes with a rate of 3e-5.
 _base_ = '../../../downstream/mmseg/vit-large-p16_upernet_160k_ade20k-512.py'
 
-model = dict(
-    backbone=dict(init_cfg=dict(checkpoint='work_dirs/hybrid_vit-large-p16_mae-clip_8xb128-40e_in21k/epoch_40.pth'))
-)
+model = dict(backbone=dict(init_cfg=dict(checkpoint='work_dirs/hybrid_vit-large-p16_mae-clip_8xb128-40e_in21k/epoch_40.pth')))
 optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(layer_decay_rate=0.75))

@@ -6,23 +6,13 @@ data_preprocessor = dict(num_classes=196)
 train_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True,
-        type='StanfordCars',
-        data_root='data/stanfordcars',
-        split='train',
-        pipeline={{_base_.train_pipeline}},
-    ),
-)
+        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='train',
+        pipeline={{_base_.train_pipeline}}))
 val_dataloader = dict(
     batch_size=96,
     dataset=dict(
-        _delete_=True,
-        type='StanfordCars',
-        data_root='data/stanfordcars',
-        split='test',
-        pipeline={{_base_.test_pipeline}},
-    ),
-)
+        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='test',
+        pipeline={{_base_.test_pipeline}}))
 test_dataloader = val_dataloader
 model = dict(head=dict(num_classes=196))
 optim_wrapper = dict(optimizer=dict(lr=7.5e-6))

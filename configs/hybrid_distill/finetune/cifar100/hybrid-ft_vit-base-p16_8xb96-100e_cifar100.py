@@ -8,23 +8,11 @@ train_pipeline = [
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
-    ),
+        type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9,
+        magnitude_std=0.5, hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic')),
     dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=mean,
-        fill_std=std,
-    ),
+        type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02, max_area_ratio=1 / 3, fill_color=mean,
+        fill_std=std),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -33,12 +21,10 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=96,
-    dataset=dict(_delete_=True, type='CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline),
-)
+    dataset=dict(_delete_=True, type='CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=96,
-    dataset=dict(_delete_=True, type='CIFAR100', data_root='data/cifar100', split='test', pipeline=test_pipeline),
-)
+    dataset=dict(_delete_=True, type='CIFAR100', data_root='data/cifar100', split='test', pipeline=test_pipeline))
 test_dataloader = val_dataloader
 model = dict(head=dict(num_classes=100))
 optim_wrapper = dict(optimizer=dict(lr=7.5e-6))

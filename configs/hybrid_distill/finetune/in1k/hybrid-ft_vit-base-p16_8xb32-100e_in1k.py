@@ -5,17 +5,13 @@ _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 model = dict(
     backbone=dict(
         drop_path_rate=0.2,
-        init_cfg=dict(checkpoint='work_dirs/hybrid_vit-base-p16_mae-deit_8xb128-300e_in1k/epoch_300.pth'),
-    ),
-    head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]),
-)
+        init_cfg=dict(checkpoint='work_dirs/hybrid_vit-base-p16_mae-deit_8xb128-300e_in1k/epoch_300.pth')),
+    head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]))
 train_dataloader = dict(batch_size=32)
 optim_wrapper = dict(optimizer=dict(lr=3e-4), paramwise_cfg=dict(layer_decay_rate=0.75))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
-    dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-6 / 3e-4, by_epoch=True, begin=5, end=100, convert_to_iter_based=True
-    ),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 3e-4, by_epoch=True, begin=5, end=100, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256)

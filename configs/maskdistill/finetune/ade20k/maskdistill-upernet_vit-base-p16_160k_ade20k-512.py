@@ -5,10 +5,6 @@ _base_ = '../../../downstream/mmseg/vit-base-p16_upernet_160k_ade20k-512.py'
 
 model = dict(
     backbone=dict(
-        drop_path_rate=0.1,
-        position='none',
-        layer_scale=0.1,
-        init_cfg=dict(checkpoint='work_dirs/maskdistill_vit-base-p16_8xb256-300e_in1k/epoch_300.pth', allow_missing=[]),
-    )
-)
+        drop_path_rate=0.1, position='none', layer_scale=0.1,
+        init_cfg=dict(checkpoint='work_dirs/maskdistill_vit-base-p16_8xb256-300e_in1k/epoch_300.pth', allow_missing=[])))
 optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(layer_decay_rate=0.75))

@@ -5,12 +5,6 @@ _base_ = '../../../downstream/mmseg/vit-large-p16_upernet_160k_ade20k-512.py'
 
 model = dict(
     backbone=dict(
-        drop_path_rate=0.2,
-        position='none',
-        layer_scale=1e-5,
-        init_cfg=dict(
-            checkpoint='work_dirs/maskdistill_vit-large-p16_8xb256-800e_in1k/epoch_800.pth', allow_missing=[]
-        ),
-    )
-)
+        drop_path_rate=0.2, position='none', layer_scale=1e-5,
+        init_cfg=dict(checkpoint='work_dirs/maskdistill_vit-large-p16_8xb256-800e_in1k/epoch_800.pth', allow_missing=[])))
 optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(layer_decay_rate=0.85))

@@ -1,4 +1,4 @@
-"""Normalisations of targets: pure functions of (…, R, D) → (…, R, D)."""
+"""Target normalizations, N in the equation: (..., R, D) -> (..., R, D)."""
 
 from __future__ import annotations
 

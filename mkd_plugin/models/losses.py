@@ -1,4 +1,4 @@
-"""Losses on directions: negative cosine and InfoNCE."""
+"""Losses, L in the equation: elementwise over tokens; the objective averages over its region."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
+
+TORCH_LOSSES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)  # registered under their own names, made elementwise
+
+for loss in TORCH_LOSSES:
+    MODELS.register_module(module=loss)
 
 
 @MODELS.register_module()
@@ -44,3 +49,14 @@ class TokenInfoNCE(nn.Module):
         logits_BRR = prediction_BRD @ target_BRD.transpose(1, 2) / self.temperature
         places_BR = torch.arange(logits_BRR.shape[1], device=logits_BRR.device).expand(len(logits_BRR), -1)
         return F.cross_entropy(logits_BRR.transpose(1, 2), places_BR, reduction='none')
+
+
+@MODELS.register_module()
+class TokenCrossEntropy(nn.Module):
+    """Cross entropy of every token; for targets that are class numbers."""
+
+    wants_classes = True
+
+    def forward(self, scores_BRC: Tensor, classes_BR1: Tensor) -> Tensor:
+        """(B, R)."""
+        return F.cross_entropy(scores_BRC.transpose(1, 2), classes_BR1.squeeze(-1), reduction='none')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mkd_plugin
-from mkd_plugin.engine.stages import stage_schedulers
-from mkd_plugin.registry import HOOKS
+from mkd_plugin.engine.schedules import fit_schedule
+from mkd_plugin.models.protocols import Stages
 
 LR = 1e-3
 STEPS = 4  # iterations an epoch
@@ -45,7 +46,7 @@ def digits(tmp_path_factory) -> Path:
     return write_digits(tmp_path_factory.mktemp('data') / 'digits')
 
 
-def tiny_config(digits: Path, work_dir: Path, lengths: list[int], **hook) -> Config:
+def tiny_config(digits: Path, work_dir: Path, lengths: list[int], **teacher) -> Config:
     """dbot_digits with a smaller network, STEPS iterations an epoch and a warm-up of one epoch."""
     cfg = mkd_plugin.get_config('dbot/dbot_digits')
     cfg.work_dir = str(work_dir)
@@ -61,7 +62,7 @@ def tiny_config(digits: Path, work_dir: Path, lengths: list[int], **hook) -> Con
     else:
         cfg.param_scheduler = None
     cfg.train_cfg.max_epochs = sum(lengths)
-    cfg.custom_hooks = [dict(type='mkd_plugin.StageHook', lengths=lengths, **hook)]
+    cfg.model.teachers.boot.update(stages=lengths, **teacher)
     cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.pop('curves')
@@ -76,7 +77,6 @@ def by_iteration(cfg: Config, lengths: list[int]) -> Config:
         entry.update(by_epoch=False, convert_to_iter_based=False, begin=entry.get('begin', 0) * STEPS)
         entry.end *= STEPS
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=sum(lengths) * STEPS)
-    cfg.custom_hooks[0].lengths = [length * STEPS for length in lengths]
     cfg.train_dataloader.sampler.type = 'InfiniteSampler'
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=STEPS)
     cfg.log_processor = dict(by_epoch=False)
@@ -95,7 +95,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_stage_hook__teacher_is_the_student_of_the_stage_before(digits, tmp_path):
+def test_stages__teacher_is_the_student_of_the_stage_before(digits, tmp_path):
     runner, seen = run(tiny_config(digits, tmp_path, [2, 2, 2]))
     assert same(seen.students[0], seen.teachers[0])  # teacher 0 starts as a copy of the student
     stages = [torch.load(tmp_path / f'stage_{stage}.pth', weights_only=True) for stage in range(4)]
@@ -112,10 +112,10 @@ def test_stage_hook__teacher_is_the_student_of_the_stage_before(digits, tmp_path
         assert same(teacher, students[epoch // 2])
     assert [stage['meta']['mkd_plugin']['stage'] for stage in stages[1:]] == [1, 2, 3]
     assert seen.stages == [1] * 2 * STEPS + [2] * 2 * STEPS + [3] * 2 * STEPS
-    assert int(runner.model.teachers['boot'].num_promotions) == 2
+    assert runner.model.teachers['boot'].promotions == 2
 
 
-def test_stage_hook__student_and_heads_start_anew(digits, tmp_path):
+def test_stages__student_and_heads_start_anew(digits, tmp_path):
     _, seen = run(tiny_config(digits, tmp_path, [1, 1, 1]))
     first, second, third = seen.students
     weights = 'layers.0.attn.qkv.weight'
@@ -125,22 +125,22 @@ def test_stage_hook__student_and_heads_start_anew(digits, tmp_path):
     assert not second['layers.0.attn.qkv.bias'].any()
 
 
-def test_stage_hook__student_kept_if_asked(digits, tmp_path):
+def test_stages__student_kept_if_asked(digits, tmp_path):
     _, seen = run(tiny_config(digits, tmp_path, [1, 1], reset_student=False))
     assert same(seen.students[1], seen.teachers[1])
 
 
 @pytest.mark.parametrize('reset', [False, True])
-def test_stage_hook__optimizer_moments(digits, tmp_path, reset):
+def test_stages__optimizer_moments(digits, tmp_path, reset):
     _, seen = run(tiny_config(digits, tmp_path, [1, 1], reset_optimizer=reset))
     assert seen.moments[0] == 0
     assert (seen.moments[1] == 0) == reset
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
-def test_stage_hook__every_stage_reaches_the_peak(digits, tmp_path, loop):
+def test_stages__every_stage_reaches_the_peak(digits, tmp_path, loop):
     """The rate itself, against the closed form: linear warm-up over one epoch, then a half cosine to 0."""
-    lengths = [3, 2]
+    lengths = [2, 3]
     cfg = tiny_config(digits, tmp_path, lengths)
     _, seen = run(cfg if loop == 'epochs' else by_iteration(cfg, lengths))
     expected = []
@@ -153,14 +153,14 @@ def test_stage_hook__every_stage_reaches_the_peak(digits, tmp_path, loop):
                 expected.append(LR * (1 + math.cos(math.pi * progress)) / 2)
     assert len(seen.rates) == len(expected)
     for stage in range(2):
-        part = slice(0, 3 * STEPS) if stage == 0 else slice(3 * STEPS, None)
+        part = slice(0, 2 * STEPS) if stage == 0 else slice(2 * STEPS, None)
         assert max(seen.rates[part]) == pytest.approx(LR)
     assert seen.rates == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 @pytest.mark.parametrize('resume_at', [1, 2, 3])
-def test_stage_hook__resumed_run_promotes_as_the_whole_one(digits, tmp_path, loop, resume_at):
+def test_stages__resumed_run_promotes_as_the_whole_one(digits, tmp_path, loop, resume_at):
     """Resumed inside stage 1, at the breakpoint, and inside stage 2: the same teacher, new student and rates."""
     lengths = [2, 2]
 
@@ -180,7 +180,7 @@ def test_stage_hook__resumed_run_promotes_as_the_whole_one(digits, tmp_path, loo
         assert same(resumed.students[0], whole.students[2])
 
 
-def test_stage_hook__logs_what_shows_a_collapse(digits, tmp_path):
+def test_stages__logs_what_shows_a_collapse(digits, tmp_path):
     runner, _ = run(tiny_config(digits, tmp_path, [1, 1]))
     scalars = runner.message_hub.log_scalars
     assert {'train/feature_target_std', 'train/feature_student_std', 'train/hidden_share'} <= set(scalars)
@@ -188,7 +188,7 @@ def test_stage_hook__logs_what_shows_a_collapse(digits, tmp_path):
     assert scalars['train/feature_target_std'].current() > 0.1
 
 
-def test_stage_hook__checkpoints_are_readable_without_objects(digits, tmp_path):
+def test_stages__checkpoints_are_readable_without_objects(digits, tmp_path):
     run(tiny_config(digits, tmp_path, [1, 1]))
     for name in ('epoch_1.pth', 'stage_1.pth'):
         checkpoint = torch.load(tmp_path / name, weights_only=True)
@@ -207,50 +207,83 @@ def test_load_student__from_a_run(digits, tmp_path):
     assert torch.equal(teacher.features(images), before.features(images))
 
 
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (dict(lengths=[2, 3]), r'\[2, 3\] add up to 5 epochs, but the run has 4'),
-        (dict(teacher='nobody'), r"promotes the teacher 'nobody', but .* are \['boot'\]"),
-    ],
-)
-def test_stage_hook__refuses_stages_that_do_not_fit(digits, tmp_path, change, message):
-    cfg = tiny_config(digits, tmp_path, [2, 2])
-    cfg.custom_hooks[0].update(change)
-    with pytest.raises(ValueError, match=message):
-        run(cfg)
-
-
-def test_stage_hook__refuses_a_warm_up_longer_than_a_stage(digits, tmp_path):
-    cfg = tiny_config(digits, tmp_path, [4, 1])
-    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 2
-    with pytest.raises(ValueError, match='LinearLR runs from 0 to 2, but a stage has only 1'):
+def test_stages__a_run_too_short_for_them_is_refused(digits, tmp_path):
+    cfg = tiny_config(digits, tmp_path, [1, 1])
+    cfg.train_cfg.max_epochs = 1
+    with pytest.raises(ValueError, match=r'A run of 1 epochs or iterations cannot be divided .* \[1, 1\]'):
         run(cfg)
     assert not list(tmp_path.glob('*.pth'))  # refused before any work
 
 
-def test_stage_hook__refuses_lengths_without_substance():
-    with pytest.raises(ValueError, match='every stage needs a positive length'):
-        HOOKS.build(dict(type='StageHook', lengths=[10, 0]))
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+def test_run_length__is_one_override(digits, tmp_path, loop):
+    """Two stages of 3 epochs become two of 2: each has its warm-up, reaches the peak, and ends as the schedule does."""
+    cfg = tiny_config(digits, tmp_path, [3, 3])
+    cfg = cfg if loop == 'epochs' else by_iteration(cfg, [3, 3])
+    cfg.merge_from_dict({'train_cfg.max_epochs': 4} if loop == 'epochs' else {'train_cfg.max_iters': 4 * STEPS})
+    _, seen = run(cfg)
+    written = tiny_config(digits, tmp_path / 'written', [2, 2])
+    _, written = run(written if loop == 'epochs' else by_iteration(written, [2, 2]))
+    assert seen.stages == written.stages == [1] * 2 * STEPS + [2] * 2 * STEPS
+    assert len(seen.rates) == 4 * STEPS and seen.rates[: 2 * STEPS] == pytest.approx(seen.rates[2 * STEPS :])
+    assert max(seen.rates) == pytest.approx(LR) and seen.rates[2 * STEPS - 1] < LR / 4
+    if loop == 'epochs':
+        assert seen.rates == pytest.approx(written.rates)
 
 
-def test_stage_schedulers__stretch_the_end_only():
-    schedule = [
-        dict(type='LinearLR', begin=0, end=5),
-        dict(type='CosineAnnealingLR', begin=5, end=20, T_max=15, eta_min=0.1),
-    ]
-    longer = stage_schedulers(schedule, 20, 30)
-    assert longer[0] == schedule[0]
-    assert longer[1] == dict(type='CosineAnnealingLR', begin=5, end=30, T_max=25, eta_min=0.1)
-    assert schedule[1]['end'] == 20  # the config itself is left alone
-    with pytest.raises(ValueError, match='must fit into every stage'):
-        stage_schedulers(schedule, 10, 10)
+def test_lengths__divide_a_run():
+    assert Stages((1, 1)).lengths(200) == [100, 100]
+    assert Stages((400, 800)).lengths(1200) == [400, 800]
+    assert Stages((400, 800)).lengths(12) == [4, 8]
+    assert Stages((1, 1, 1)).lengths(1600) == [533, 533, 534]
 
 
-def test_momentum_hook__moves_after_optimiser_steps_only(digits, tmp_path):
+@pytest.mark.parametrize('stages', [0, [], [10, 0], -1])
+def test_stages__without_length_are_refused(digits, tmp_path, stages):
+    cfg = tiny_config(digits, tmp_path, [1, 1])
+    cfg.model.teachers.boot.stages = stages
+    with pytest.raises(ValueError, match='give the number of stages, or their relative lengths'):
+        mkd_plugin.registry.build(cfg.model)
+
+
+SCHEDULE = [
+    dict(type='LinearLR', begin=0, end=5),
+    dict(type='CosineAnnealingLR', begin=5, end=20, T_max=15, eta_min=0.1),
+]
+
+
+@pytest.mark.parametrize(
+    'length, warm_up',
+    [
+        (20, 5),  # the length it was written for
+        (30, 5),
+        (10, 2),  # its share, a quarter of 20, is more than a tenth
+        (4, 1),
+    ],
+)
+def test_fit_schedule__keeps_the_warm_up_where_it_fits(length, warm_up):
+    first, second = fit_schedule(SCHEDULE, length, by_epoch=True)
+    assert first == dict(type='LinearLR', begin=0, end=warm_up)
+    wanted = dict(begin=warm_up, end=length, T_max=length - warm_up, eta_min=0.1)
+    assert second == dict(type='CosineAnnealingLR', **wanted)
+    assert SCHEDULE[1]['end'] == 20  # the config itself is left alone
+
+
+def test_fit_schedule__short_warm_ups_keep_their_length_up_to_a_tenth():
+    schedule = [dict(type='LinearLR', begin=0, end=40), dict(type='CosineAnnealingLR', begin=40, end=800)]
+    ends = {length: fit_schedule(schedule, length, by_epoch=True)[0]['end'] for length in (1600, 533, 400, 100)}
+    assert ends == {1600: 40, 533: 40, 400: 40, 100: 10}
+    assert fit_schedule(schedule, 4, by_epoch=True) == [dict(type='CosineAnnealingLR', begin=0, end=4)]
+
+
+def test_fit_schedule__leaves_the_other_unit_alone():
+    schedule = [dict(type='LinearLR', by_epoch=False, begin=0, end=500), dict(type='CosineAnnealingLR', end=20)]
+    assert fit_schedule(schedule, 10, by_epoch=True) == [schedule[0], dict(type='CosineAnnealingLR', begin=0, end=10)]
+
+
+def test_momentum_teacher__moves_after_optimiser_steps_only(digits, tmp_path):
     cfg = tiny_config(digits, tmp_path, [1])
     cfg.model.teachers.boot = dict(type='MomentumTeacher', momentum=0.5)
-    cfg.custom_hooks = [dict(type='mkd_plugin.MomentumHook')]
     cfg.optim_wrapper.accumulative_counts = 2
     runner, _ = run(cfg)
     assert runner.iter == STEPS
@@ -268,18 +301,37 @@ def test_momentum_hook__moves_after_optimiser_steps_only(digits, tmp_path):
     assert changed == [False, True, False]
 
 
-def test_momentum_hook__needs_a_momentum_teacher(digits, tmp_path):
-    cfg = tiny_config(digits, tmp_path, [1])
-    cfg.custom_hooks = [dict(type='mkd_plugin.MomentumHook')]
-    with pytest.raises(ValueError, match='no MomentumTeacher'):
+@pytest.mark.parametrize(
+    'teacher',
+    [dict(type='MomentumTeacher', momentum=0.5), dict(type='BootstrappedTeacher', stages=2)],
+    ids=['momentum', 'stages'],
+)
+def test_changing_teacher__without_its_hook_stops_the_run_within_two_steps(digits, tmp_path, teacher):
+    cfg = tiny_config(digits, tmp_path, [2])
+    cfg.model.teachers.boot = teacher
+    cfg.default_hooks.pop('teacher_update')
+    with pytest.raises(
+        ValueError, match=r"teacher 'boot' should change .* nothing changes it: add .*TeacherUpdateHook"
+    ):
         run(cfg)
+
+
+def test_teacher_update_hook__is_idle_for_other_models():
+    cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
+    hook = mkd_plugin.registry.HOOKS.build(cfg.default_hooks.teacher_update)
+    runner = SimpleNamespace(model=torch.nn.Linear(1, 1), iter=0)
+    for place in ('before_run', 'before_train', 'before_train_epoch', 'after_train_epoch'):
+        getattr(hook, place)(runner)
+    hook.before_train_iter(runner, 0)
+    hook.after_train_iter(runner, 0)
+    assert hook.lengths == []
 
 
 def redraw_on_rank(rank: int, folder: Path) -> None:
     """One of two processes: own random state and own weights, then a new stage."""
     import torch.distributed as dist
 
-    from mkd_plugin.engine.stages import redraw
+    from mkd_plugin.engine.teacher_updates import redraw
 
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     torch.manual_seed(rank)

@@ -1,0 +1,167 @@
+"""Teachers that change during a run: momentum teachers after every step, bootstrapped ones from stage to stage."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mkd_plugin.engine.checkpoints import save_atomically
+from mkd_plugin.engine.schedules import fit_schedule, restart_schedule, schedule_of
+from mkd_plugin.engine.strategies import whole_parameters
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.protocols import Progress, Stages, Teacher
+from mkd_plugin.registry import HOOKS
+
+
+@HOOKS.register_module()
+class TeacherUpdateHook(Hook):
+    """Drives everything of a :class:`MaskedDistiller` that changes with the progress of a run; idle for other models.
+
+    After every optimiser step it calls the model's ``after_step``: momentum teachers and ramps follow. If the teachers ask
+    for stages (dBOT, Sec. 3), it divides the run into them. Numbering: teacher 0 is the initial teacher; stage s ≥ 1
+    trains student s from teacher s − 1; at its end student s becomes teacher s. At the start of each later stage
+
+    1. teacher ← student,
+    2. student and heads draw new weights, the same on every rank,
+    3. the learning-rate schedule starts again, so that every stage has its own warm-up and reaches the configured peak.
+
+    The length of the run (``train_cfg.max_epochs`` or ``max_iters``) is stated once: stages and schedule are fitted to it
+    (:func:`fit_schedule`). What the start of a stage does depends on nothing but the seed and the stage, and the teacher
+    counts its promotions in the checkpoint: a run resumed before, at or after it does the same as one that never stopped.
+
+    The state at the end of stage s is kept for good as ``stage_<s>.pth`` (and teacher 0 as ``stage_0.pth``).
+
+    Raises:
+        ValueError: When the run starts: it is too short for its stages; the teachers ask for different stages.
+    """
+
+    priority = 'ABOVE_NORMAL'  # before the hooks that log, save or step a schedule
+
+    def before_run(self, runner: Runner) -> None:
+        """Divide the run into stages and fit the schedule, before any work is done."""
+        model = bare_model(runner)
+        self.model = model if isinstance(model, MaskedDistiller) else None
+        self.lengths: list[int] = []
+        if self.model is None:
+            return
+        loop = runner.train_loop
+        self.by_epoch = hasattr(loop, 'run_epoch')
+        self.stages = self.model.stages or Stages((1,))
+        self.saves_stages = self.model.stages is not None
+        self.lengths = self.stages.lengths(loop.max_epochs if self.by_epoch else loop.max_iters)
+        self.ends = list(accumulate(self.lengths))
+        self.schedule = schedule_of(runner.cfg)
+        self.every_step = any(
+            type(teacher).after_step is not Teacher.after_step for teacher in self.model.teachers.values()
+        ) or any(objective.scheduled for objective in self.model.objectives.values())
+        first = self._fit(1)
+        if first != self.schedule and runner.iter == 0:  # a FlexibleRunner resumes before it calls this
+            restart_schedule(runner, first)
+
+    def before_train(self, runner: Runner) -> None:
+        """Keep teacher 0, once, and log which stage runs."""
+        if self.model is None:
+            return
+        self.model.begin_training(self._progress(runner, runner.iter))
+        if self.saves_stages:
+            if runner.iter == 0:  # not the epoch: a run can be resumed in the middle of the first
+                save_stage(runner, 0, epoch=0)
+            self._announce(runner, self._stage(runner))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Start a stage where one starts."""
+        if self.model is not None and self.by_epoch:
+            self._start_stage_if_due(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Start a stage where one starts."""
+        if self.model is not None and not self.by_epoch:
+            self._start_stage_if_due(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Keep the student at the end of a stage."""
+        if self.model is not None and self.by_epoch and self.saves_stages and runner.epoch + 1 in self.ends:
+            save_stage(runner, self.ends.index(runner.epoch + 1) + 1, epoch=runner.epoch + 1)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Let teachers follow, though not after an iteration that only accumulated gradients; keep a stage's student."""
+        if self.model is None:
+            return
+        done = runner.iter + 1
+        stepped = done % runner.optim_wrapper._accumulative_counts == 0 or done == runner.max_iters
+        if self.every_step and stepped:
+            with whole_parameters(runner.model):
+                self.model.after_step(self._progress(runner, done))
+        if not self.by_epoch and self.saves_stages and done in self.ends:
+            save_stage(runner, self.ends.index(done) + 1, epoch=runner.epoch)
+
+    def _progress(self, runner: Runner, iterations: int) -> Progress:
+        accumulation = runner.optim_wrapper._accumulative_counts
+        return Progress(-(-iterations // accumulation), -(-runner.max_iters // accumulation))
+
+    def _fit(self, stage: int) -> list[dict[str, Any]]:
+        return fit_schedule(self.schedule, self.lengths[stage - 1], by_epoch=self.by_epoch)
+
+    def _stage(self, runner: Runner) -> int:
+        """Number of the present stage, from 1."""
+        done = runner.epoch if self.by_epoch else runner.iter
+        return min(sum(end <= done for end in self.ends) + 1, len(self.ends))
+
+    def _start_stage_if_due(self, runner: Runner) -> None:
+        assert self.model is not None
+        stage = self._stage(runner)
+        promotions = [teacher.promotions for teacher in self.model.teachers.values() if teacher.stages is not None]
+        if not promotions or min(promotions) >= stage - 1:
+            return
+        runner.optim_wrapper.zero_grad()  # what was accumulated belongs to the student before
+        with whole_parameters(runner.model):
+            self.model.promote_teachers()
+            if self.stages.reset_student:
+                redraw(self.model, seed=runner.seed + stage)
+        if self.stages.reset_optimizer:
+            runner.optim_wrapper.optimizer.state.clear()
+        restart_schedule(runner, self._fit(stage))
+        self._announce(runner, stage)
+
+    def _announce(self, runner: Runner, stage: int) -> None:
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        runner.message_hub.update_info('mkd_stage', stage)
+        runner.logger.info(
+            f'Stage {stage} of {len(self.lengths)}: student {stage} learns from teacher {stage - 1} '
+            f'for {self.lengths[stage - 1]} {unit}.'
+        )
+
+
+def bare_model(runner: Runner) -> Any:
+    """Unwrap the model from the wrapper of distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
+    """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted with them."""
+    save_atomically(
+        runner,
+        runner.work_dir,
+        f'stage_{stage}.pth',
+        save_optimizer=False,
+        save_param_scheduler=False,
+        meta=dict(epoch=epoch, iter=runner.iter),
+    )
+
+
+def redraw(model: MaskedDistiller, *, seed: int) -> None:
+    """Draw new weights for student and heads, the same on every rank, without touching the run's random state."""
+    devices = [parameter.device.index for parameter in model.parameters() if parameter.is_cuda][:1]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        model.reset_student()
+    for parameter in model.parameters():
+        broadcast(parameter.data)

@@ -1,0 +1,327 @@
+"""What the algorithm asks of its components: teachers (T), maskings, heads (H), normalizations (N) and losses (L).
+
+A component's constructor gets what the surrounding model knows as keyword arguments (``student``, ``in_width``, …); a
+config states the rest. N and L are plain modules; see :class:`Normalization` and :class:`Loss` for what they may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.structures import ALL, HIDDEN, VISIBLE, RegionSpec, RegionTokens, TapSpec, TokenFeatures, TokenMask
+
+TeacherFeatures = Callable[[str], TokenFeatures]
+
+
+@dataclass(frozen=True)
+class StudentContext:
+    """The student as teachers and maskings see it.
+
+    Attributes:
+        network: The student itself, for teachers that copy it.
+        pixel_mean: Mean per channel of the student's images, in units of the stored image (0 … 255).
+        pixel_std: Standard deviation likewise.
+    """
+
+    network: VisionTransformer
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and row."""
+        return self.network.grid
+
+    @property
+    def num_patches(self) -> int:
+        """L."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a run is done.
+
+    Attributes:
+        step: Optimiser steps taken.
+        total: Optimiser steps of the whole run.
+    """
+
+    step: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The share that is done, 0 … 1."""
+        return self.step / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages that a teacher asks for: at the start of each but the first, ``Teacher.promote`` is called.
+
+    Attributes:
+        shares: Relative length of each stage.
+        reset_student: Draw new weights for student and heads at each start.
+        reset_optimizer: Also forget the optimiser's moments.
+    """
+
+    shares: tuple[int, ...]
+    reset_student: bool = True
+    reset_optimizer: bool = False
+
+    def lengths(self, total: int) -> list[int]:
+        """Divide a run of ``total`` epochs or iterations; what does not divide evenly goes to the last stages.
+
+        Raises:
+            ValueError: The run is too short for so many stages.
+        """
+        ends = [0] + [total * sum(self.shares[: i + 1]) // sum(self.shares) for i in range(len(self.shares))]
+        lengths = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+        if min(lengths) < 1:
+            raise ValueError(
+                f'A run of {total} epochs or iterations cannot be divided into stages of relative lengths '
+                f'{list(self.shares)}: every stage needs at least one. Train longer, or use fewer stages.'
+            )
+        return lengths
+
+
+class Teacher(nn.Module):
+    """A network, or a fixed map such as pixels, that gives the targets.
+
+    A teacher is never optimised: it stays in eval mode and has no parameters. To write one, implement ``tap_spec`` and
+    ``forward``. One that changes during training says how in ``after_step`` or ``stages`` and sets ``changes``.
+
+    Args:
+        student: The student; subclasses look at its grid, pixel statistics and weights.
+
+    Attributes:
+        sees_all: True if it gets the intact image, False if it gets the student's visible patches only.
+        changes: Whether ``after_step`` or ``promote`` must be called during training.
+        stages: The stages it asks for; None for none.
+        promotions: How often ``promote`` was called.
+    """
+
+    sees_all: bool = True
+    changes: bool = False
+    stages: Stages | None = None
+    promotions: int = 0
+
+    def __init__(self, *, student: StudentContext) -> None:
+        super().__init__()
+
+    def tap_spec(self, name: str) -> TapSpec:
+        """Describe what a tap gives. Raises ValueError if the teacher has no such tap."""
+        raise NotImplementedError
+
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Compute features of the student's normalised images.
+
+        Args:
+            images_BCHW: The images.
+            mask: The student's mask if it is known, for a teacher that sees no more than the student.
+            taps: What to compute.
+            region: The only tokens that will be read, None for all; a teacher may skip the others or ignore this.
+        """
+        raise NotImplementedError
+
+    def start_from(self, student: VisionTransformer) -> None:
+        """Copy what it needs of the student's initial weights; called once they are known."""
+
+    def after_step(self, student: VisionTransformer, progress: Progress) -> None:
+        """Change as training goes on; called after every optimiser step, with all parameters unsharded."""
+
+    def promote(self, student: VisionTransformer) -> None:
+        """Replace the teacher by the student at the start of a new stage."""
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode, whatever ``runner.model.train()`` asks."""
+        return super().train(False)
+
+
+def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
+    """Turn every parameter of a teacher's network into a buffer.
+
+    A buffer moves with the model and is broadcast when DDP wraps it, but it is never optimised, never waited for by
+    DDP's reducer and never sharded.
+
+    Args:
+        network: The network, changed in place.
+        in_checkpoints: Whether the weights are saved. A stage's teacher must be; one that came from a file must not.
+    """
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=in_checkpoints)
+        if not in_checkpoints:
+            module._non_persistent_buffers_set.update(module._buffers)
+
+
+class Masking(nn.Module):
+    """Draws the masks of a batch.
+
+    Args:
+        student: The student, for its grid.
+
+    Attributes:
+        num_visible: V, the same for every image of every batch (the least, where the number varies).
+        per_image: Masks per image; the teachers run once for all of them.
+    """
+
+    num_visible: int
+    per_image: int = 1
+
+    def __init__(self, *, student: StudentContext) -> None:
+        super().__init__()
+        self.num_patches = student.num_patches
+
+    @property
+    def hides(self) -> bool:
+        """Whether any patch is ever hidden."""
+        return self.num_visible < self.num_patches
+
+    def regions(self) -> Mapping[str, RegionSpec]:
+        """Declare the sets of patches that objectives may name; a subclass adds its own.
+
+        A masking that adds a region ``x`` also gives its patch ids in ``TokenMask.regions['x']``.
+        """
+        hidden = HIDDEN if self.hides else RegionSpec(HIDDEN.name, empty=True)
+        return {region.name: region for region in (hidden, VISIBLE, ALL)}
+
+    def teacher_taps(self) -> Mapping[str, tuple[str, ...]]:
+        """Name the taps of teachers that must be known before a mask can be drawn; none by default."""
+        return {}
+
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
+        """Draw the masks of these images.
+
+        Args:
+            images_BCHW: The student's normalised images.
+            teacher_features: Gives all tokens of a teacher named in ``teacher_taps``.
+        """
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """Predicts the target at the tokens of a region.
+
+    The surrounding objective fills in the three sizes; a config may state ``out_width`` to have it checked.
+
+    Args:
+        in_width: Width of the student's tokens (of each tap, for a head that reads several).
+        out_width: Width of the target.
+        grid: The student's grid.
+
+    Attributes:
+        reaches_hidden: Whether it predicts patches that the student did not see.
+        predicts_cls: Whether it predicts the cls token.
+        many_taps: Whether one head reads all of the student's taps, instead of one head per tap.
+        kinds: What it can take: 'tokens', 'relation' or both.
+    """
+
+    reaches_hidden = False
+    predicts_cls = True
+    many_taps = False
+    kinds: tuple[str, ...] = ('tokens',)
+
+    def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.in_width, self.out_width, self.grid = in_width, out_width, grid
+
+    def reset_parameters(self) -> None:
+        """Draw new weights, as at the start of a stage."""
+
+    def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
+        """Compute predictions, (B, R, out_width).
+
+        Args:
+            features: The student's features.
+            taps: What to read: one tap, or all of the objective's for a head with ``many_taps``.
+            region: Where to predict.
+        """
+        raise NotImplementedError
+
+
+class Normalization(Protocol):
+    """N: a module that maps targets (…, R, D) to the same shape.
+
+    One with statistics keeps them in buffers, which are saved; it keeps them equal on all ranks itself. If its
+    constructor has a keyword ``width``, the objective fills in D; if it sets ``wants_region``, it is called with the
+    keyword ``region`` and can tell the tokens that only fill the rectangle.
+    """
+
+    def __call__(self, target: Tensor) -> Tensor: ...
+
+
+class Loss(Protocol):
+    """L: a module that maps (prediction, target) to an elementwise tensor (B, R, …), or to a scalar.
+
+    ``wants_classes = True`` asks for class indices as targets; ``wants_region = True`` for the keyword ``region``.
+    """
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective's elementwise loss in one batch.
+
+    Attributes:
+        losses: The loss of each pair of taps, (B, R, …).
+        region: The tokens it is taken over.
+        weight: Factor of the term in the sum.
+    """
+
+    losses: tuple[Tensor, ...]
+    region: RegionTokens
+    weight: float | Tensor
+
+    def mean(self) -> Tensor:
+        """Average over pairs of taps and the region, times the weight."""
+        return self.weight * torch.stack([self.region.mean(loss) for loss in self.losses]).mean()
+
+    def per_image(self) -> Tensor:
+        """Average over pairs of taps and each image's tokens, times the weight, (B,)."""
+        return self.weight * torch.stack([self.region.mean_per_image(loss) for loss in self.losses]).mean(0)
+
+
+class Balance(nn.Module):
+    """Combines the objectives' terms into losses; the default takes each term's mean.
+
+    A subclass may compare the terms, per image as well, and drop or rescale some (UNIC's teacher dropping).
+    """
+
+    def forward(self, terms: Mapping[str, Term]) -> dict[str, Tensor]:
+        """Map objective → term to objective → loss."""
+        return {name: term.mean() for name, term in terms.items()}
+
+
+@dataclass(frozen=True)
+class DistillContext:
+    """What an objective is checked against when it is built."""
+
+    student: StudentContext
+    teachers: Mapping[str, Teacher]
+    masking: Masking
+
+
+def pixel_statistics(preprocessor: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read mean and std per channel of a preprocessor's images, in units of the stored image.
+
+    Returns:
+        Mean and std; 0 and 1 if it does not normalise.
+    """
+    statistics = []
+    for name, default in (('mean', 0.0), ('std', 1.0)):
+        value = getattr(preprocessor, name, None)
+        values = [default] if value is None else value.flatten().tolist()
+        statistics.append(tuple(values * channels if len(values) == 1 else values))
+    return statistics[0], statistics[1]

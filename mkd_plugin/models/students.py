@@ -1,0 +1,106 @@
+"""Students: the one ViT as an encoder of visible patches, with mask tokens, or intact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.registry import MODELS
+from mkd_plugin.structures import TokenMask
+
+
+@MODELS.register_module()
+class VisibleViT(VisionTransformer):
+    """A ViT that computes the visible patches only; see :class:`VisionTransformer` for its options.
+
+    Raises:
+        ValueError: It is given a relative position bias, which needs the full grid.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.relative_position is not None:
+            raise ValueError(
+                f'VisibleViT(relative_position={self.relative_position!r}): a relative position bias needs the full grid. Use '
+                "a MaskTokenViT, or position='sincos'."
+            )
+
+
+@MODELS.register_module()
+class MaskTokenViT(VisionTransformer):
+    """A ViT of full length whose hidden patches are replaced by a mask token before positions are added.
+
+    Takes the options of :class:`VisionTransformer`. The number of hidden patches may differ between images.
+    """
+
+    sees_all = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.arch.width))
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights; the mask token normal(0.02)."""
+        super().reset_parameters()
+        if hasattr(self, 'mask_token'):  # absent while the parent class is being built
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
+        """All patches, hidden ones replaced, with their positions, (B, L, D)."""
+        patches_BLD = self.patch_embed(images_BCHW)
+        if mask is not None:
+            patches_BLD = torch.where(mask.hidden_BL.unsqueeze(-1), self.mask_token.to(patches_BLD.dtype), patches_BLD)
+        return self._with_positions(patches_BLD)
+
+
+@MODELS.register_module()
+class PlainViT(VisionTransformer):
+    """A ViT for ``NoMasking``; takes the options of :class:`VisionTransformer`.
+
+    Unlike :class:`VisibleViT` it may have a relative position bias, unlike :class:`MaskTokenViT` it has no mask token that
+    would never be learned. Its checkpoints load into either's classifier.
+    """
+
+    def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
+        """All patches with their positions, (B, L, D).
+
+        Raises:
+            ValueError: The mask hides something.
+        """
+        shown = self.grid[0] * self.grid[1]
+        if mask is not None and (mask.ids_keep_BV is None or mask.ids_keep_BV.shape[1] != shown):
+            raise ValueError(
+                'PlainViT sees every patch, but the masking hides some. Use NoMasking, or a MaskTokenViT or VisibleViT.'
+            )
+        return super()._embed_patches(images_BCHW, None)
+
+
+@MODELS.register_module()
+class ClassifierViT(VisionTransformer):
+    """Mean of the last block's patch tokens, then a *new* LayerNorm: what mmpretrain's ``ImageClassifier`` needs.
+
+    dBOT's and MAE's fine-tuning (their ``global_pool``): the encoder's own final norm (``ln1``) is left out, ``ln2`` is
+    new. Keys agree with mmpretrain's ``VisionTransformer(out_type='avg_featmap', final_norm=False)``. Takes the options
+    of :class:`VisionTransformer`; positions are trained by default, as in the papers.
+
+    Args:
+        position: As there.
+        frozen_patch_embed: Keep the patch projection as it was loaded (fine-tuning of CLIP itself).
+    """
+
+    may_be_new = ('ln2.weight', 'ln2.bias')  # not in a pre-training checkpoint
+
+    def __init__(self, *, position: str = 'learned', frozen_patch_embed: bool = False, **options: Any) -> None:
+        super().__init__(position=position, **options)
+        self.patch_embed.requires_grad_(not frozen_patch_embed)
+        del self.ln1
+        self.ln2 = nn.LayerNorm(self.arch.width, eps=1e-6)
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        """(B, D), in the tuple that mmpretrain's necks and heads expect."""
+        tokens = super().forward(images_BCHW, taps=('block:-1',)).tokens('block:-1')
+        return (self.ln2(tokens[:, self.num_prefix :].mean(dim=1)),)

@@ -1,0 +1,174 @@
+"""Teachers made of the student itself: its earlier stages (dBOT), or its moving average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mkd_plugin.models.protocols import Progress, Stages, StudentContext, Teacher, freeze
+from mkd_plugin.models.schedules import build_schedule
+from mkd_plugin.models.vit import VisionTransformer, parse_tap
+from mkd_plugin.registry import MODELS, build
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
+
+
+class StudentCopy(Teacher):
+    """A teacher whose network has the student's architecture and is saved with the student."""
+
+    network: VisionTransformer
+
+    def __init__(self, *, student: StudentContext) -> None:
+        super().__init__(student=student)
+        self.network = copy.deepcopy(student.network)
+        self.network.init_cfg = None  # its weights are the student's, not a file's
+        freeze(self.network, in_checkpoints=True)
+        self.train()
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``network``, as it is saved, is the present teacher."""
+        return True
+
+    def tap_spec(self, name: str) -> TapSpec:
+        """Describe a tap, as the student does."""
+        return self.network.tap_spec(name)
+
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Run the copy on the intact images."""
+        return self.network(images_BCHW, None, taps, region=region)
+
+    @torch.no_grad()
+    def start_from(self, student: VisionTransformer) -> None:
+        """Copy the student's weights."""
+        weights = student.state_dict()
+        for name, own in self.network.state_dict().items():
+            own.copy_(weights[name])
+
+
+@MODELS.register_module()
+class BootstrappedTeacher(StudentCopy):
+    """Teacher 0, then the student of the stage before (dBOT, Sec. 3).
+
+    Stage s ≥ 1 trains student s from teacher s − 1; when it ends, student s becomes teacher s. The network is saved in
+    checkpoints, because from stage 2 on nothing else has it.
+
+    Args:
+        student: The student.
+        start: Teacher 0: 'student' for a copy of the freshly initialised student (the reference code's "random"
+            teacher), or the config of another teacher, for example ``dict(type='ViTTeacher', checkpoint=…)``.
+        start_depth: With ``start='student'``, how many blocks teacher 0 has; the reference code uses 0 (patch embedding,
+            position and cls only) for L and H. None for all.
+        stages: Number of equal stages that the run is divided into, or their relative lengths.
+        reset_student: Draw new weights for student and heads at the start of a stage (84.5 against 84.2 without).
+        reset_optimizer: Also forget the optimiser's moments; the reference code keeps them.
+
+    Raises:
+        ValueError: An unknown ``start``; a ``start_depth`` the network does not have; teacher 0 of another width, which
+            could not be followed by the student; stages that are not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: StudentContext,
+        start: str | dict[str, Any] = 'student',
+        start_depth: int | None = None,
+        stages: int | Sequence[int] = 1,
+        reset_student: bool = True,
+        reset_optimizer: bool = False,
+    ) -> None:
+        super().__init__(student=student)
+        if isinstance(start, str) and start != 'student':
+            raise ValueError(f"start='{start}': use 'student' or the config of a teacher.")
+        if start_depth is not None and (start != 'student' or not 0 <= start_depth <= self.network.arch.depth):
+            raise ValueError(
+                f"start_depth={start_depth}: with start='student' it may be 0 … {self.network.arch.depth}; "
+                'another teacher has its own depth.'
+            )
+        shares = (1,) * stages if isinstance(stages, int) else tuple(stages)
+        if not shares or min(shares) < 1:
+            raise ValueError(f'stages={stages}: give the number of stages, or their relative lengths; all positive.')
+        self.stages = Stages(shares, reset_student, reset_optimizer)
+        self.changes = len(shares) > 1
+        self.first: Teacher | None = None if isinstance(start, str) else build(start, student=student)
+        if self.first is not None and not self.first.sees_all:
+            raise ValueError("Teacher 0 of a bootstrapped teacher must see the whole image: use sees='all'.")
+        self.start_depth = start_depth
+        self.promotions = 0
+
+    def promote(self, student: VisionTransformer) -> None:
+        """Copy the student."""
+        self.start_from(student)
+        self.promotions += 1
+
+    def tap_spec(self, name: str) -> TapSpec:
+        """Describe a tap, the same for every stage.
+
+        Raises:
+            ValueError: Teacher 0 gives something else there than the student will.
+        """
+        later = super().tap_spec(name)
+        if self.start_depth is not None:
+            parse_tap(name, self.start_depth)  # raises if teacher 0 has no such tap
+        if self.first is not None and self.first.tap_spec(name) != later:
+            raise ValueError(
+                f"Teacher 0 gives {self.first.tap_spec(name)} at '{name}', but the student that follows it {later}. Train "
+                'one stage with a plain ViTTeacher of that size, then start new stages from its student.'
+            )
+        return later
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``network`` is the present teacher: not while teacher 0 is another network or a shortened one."""
+        return self.promotions > 0 or (self.first is None and self.start_depth is None)
+
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Run teacher 0 until the first promotion, then the student's copy."""
+        if self.promotions == 0 and self.first is not None:
+            return self.first(images_BCHW, None, taps, region)
+        depth = self.start_depth if self.promotions == 0 else None
+        return self.network(images_BCHW, None, taps, depth=depth, region=region)
+
+    # The count is a Python number, because reading a tensor in a step would synchronise; checkpoints hold a tensor.
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f'{prefix}num_promotions'] = torch.tensor(self.promotions)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.promotions = int(state_dict.pop(f'{prefix}num_promotions', self.promotions))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+@MODELS.register_module()
+class MomentumTeacher(StudentCopy):
+    """teacher ← m · teacher + (1 − m) · student after every optimiser step (dBOT, Table 5; the step is inferred).
+
+    Args:
+        student: The student, whose first weights the teacher copies.
+        momentum: m, or the config of a ramp: ``dict(type='CosineRamp', start=0.996, end=1.0)``.
+
+    Raises:
+        ValueError: A momentum outside [0, 1].
+    """
+
+    changes = True
+
+    def __init__(self, *, student: StudentContext, momentum: float | dict[str, Any]) -> None:
+        super().__init__(student=student)
+        self.momentum = build_schedule(momentum, low=0, high=1, name='momentum')
+
+    @torch.no_grad()
+    def after_step(self, student: VisionTransformer, progress: Progress) -> None:
+        """Move towards the student."""
+        own = dict(self.network.named_buffers())
+        names, weights = zip(*student.named_parameters(), strict=True)
+        torch._foreach_lerp_([own[name] for name in names], weights, 1 - self.momentum(progress))
