@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_time import Round, Timing, pairwise, run_rounds, timed
+from timing import Round, Timing, pairwise, run_rounds, timed
 from torch import Tensor, nn
 
 from mkd_plugin.dense import DenseViT

@@ -1,12 +1,12 @@
-"""Images a second and core: this package's input pipeline beside torchvision's ImageFolder, in one run.
+"""Compare the throughput of this package's input pipeline with torchvision's ImageFolder, in images per second and core.
 
     python benchmarks/data_time.py [--images 256] [--pairs 7] [--json FILE]
 
-Generated JPEGs of 500 × 375 and about 110 kB (ImageNet's mean), and the same with a shorter side of 256 px, as files and as
-shards. torchvision: ImageFolder, RandomResizedCrop(224, (0.2, 1), bicubic), flip, ToTensor, Normalize. Ours: the data set,
-order, collation and preprocessor of the shipped configs. All of it runs on one core in this process, in turns, the order
-reversed every other time; files are in the page cache. The time is that of the processor, which others on the machine take
-less from than from the wall clock's. Ratios go pair by pair.
+The data are generated JPEGs of 500 × 375 pixels and about 110 kB (ImageNet's mean), and the same with a shorter side of 256
+pixels, as files and as shards. torchvision runs ImageFolder, RandomResizedCrop(224, (0.2, 1), bicubic), flip, ToTensor and
+Normalize; ours runs the data set, sample order, collation and preprocessor of the shipped configs. Everything runs in turn on
+one core of this process, in reverse order every other round, with files in the page cache. Times are processor times, which
+other load on the machine affects less than wall-clock times. Ratios are computed pair by pair.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from photographs import write_photographs
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from step_time import pairwise
+from timing import pairwise
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import datasets, transforms
 
@@ -38,7 +38,7 @@ import mkd_plugin
 from mkd_plugin.datasets import ShardDataset
 from mkd_plugin.datasets.loading import decode
 from mkd_plugin.datasets.shards.writing import Options, write_shards
-from mkd_plugin.engine.exact_data import make_exact
+from mkd_plugin.engine.exact_resume import make_exact
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,7 +66,7 @@ def our_pipeline(name: str, folder: Path, *, device: bool = True) -> Callable[[]
     Args:
         name: Last part of the config's name.
         folder: The images, or shards.
-        device: Whether to do the preprocessor's part as well.
+        device: Whether to run the preprocessor as well.
     """
     cfg = mkd_plugin.get_config(CONFIG + name)
     cfg.train_dataloader.dataset.data_root = str(folder)
@@ -78,7 +78,7 @@ def our_pipeline(name: str, folder: Path, *, device: bool = True) -> Callable[[]
 
 
 def exhaust(items: Iterable[object]) -> None:
-    """Take everything, keep nothing."""
+    """Iterate without keeping anything."""
     for _ in items:
         pass
 
@@ -90,13 +90,13 @@ def decode_all(decoder: Callable[[Path], object], folder: Path) -> Callable[[], 
 
 
 def with_pillow(path: Path) -> object:
-    """As torchvision's ImageFolder reads a file."""
+    """Read a file as torchvision's ImageFolder does."""
     with path.open('rb') as file:
         return Image.open(file).convert('RGB')
 
 
 def contestants(root: Path, images: int) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """What is timed, by name; and the mean sizes of the files in kB."""
+    """The timed functions by name, and the mean sizes of the files in kB."""
     files, shards, small = root / 'files', root / 'shards', root / 'small' / 'class'
     size = write_photographs(files, images)
     write_shards(files, shards, options=Options(size=256, shard_size=100))
@@ -170,9 +170,9 @@ def show(result: dict[str, Any], console: Console) -> None:
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=256)
-    parser.add_argument('--pairs', type=int, default=7, help='measured epochs of each contestant')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='also write everything there')
+    parser.add_argument('--images', type=int, default=256, help='number of images (default: 256)')
+    parser.add_argument('--pairs', type=int, default=7, help='measured epochs of each pipeline (default: 7)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the report to this file')
     return parser.parse_args(arguments)
 
 

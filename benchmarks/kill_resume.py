@@ -1,10 +1,10 @@
-"""Kill training runs with SIGKILL, resume them, and compare with a run that was never killed, bit for bit.
+"""Kill training runs with SIGKILL, resume them, and compare them bit for bit with an uninterrupted run.
 
     python benchmarks/kill_resume.py --kills 100 [--seed 0] [--folder DIR]
 
-Half of the kills come at a random moment, the others at the worst ones (`AIMS`): inside a checkpoint's bytes, between two
-steps of replacing it, in the middle of a stage's breakpoint. Every scenario is a tiny dBOT on the embedded digits in two
-stages. A difference ends the program with code 1 and keeps the folder.
+Half of the kills come at a random moment, the others at the most dangerous ones (`AIMS`): while a checkpoint is written,
+between two steps of replacing it, in the middle of a change of stage. Every scenario is a tiny dBOT on the embedded digits in
+two stages. If the runs differ, the program exits with code 1 and keeps the folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRELOAD = ['mmpretrain.models', 'mmpretrain.datasets', 'mmpretrain.engine', 'mkd
 
 @dataclass(frozen=True)
 class Scenario:
-    """How a run counts and loads."""
+    """How a run counts its progress and loads its data."""
 
     loop: str
     workers: int
@@ -47,7 +47,7 @@ class Scenario:
         return f'{self.loop}-{self.workers}-workers-{self.accumulate}-accumulated'
 
 
-# Four iterations accumulated do not divide an epoch of six: checkpoints that are due amid them are written later.
+# Four accumulated iterations do not divide an epoch of six: checkpoints due between two steps are postponed.
 SCENARIOS = (
     Scenario('epochs', 0),
     Scenario('epochs', 2, 4),
@@ -57,7 +57,7 @@ SCENARIOS = (
 
 
 def build_config(scenario: Scenario, data: Path, work_dir: Path) -> Any:
-    """dbot_digits, tiny, with drop path, only one checkpoint kept and workers that persist."""
+    """A tiny dbot_digits with drop path that keeps one checkpoint, and persistent workers if there are any."""
     import mkd_plugin
 
     cfg = mkd_plugin.get_config('dbot/dbot_digits')
@@ -84,7 +84,7 @@ def build_config(scenario: Scenario, data: Path, work_dir: Path) -> Any:
 
 
 def train(scenario: Scenario, data: Path, work_dir: Path, aim: str | None, nth: int, progress: Any) -> None:
-    """A whole run, or the rest of one, in a process of its own."""
+    """Train from scratch or resume; runs in its own process."""
     import torch
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
@@ -103,15 +103,15 @@ def train(scenario: Scenario, data: Path, work_dir: Path, aim: str | None, nth: 
     runner = Runner.from_cfg(build_config(scenario, data, work_dir))
     runner.register_hook(Report())
     if aim is not None:
-        take_aim(aim, nth)
+        kill_at(aim, nth)
     runner.train()
 
 
-def take_aim(aim: str, nth: int) -> None:
-    """Let this process die when it comes to a certain line for the nth time."""
+def kill_at(aim: str, nth: int) -> None:
+    """Make this process kill itself when it reaches a certain line for the nth time."""
     from mmengine.fileio import LocalBackend
 
-    from mkd_plugin.engine import AtomicCheckpointHook, atomic, atomic_checkpoint, stages
+    from mkd_plugin.engine import AtomicCheckpointHook, checkpoints, teacher_updates
 
     left = [nth]
 
@@ -131,28 +131,28 @@ def take_aim(aim: str, nth: int) -> None:
     owner, name, at = {
         'half a checkpoint': (LocalBackend, 'put', lambda self, data, path: 'stage' not in str(path)),
         'half a stage': (LocalBackend, 'put', lambda self, data, path: stage and 'stage' in str(path)),
-        'before the rename': (atomic, 'put_in_place', lambda *args: True),
-        'before the pointer': (atomic_checkpoint, 'point_to', lambda *args: True),
+        'before the rename': (checkpoints, 'move_into_place', lambda *args: True),
+        'before the pointer': (checkpoints, 'point_to', lambda *args: True),
         'before the deletion': (AtomicCheckpointHook, '_forget', lambda self, steps: bool(steps)),
-        'breakpoint': (stages, 'restart_schedule', lambda *args: True),
+        'breakpoint': (teacher_updates, 'restart_schedule', lambda *args: True),
     }[aim]
     setattr(owner, name, dies(getattr(owner, name), at))
 
 
-class Torturer:
-    """Starts, kills and compares.
+class KillTest:
+    """Starts runs, kills them, and compares the results.
 
     Args:
-        folder: Where everything is written.
-        seed: Chooses the moments.
-        tell: Is given each line of progress.
+        folder: Folder for the data and all runs.
+        seed: Seed of the moments.
+        report: Called with each line of progress.
     """
 
-    def __init__(self, folder: Path, *, seed: int = 0, tell: Callable[[str], Any] = print) -> None:
+    def __init__(self, folder: Path, *, seed: int = 0, report: Callable[[str], Any] = print) -> None:
         from mkd_plugin.datasets import write_digits
 
-        os.environ.update(OMP_NUM_THREADS='1')  # as in every run that is to be repeated bit for bit
-        self.data, self.folder, self.tell = write_digits(folder / 'digits'), folder, tell
+        os.environ.update(OMP_NUM_THREADS='1')  # exact results need the same number of threads
+        self.data, self.folder, self.report = write_digits(folder / 'digits'), folder, report
         self.random = random.Random(seed)
         self.context = multiprocessing.get_context('forkserver')  # imports once; every run is still its own process
         self.context.set_forkserver_preload([*PRELOAD, __name__])
@@ -160,26 +160,26 @@ class Torturer:
         self.references: dict[Scenario, Path] = {}
 
     def start(self, scenario: Scenario, work_dir: Path, aim: str | None = None, nth: int = 1) -> tuple[Any, Any]:
-        """A process that trains, and the number of iterations it has begun."""
+        """Start a process that trains, and a shared count of the iterations it has begun."""
         progress = self.context.Value('i', 0)
         process = self.context.Process(target=train, args=(scenario, self.data, work_dir, aim, nth, progress))
         process.start()
         return process, progress
 
     def reference(self, scenario: Scenario) -> Path:
-        """A run that is never killed and loads its data itself: with workers it must be the same."""
+        """Work dir of an uninterrupted run without workers, which must not change the result."""
         plain = Scenario(scenario.loop, 0, scenario.accumulate)
         if plain not in self.references:
             work_dir = self.folder / f'whole-{plain}'
             process, _ = self.start(plain, work_dir)
             process.join()
             if process.exitcode != 0:
-                raise RuntimeError(f'A run that nobody killed failed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
+                raise RuntimeError(f'An uninterrupted run failed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
             self.references[plain] = work_dir
         return self.references[plain]
 
     def one_run(self, scenario: Scenario, kills: int) -> None:
-        """Kill a run so many times (fewer if it is done before), let it end, and compare."""
+        """Kill a run up to this many times, let it finish, and compare."""
         reference, work_dir = self.reference(scenario), self.folder / f'killed-{scenario}-{self.kills}'
         for _ in range(kills):
             if not self.kill(scenario, work_dir):
@@ -191,11 +191,11 @@ class Torturer:
         different = differences(reference, work_dir)
         if different:
             raise AssertionError(f'{work_dir} differs from {reference}: {different[:10]}')
-        self.tell(f'  {scenario}: the same weights, moments and stages after {self.kills} kills in all')
+        self.report(f'  {scenario}: the same weights, moments and stages after {self.kills} kills in all')
         shutil.rmtree(work_dir)
 
     def kill(self, scenario: Scenario, work_dir: Path) -> bool:
-        """Start a run and kill it; False if it ended before."""
+        """Start a run and kill it; False if it finished first."""
         aim = None
         if self.kills % 2:
             self.aims.append(self.aims.pop(0))
@@ -211,13 +211,13 @@ class Torturer:
         if process.exitcode == 0:
             return False
         if process.exitcode != -signal.SIGKILL:
-            raise RuntimeError(f'A run failed by itself:\n{(work_dir / "output.txt").read_text()[-3000:]}')
+            raise RuntimeError(f'A run failed before it was killed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
         self.kills += 1
-        self.tell(f'{self.kills:4d}  {scenario}: {aim or "any moment"}, {progress.value} iterations after its start')
+        self.report(f'{self.kills:4d}  {scenario}: {aim or "any moment"}, {progress.value} iterations after its start')
         return True
 
     def run(self, kills: int, *, per_run: int = 4) -> None:
-        """Kill so many times in all, scenario after scenario."""
+        """Kill this many times in total, in turn over the scenarios."""
         turn = 0
         while self.kills < kills:
             self.one_run(SCENARIOS[turn % len(SCENARIOS)], min(per_run, kills - self.kills))
@@ -225,7 +225,7 @@ class Torturer:
 
 
 def differences(whole: Path, resumed: Path) -> list[str]:
-    """What is not bit-identical in the last checkpoints and the stages of two runs."""
+    """Names of the values that differ between the last checkpoints and the stages of two runs."""
     from mkd_plugin.checkpoint.read import read_checkpoint
     from mkd_plugin.engine.checkpoints import newest_checkpoint
 
@@ -256,20 +256,22 @@ def unequal(a: Any, b: Any, name: str = '') -> list[str]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=20)
-    parser.add_argument('--seed', type=int, default=0, help='chooses the moments')
-    parser.add_argument('--folder', type=Path, help='a temporary one by default, deleted if all is well')
+    parser.add_argument('--kills', type=int, default=20, help='number of kills in total (default: 20)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments (default: 0)')
+    parser.add_argument(
+        '--folder', type=Path, help='folder for data and runs (default: a temporary one, deleted on success)'
+    )
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix='kill_resume_'))
     began = time.monotonic()
-    Torturer(folder, seed=args.seed).run(args.kills)
+    KillTest(folder, seed=args.seed).run(args.kills)
     print(f'{args.kills} kills survived in {time.monotonic() - began:.0f} s: bit-identical every time.')
     if args.folder is None:
         shutil.rmtree(folder)
 
 
 if __name__ == '__main__':
-    # under its own name, so that the processes find what is pickled
+    # import under its own name, so that other processes can unpickle its functions
     sys.path.insert(0, str(Path(__file__).parent))
     import kill_resume
 

@@ -1,9 +1,9 @@
-"""Speed of k-NN: ours against scikit-learn's brute force on the same features, in turn.
+"""Compare the speed of our k-NN with scikit-learn's brute force on the same features.
 
     python benchmarks/knn_time.py [--images 50000] [--width 768] [--queries 10000] [--pairs 3] [--json FILE]
 
-Both search the 200 most similar of float32 features by cosine; ours then has the weighted votes for k = 10, 20, 100 and 200,
-scikit-learn's only for 200. The order is reversed every other time.
+Both find the 200 nearest neighbours by cosine in float32. Ours then computes weighted votes for k = 10, 20, 100 and 200,
+scikit-learn only for 200. The order of the two is reversed in every other pair of measurements.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES = 1000
 
 
 def clusters(images: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features of overlapping classes, (N, width) float32, and ids."""
+    """Draw features of overlapping classes, (N, width) float32, and class ids."""
     centres_CD = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels_N = torch.randint(CLASSES, (images,), generator=generator)
@@ -38,21 +38,21 @@ def clusters(images: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def by_scikit_learn(train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor) -> Any:
-    """Ids by 200 neighbours."""
+    """Predict ids with 200 neighbours."""
     weights = lambda distance: np.exp((1 - distance) / TEMPERATURE)  # noqa: E731
     knn = KNeighborsClassifier(max(KS), algorithm='brute', metric='cosine', weights=weights)
     return knn.fit(train_ND.numpy(), labels_N.numpy()).predict(queries_MD.numpy())
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what it gives."""
+    """Return the seconds that a function takes, and its result."""
     start = time.perf_counter()
     found = run()
     return time.perf_counter() - start, found
 
 
 def compare(images: int, width: int, queries: int, pairs: int) -> dict[str, Any]:
-    """Times of both, pair by pair, and the share of queries on which they agree."""
+    """Return the times of both, pair by pair, and the fraction of queries on which they agree."""
     train_ND, labels_N = clusters(images, width, 1)
     queries_MD, _ = clusters(queries, width, 2)
     contestants: list[Callable[[], Any]] = [
@@ -76,13 +76,13 @@ def compare(images: int, width: int, queries: int, pairs: int) -> dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=50_000)
-    parser.add_argument('--width', type=int, default=768)
-    parser.add_argument('--queries', type=int, default=10_000)
-    parser.add_argument('--pairs', type=int, default=3)
-    parser.add_argument('--json', type=Path, metavar='FILE', help='also write everything there')
+    parser.add_argument('--images', type=int, default=50_000, help='training images (default: %(default)s)')
+    parser.add_argument('--width', type=int, default=768, help='width of the features (default: %(default)s)')
+    parser.add_argument('--queries', type=int, default=10_000, help='images to classify (default: %(default)s)')
+    parser.add_argument('--pairs', type=int, default=3, help='repetitions (default: %(default)s)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write all numbers to this file')
     args = parser.parse_args(arguments)
     result = dict(
         machine=f'CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, scikit-learn {sklearn.__version__}, '

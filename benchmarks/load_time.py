@@ -1,11 +1,11 @@
-"""Time and memory of loading a ViT from a file in another format, against torch.load of the same file.
+"""Measure time and memory of loading a ViT from another format, compared with torch.load of the same file.
 
 python benchmarks/load_time.py [--arch h] [--format {mae,timm,hf_vit,beit,mkd}] [--rounds 5]
 
-Writes a file of random weights under a temporary folder. Each loading is a process of its own: the network is built first,
-and what is timed is `load_backbone` alone (reading, sorting out, converting, checking, copying). Memory is how much the
-process's highest resident set grows, with the network's own memory and the file's mapped pages; interpreter and libraries,
-which were there before, are given beside it. The file is in the system's cache in every round.
+Writes a file of random weights to a temporary folder. Each load runs in its own process, which first builds the network and
+then times `load_backbone` alone (reading, detecting, converting, checking, copying). Memory is the growth of the process's
+peak resident set, including the network and the mapped pages of the file; the resident set before (interpreter and
+libraries) is printed beside it. The file is in the system's cache in every round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATCH = {'h': 14}
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of the network; those that the format needs."""
+    """Return options of a network that the format can hold."""
     options: dict[str, Any] = dict(arch=args.arch, patch_size=PATCH.get(args.arch, 16), position='learned')
     if args.format == 'beit':
         options |= dict(position='none', relative_position='shared', layer_scale=0.1)
@@ -37,7 +37,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_file(args: argparse.Namespace, path: Path) -> None:
-    """A file of random weights."""
+    """Write a file of random weights."""
     from mkd_plugin.models.vit import VisionTransformer
 
     tensors = VisionTransformer(**options_of(args)).state_dict()
@@ -51,19 +51,19 @@ def write_file(args: argparse.Namespace, path: Path) -> None:
 
 
 def peak() -> int:
-    """Highest resident set of this process so far, bytes; not what was left by the process that made it."""
+    """Return the peak resident set of this process in bytes, excluding that of its parent."""
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
     return int(line.split()[1]) * 1024
 
 
 def run_once(args: argparse.Namespace) -> dict[str, float]:
-    """Load, in this process."""
+    """Load in this process."""
     from mkd_plugin.checkpoint import load_backbone
     from mkd_plugin.models.vit import VisionTransformer
 
-    torch.load(args.file, weights_only=True, mmap=True)  # so that no code is run for the first time below
+    torch.load(args.file, weights_only=True, mmap=True)  # so that the code below has already run once
     if args.once == 'ours':
-        with torch.device('meta'):  # weights are drawn for nothing otherwise, which takes longer than loading
+        with torch.device('meta'):  # drawing random weights would take longer than loading
             network = VisionTransformer(**options_of(args))
         network = network.to_empty(device='cpu')
     before, start = peak(), time.perf_counter()
@@ -75,7 +75,7 @@ def run_once(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace, file: Path, which: str) -> dict[str, float]:
-    """Load, in a process of its own."""
+    """Load in a new process."""
     command = [sys.executable, __file__, '--once', which, '--file', file, '--arch', args.arch, '--format', args.format]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))

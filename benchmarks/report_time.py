@@ -22,18 +22,18 @@ from photographs import write_photographs
 from rich.console import Console
 from rich.table import Table
 
-from mkd_plugin.analysis.report import MEASUREMENTS, Settings, analyze
-from mkd_plugin.analysis.report.settings import CURVATURE
-from mkd_plugin.checkpoint.releases import IMAGENET
+from mkd_plugin.checkpoint.releases import IMAGENET_PIXELS
 from mkd_plugin.checkpoint.write import write_weights
 from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.reporting.analysis import MEASUREMENTS, Settings, analyze
+from mkd_plugin.reporting.analysis.settings import CURVATURE
 
 
 def write_network(path: Path, arch: str, side: int) -> None:
     """A file of random weights."""
     torch.manual_seed(0)
     network = VisionTransformer(arch=arch, img_size=side)
-    about = dict(backbone=network.options, pixel_mean=list(IMAGENET[0]), pixel_std=list(IMAGENET[1]))
+    about = dict(backbone=network.options, pixel_mean=list(IMAGENET_PIXELS[0]), pixel_std=list(IMAGENET_PIXELS[1]))
     write_weights(path, {f'backbone.{name}': tensor for name, tensor in network.state_dict().items()}, about)
 
 

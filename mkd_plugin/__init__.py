@@ -1,18 +1,19 @@
 """Masked knowledge distillation of vision transformers, as a plugin of the OpenMMLab packages.
 
-Importing it checks the installed hosts and registers every part with them; mmdet and mmseg are not imported.
+Importing it checks the installed hosts, adapts them (`mkd_plugin.compat.install`) and registers every component with them;
+mmdet and mmseg are not imported.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from mkd_plugin.compat import install
 from mkd_plugin.compat.hosts import check_hosts
 from mkd_plugin.version import __version__
 
-check_hosts()  # first: the imports below fail with less helpful words
+check_hosts()  # first: without a host the imports below fail with a less helpful message
+install()
 
 from mkd_plugin import registry  # noqa: E402
-from mkd_plugin.compat.host_gaps import resolve_mmseg_bases, serve_missing_ops  # noqa: E402
-from mkd_plugin.compat.loaders import install_safe_loader  # noqa: E402
 from mkd_plugin.utils.configs import get_ablation, get_config  # noqa: E402
 
 if TYPE_CHECKING:
@@ -20,13 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'registry']
 
-install_safe_loader()
-serve_missing_ops()
-resolve_mmseg_bases()
-
 
 def __getattr__(name: str) -> Any:
-    """Import `load_student` on first use: it needs the models, which a config or a look-up does not."""
+    """Import `load_student` on first use: it needs the models, which configs do not."""
     if name == 'load_student':
         from mkd_plugin.interop.student import load_student
 

@@ -1,8 +1,8 @@
 """``python -m mkd_plugin SCRIPT [ARGUMENTS…]``: run a host's own script with this plugin imported first.
 
 mmdet's and mmseg's ``tools/train.py`` and ``tools/test.py`` import their package before they read the config that names this
-plugin; without compiled ops that import fails. The script gets its arguments, ``sys.argv`` and ``sys.path`` as if python had
-run it.
+plugin; without compiled ops that import fails. The script sees its arguments, ``sys.argv`` and ``sys.path`` as if Python had
+run it directly. ``mkd host`` does the same.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import runpy
 import sys
 from pathlib import Path
 
-__all__ = ['main']
-
 
 def main(arguments: list[str]) -> None:
-    """Run ``arguments[0]``; the rest is for the script.
+    """Run the script ``arguments[0]`` with the other arguments.
 
     Raises:
-        SystemExit: No script was named, or it is not there.
+        SystemExit: No script was given, or it does not exist.
     """
     if not arguments or arguments[0] in ('-h', '--help'):
         sys.exit(f'{__doc__}\nNo script was given.' if not arguments else __doc__)

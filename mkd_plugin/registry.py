@@ -1,7 +1,7 @@
-"""The registries: children of mmengine's root registries, mirrored into mmpretrain's.
+"""Registries: children of mmengine's root registries, mirrored into mmpretrain's.
 
-Being children of the *root* makes ``type='mkd_plugin.X'`` resolve from the scope of mmpretrain, mmdet and mmseg
-without ``custom_imports``. Being mirrored makes the plain name ``type='X'`` resolve in an mmpretrain config after
+As children of the *root*, they make ``type='mkd_plugin.X'`` resolve in the scope of mmpretrain, mmdet and mmseg without
+``custom_imports``. Mirroring makes the plain name ``type='X'`` resolve in an mmpretrain config after
 ``custom_imports=dict(imports=['mkd_plugin'])``.
 """
 
@@ -25,13 +25,12 @@ from mmengine.registry import Registry
 
 
 class MirroredRegistry(Registry):
-    """A registry whose members also become members of a host's registry.
+    """Registry whose members are also registered in a host's registry.
 
-    Nothing is imported for it: the host learns where our members live (``locations``) and imports them when a name is
-    first looked up there.
+    Mirroring imports nothing: the host gets our ``locations`` and imports them when it first looks up a name.
 
     Args:
-        name: What the members are, for messages.
+        name: Kind of the members, for messages.
         parent: mmengine's root registry of that kind.
         locations: Modules whose import registers the members.
     """
@@ -41,10 +40,10 @@ class MirroredRegistry(Registry):
         self._mirror: Registry | None = None
 
     def mirror_into(self, host: Registry) -> None:
-        """Let ``host`` find our members by their plain names, lazily."""
+        """Let ``host`` find our members by their plain names, importing them lazily."""
         self._mirror = host
         host._locations = [*host._locations, *self._locations]
-        host._imported = False  # a host that has already looked its own modules up must look once more
+        host._imported = False  # import locations again if the host has already done so
 
     def _register_module(self, module: type, module_name: str | list[str] | None = None, force: bool = False) -> None:
         super()._register_module(module, module_name, force)
@@ -56,7 +55,7 @@ class MirroredRegistry(Registry):
             if taken is not None and taken is not module:
                 raise ValueError(
                     f"mkd_plugin registers '{name}', but {self._mirror.scope} already has {taken.__module__}."
-                    f'{taken.__qualname__} under that name. Rename yours, or do not import both in one run.'
+                    f'{taken.__qualname__} under that name. Rename your class, or do not import both in one run.'
                 )
             self._mirror.register_module(name=name, module=module, force=True)
 
@@ -90,15 +89,15 @@ if find_spec('mmpretrain') is not None:
 
 
 def build(cfg: Any, **context: Any) -> Any:
-    """Build one of the plugin's components inside the plugin's own scope, whatever scope the run uses.
+    """Build a component in the plugin's scope, regardless of the run's default scope.
 
     Args:
-        cfg: A config with ``type``: ours, or mmpretrain's (``mmpretrain.HOGGenerator`` or plain). Something that is built
-            already is returned as it is.
-        context: What the surrounding model tells every component of this kind (never written in a config).
+        cfg: Config with a ``type`` of mkd_plugin or mmpretrain (``mmpretrain.HOGGenerator`` or plain), or an object, which
+            is returned as is.
+        context: Keyword arguments that the surrounding model fills in; they must not appear in the config.
 
     Raises:
-        ValueError: The config has no ``type``, or the component has no option of a name that was given.
+        ValueError: The config has no ``type``, an unknown one, or an unknown option.
     """
     if not isinstance(cfg, dict):
         return cfg
@@ -107,8 +106,8 @@ def build(cfg: Any, **context: Any) -> Any:
     cfg, component = dict(cfg), find(cfg['type'])
     if component is None:
         raise ValueError(
-            f"There is no component '{cfg['type']}' in mkd_plugin or mmpretrain. Ours are {sorted(MODELS.module_dict)}; "
-            "a class of another host is written with its package, for example 'mmseg.HOG'."
+            f"There is no component '{cfg['type']}' in mkd_plugin or mmpretrain. mkd_plugin has "
+            f"{sorted(MODELS.module_dict)}; add the package to a class of another host, for example 'mmseg.HOG'."
         )
     cfg['type'] = component
     if component.__module__.startswith('mkd_plugin.'):
@@ -117,7 +116,7 @@ def build(cfg: Any, **context: Any) -> Any:
 
 
 def find(name: str | type) -> type | None:
-    """The class of a component: ours by its plain name, else mmpretrain's."""
+    """Find the class of a component in mkd_plugin, else in mmpretrain; None if there is none."""
     if not isinstance(name, str):
         return name
     found = MODELS.get(name)
@@ -125,13 +124,9 @@ def find(name: str | type) -> type | None:
 
 
 def check_options(component: type, given: Iterable[str], context: Iterable[str]) -> None:
-    """Refuse a misspelt option, and say which there are.
-
-    Raises:
-        ValueError: ``component`` has no option of a name that was given.
-    """
+    """Raise ValueError for an option that ``component`` does not have, or that the model fills in."""
     allowed: set[str] = set()
-    for cls in component.__mro__:  # a subclass that passes **options on has its parent's as well
+    for cls in component.__mro__:  # a constructor with **options also accepts its parent's
         constructor: Callable[..., None] | None = vars(cls).get('__init__')
         if constructor is None:
             continue
@@ -142,7 +137,7 @@ def check_options(component: type, given: Iterable[str], context: Iterable[str])
     given = set(given)
     filled_in = sorted(given & set(context))
     if filled_in:
-        raise ValueError(f'{component.__name__}: leave {filled_in} out of the config, the model fills it in.')
+        raise ValueError(f'{component.__name__}: remove {filled_in} from the config; the model fills it in.')
     unknown = sorted(given - allowed)
     if unknown:
         options = sorted(allowed - set(context))

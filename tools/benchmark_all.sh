@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Classification, detection and segmentation from a pre-training, in one report: see tools/benchmark_all.py, which gets the
-# arguments.
+# Fine-tune checkpoints for classification, detection and segmentation, and write one report: see `mkd benchmark --help`.
 set -euo pipefail
 tools=$(dirname "${BASH_SOURCE[0]}")
 source "$tools/launch.sh"

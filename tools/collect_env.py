@@ -1,9 +1,10 @@
-"""Print the environment, for a report of a problem: `python tools/collect_env.py`."""
+"""Report versions, devices and missing parts: the same as `mkd doctor`."""
 
-from __future__ import annotations
+import sys
+from pathlib import Path
 
-from mkd_plugin.preflight.environment import describe_environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+from mkd_cli.doctor import main  # noqa: E402
 
 if __name__ == '__main__':
-    for name, value in describe_environment().items():
-        print(f'{name}: {value}')
+    sys.exit(main())

@@ -4,6 +4,7 @@
 #   NNODES=2 NODE_RANK=0|1 MASTER_ADDR=first.machine [PORT=29500] dist_train.sh CONFIG GPUS_EACH
 # Exit code 85: the state is saved, start again with --resume.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; fi
 if [[ $# -lt 2 || ! $2 =~ ^[1-9][0-9]*$ ]]; then
     echo 'usage: dist_train.sh CONFIG GPUS [arguments of train.py]' >&2
     exit 2

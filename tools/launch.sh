@@ -1,10 +1,10 @@
-# For dist_train.sh and dist_test.sh: launch PROCESSES SCRIPT [arguments]
+# Used by dist_train.sh and dist_test.sh: launch PROCESSES SCRIPT [arguments]
 
 # A checkout works without being installed.
 PYTHONPATH=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 
-# PYTHON, else the environment of tools/setup_venv.sh in a checkout, else `python`.
+# Prints $PYTHON, else the python of tools/setup_venv.sh in a checkout, else `python`.
 find_python() {
     local own=${VENV:-$(dirname "${BASH_SOURCE[0]}")/../.venv}/bin/python
     if [[ -n ${PYTHON:-} ]]; then echo "$PYTHON"; elif [[ -x $own ]]; then echo "$own"; else echo python; fi
@@ -15,9 +15,9 @@ launch() {
     shift
     local rendezvous=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}")
-    # One machine needs no agreed port: two runs beside each other do not collide.
+    # On one machine the port is chosen freely, so that two runs do not collide.
     if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then rendezvous=(--standalone); fi
-    # torchrun would give every process one thread
+    # torchrun alone would set one thread for each process
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + processes - 1) / processes ))}
-    exec "$(find_python)" -m mkd_plugin.preflight.torchrun "${rendezvous[@]}" --nproc_per_node "$processes" "$@"
+    exec "$(find_python)" -m mkd_cli.torchrun "${rendezvous[@]}" --nproc_per_node "$processes" "$@"
 }

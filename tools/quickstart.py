@@ -1,151 +1,245 @@
-"""The main job on the embedded digits: pre-train dBOT in two stages, fine-tune every stage's student, report.
+"""Pre-train dBOT in two stages on the embedded digits, fine-tune each stage's student, and write a report.
 
     bash tools/quickstart.sh [--work-dir DIR] [--draws N] [--cfg-options KEY=VALUE …]
 
-Everything runs through the hosts' own runner, datasets and metric, from configs/dbot/. Written to the work dir:
-report.json, curves.png, attention.png, and the stages' checkpoints under pretrain/.
+Everything is trained by mmengine's runner from the configs below configs/dbot/. The work folder gets report.json, curves.png,
+attention.png and pretrain/ with a checkpoint of each stage. Rerun the command to resume it: finished jobs are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
+import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
+from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 import mkd_plugin
 from mkd_plugin.datasets import draw_labelled, write_digits
-from mkd_plugin.reporting.pictures import plot_attention
+from mkd_plugin.interop.student import LoadedStudent, load_student
+from mkd_plugin.models.masking.guided import attention_of_cls
+from mkd_plugin.reporting.experiment import Job, JobContext, run_jobs
+from mkd_plugin.reporting.store import Record, Store, key_of
+from mkd_plugin.structures import QueryKey
+from mkd_plugin.utils.files import write_whole
 
-# mmpretrain imports an op that it does not need and that is not compiled here
+# mmpretrain imports an op that is not compiled here and that nothing needs
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 STARTS = {'scratch': None, 'teacher0': 'stage_0.pth', 'stage1': 'stage_1.pth', 'stage2': 'stage_2.pth'}
+COLUMNS = 8  # of attention.png
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
-    parser.add_argument('--data-root', type=Path, default=Path('data/digits'))
-    parser.add_argument('--labels', type=int, nargs='+', default=[2, 10], help='labelled images a class')
-    parser.add_argument('--draws', type=int, default=5, help='label draws, the same for every start')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the pre-training config'
-    )
-    parser.add_argument(
-        '--ft-options', nargs='+', action=DictAction, default={}, help='changes of the fine-tuning config'
-    )
+    add = parser.add_argument
+    add('--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='output folder (default: %(default)s)')
+    add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
+    add('--labels', type=int, nargs='+', default=[2, 10], help='labelled images per class (default: 2 10)')
+    add('--draws', type=int, default=5, help='draws of labels, the same for every start (default: %(default)s)')
+    add('--seed', type=int, default=0, help='random seed of the pre-training (default: %(default)s)')
+    add('--cfg-options', nargs='+', action=DictAction, default={}, help='changed options of the pre-training config')
+    add('--ft-options', nargs='+', action=DictAction, default={}, help='changed options of the fine-tuning config')
     return parser.parse_args()
 
 
-def pretrain(args: argparse.Namespace) -> Config:
-    """Run dBOT's two stages."""
+@dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning.
+
+    Attributes:
+        start: Name in ``STARTS``.
+        labels: Labelled images per class.
+        draw: Draw of these labels.
+    """
+
+    start: str
+    labels: int
+    draw: int
+
+    def __str__(self) -> str:
+        return f'{self.start}, {self.labels} labels per class, draw {self.draw}'
+
+
+def pretrain_config(args: argparse.Namespace) -> Config:
+    """Return the config of dBOT's two stages, without paths."""
     cfg = mkd_plugin.get_config('dbot/dbot_digits')
-    cfg.work_dir = str(args.work_dir / 'pretrain')
-    cfg.train_dataloader.dataset.data_root = str(args.data_root)
     cfg.randomness.seed = args.seed
     cfg.merge_from_dict(args.cfg_options)
-    Runner.from_cfg(cfg).train()
     return cfg
 
 
-def finetune(args: argparse.Namespace, start: str, labels: int, draw: int) -> float:
-    """Fine-tune one start on one draw of labels; top-1 accuracy on the validation scans, in per cent."""
+def pretrain(args: argparse.Namespace, context: JobContext) -> None:
+    """Run dBOT's two stages, from the last checkpoint if the run was interrupted."""
+    cfg = pretrain_config(args)
+    cfg.work_dir, cfg.resume = str(context.work_dir), True
+    cfg.train_dataloader.dataset.data_root = str(args.data_root)
+    Runner.from_cfg(cfg).train()
+
+
+def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
+    """Return the config of a fine-tuning, without paths."""
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
-    cfg.work_dir = str(args.work_dir / 'finetune' / f'{start}_{labels:02d}_{draw}')
-    cfg.log_level, cfg.default_hooks.progress.enabled = 'ERROR', False  # the terminal has one bar for all of them
-    cfg.randomness.seed = 1000 + draw  # another than the pre-training's: scratch must not start as teacher 0
-    listed = draw_labelled(args.data_root, labels, draw)
-    cfg.train_dataloader.dataset.update(data_root=str(args.data_root), ann_file=str(listed.relative_to(args.data_root)))
-    cfg.val_dataloader.dataset.data_root = str(args.data_root)
+    cfg.log_level, cfg.default_hooks.progress.enabled = 'ERROR', False  # one progress bar shows all runs
+    cfg.randomness.seed = 1000 + run.draw  # different from the pre-training's, so that scratch does not equal teacher 0
     cfg.merge_from_dict(args.ft_options)
-    if STARTS[start]:
-        checkpoint = str(args.work_dir / 'pretrain' / STARTS[start])
-        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    return cfg
+
+
+def finetune(args: argparse.Namespace, run: FineTuning, pretrained: Path, context: JobContext) -> float:
+    """Fine-tune; return the top-1 accuracy on the validation scans in per cent."""
+    cfg = finetune_config(args, run)
+    cfg.work_dir = str(context.work_dir)
+    annotation = draw_labelled(args.data_root, run.labels, run.draw)
+    cfg.train_dataloader.dataset.update(
+        data_root=str(args.data_root), ann_file=str(annotation.relative_to(args.data_root))
+    )
+    cfg.val_dataloader.dataset.data_root = str(args.data_root)
+    if file := STARTS[run.start]:
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(pretrained / file), prefix='backbone.')
     runner = Runner.from_cfg(cfg)
     runner.train()
     return float(runner.message_hub.get_scalar('val/accuracy/top1').current())
 
 
-def finetune_all(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Every start on every draw, in one process of one thread per core."""
-    jobs = [(start, labels, draw) for labels in args.labels for start in STARTS for draw in range(args.draws)]
-    accuracies: dict[tuple[str, int], list[float]] = {(start, labels): [] for start, labels, _ in jobs}
-    columns = (TextColumn('fine-tuning'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    context = multiprocessing.get_context('spawn')
-    pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=torch.set_num_threads, initargs=(1,))
-    with pool, Progress(*columns, console=console) as progress:
-        task = progress.add_task('', total=len(jobs))
-        futures = [pool.submit(finetune, args, *job) for job in jobs]
-        for number, ((start, labels, draw), future) in enumerate(zip(jobs, futures, strict=True), 1):
-            accuracy = future.result()
-            accuracies[start, labels].append(accuracy)
-            progress.advance(task)
-            if not console.is_terminal:  # a log file gets lines, a terminal the bar
-                print(
-                    f'[{number}/{len(jobs)}] {start}, {labels} labels a class, draw {draw}: {accuracy:.1f}', flush=True
-                )
-    return [
-        dict(
-            start=start,
-            labels_per_class=labels,
-            accuracies=values,
-            mean=statistics.mean(values),
-            std=statistics.stdev(values) if len(values) > 1 else 0.0,
-        )
-        for (start, labels), values in accuracies.items()
-    ]
+def run_pretraining(args: argparse.Namespace, store: Store) -> tuple[str, Record]:
+    """Pre-train, unless it is done already; return the key of the job and its record."""
+    key = key_of('pretrain', version=mkd_plugin.__version__, config=pretrain_config(args).to_dict())
+    job = Job('pre-training', key, partial(pretrain, args))
+    outcome = run_jobs([job], store, console=Console(quiet=True))  # mmengine shows the progress
+    if key in outcome.failures:
+        raise ValueError(f'The pre-training failed: {outcome.failures[key]}')
+    shutil.copytree(store.work_dir(key), args.work_dir / 'pretrain', dirs_exist_ok=True)
+    return key, outcome.records[key]
 
 
-def show(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print the table: starts down, labels across."""
-    labels = sorted({row['labels_per_class'] for row in rows})
-    table = Table('start', *(f'{count} labels a class' for count in labels), title='top-1 on 357 scans, per cent')
-    for start in STARTS:
-        cells = {
-            row['labels_per_class']: f'{row["mean"]:.1f} ± {row["std"]:.1f}' for row in rows if row['start'] == start
-        }
-        table.add_row(start, *(cells[count] for count in labels))
-    console.print(table)
-
-
-def main() -> None:
-    """Run it all."""
-    args, console = parse_args(), Console()
-    began = time.time()
-    write_digits(args.data_root)
-    cfg = pretrain(args)
-    pretrained = time.time()
-    rows = finetune_all(args, console)
-    settings = dict(
-        seed=args.seed, draws=args.draws, stages=cfg.model.teachers.boot.stages, version=mkd_plugin.__version__
+def run_finetunings(
+    args: argparse.Namespace, store: Store, pretrained: str, console: Console
+) -> dict[FineTuning, Record]:
+    """Fine-tune every start on every draw, in one process per core."""
+    jobs = {}
+    for labels in args.labels:
+        for run in (FineTuning(start, labels, draw) for start in STARTS for draw in range(args.draws)):
+            config = finetune_config(args, run).to_dict()
+            content = dict(config=config, labels=labels, draw=run.draw, start=run.start, pretrained=pretrained)
+            key = key_of(f'{run.start}_{labels:02d}_{run.draw}', version=mkd_plugin.__version__, **content)
+            jobs[run] = Job(str(run), key, partial(finetune, args, run, store.work_dir(pretrained)))
+    outcome = run_jobs(
+        list(jobs.values()),
+        store,
+        console=console,
+        workers=os.cpu_count() or 1,
+        backend='processes',
+        describe=lambda record: f'{record.value:.1f} %',
     )
-    seconds = dict(pretrain=pretrained - began, finetune=time.time() - pretrained)
-    report = dict(rows=rows, settings=settings, seconds=seconds)
-    (args.work_dir / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
+    if outcome.failures:
+        raise ValueError(f'{len(outcome.failures)} fine-tunings failed. Rerun the command to repeat them.')
+    return {run: outcome.records[job.key] for run, job in jobs.items()}
+
+
+def summarize(args: argparse.Namespace, records: dict[FineTuning, Record]) -> list[dict[str, Any]]:
+    """Return mean and standard deviation over the draws for each start and number of labels."""
+    rows = []
+    for labels in args.labels:
+        for start in STARTS:
+            values = [records[FineTuning(start, labels, draw)].value for draw in range(args.draws)]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            row = dict(start=start, labels_per_class=labels, accuracies=values)
+            rows.append(dict(**row, mean=statistics.mean(values), std=spread))
+    return rows
+
+
+def result_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the table of accuracies, one line per start."""
+    labels = sorted({row['labels_per_class'] for row in rows})
+    cells = {(row['start'], row['labels_per_class']): f'{row["mean"]:.1f} ± {row["std"]:.1f}' for row in rows}
+    table = Table('start', *(f'{count} labels per class' for count in labels), title='top-1 on 357 scans, per cent')
+    for start in STARTS:
+        table.add_row(start, *(cells[start, count] for count in labels))
+    return table
+
+
+@torch.no_grad()
+def attention_map_of_cls(student: LoadedStudent, images_BCHW: Tensor) -> Tensor:
+    """Attention of the cls token in the last block, mean over heads, (B, rows, columns). Images are RGB in [0, 1]."""
+    backbone = student.backbone
+    logits = backbone(student.normalise(images_BCHW), taps=('logit:-1',)).taps['logit:-1']
+    assert isinstance(logits, QueryKey)
+    return attention_of_cls(logits, backbone.num_prefix).view(-1, *backbone.grid)
+
+
+def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path) -> None:
+    """Draw, for one image of each of the first classes: input, a random 75 % masked input, and each network's attention.
+
+    ``folder`` has one sub-folder per class; ``checkpoints`` has the names of the rows.
+    """
+    students = {name: load_student(path) for name, path in checkpoints.items()}
+    backbone = next(iter(students.values())).backbone
+    files = [sorted(kind.glob('*.png'))[0] for kind in sorted(folder.iterdir())[:COLUMNS]]
+    size = backbone.image_hw[::-1]
+    pictures = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
+    images_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    length, patch = backbone.grid[0] * backbone.grid[1], backbone.patch_size
+    order = np.random.default_rng(0).random((len(files), length)).argsort(axis=1)
+    hidden = (order >= length // 4).reshape(-1, *backbone.grid).repeat(patch, 1).repeat(patch, 2)
+    rows = {'input': images_BCHW.permute(0, 2, 3, 1).numpy()}
+    rows['masked'] = np.where(hidden[..., None], 0.5, rows['input'])
+    rows.update({name: attention_map_of_cls(student, images_BCHW).numpy() for name, student in students.items()})
+    figure = Figure(figsize=(len(files), len(rows) + 0.2), layout='constrained')
+    for line, (name, row) in zip(figure.subplots(len(rows), len(files)), rows.items(), strict=True):
+        line[0].set_ylabel(name, fontsize='small')
+        for axis, picture in zip(line, row, strict=True):
+            axis.imshow(picture, cmap=None if picture.ndim == 3 else 'magma')
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(out, dpi=120)
+
+
+def main() -> int:
+    """Pre-train, fine-tune and report; return the exit code."""
+    args, console = parse_args(), Console()
+    began = time.monotonic()
+    args.data_root = write_digits(args.data_root).resolve()
+    try:
+        store = Store(args.work_dir / 'jobs')
+        key, pretrained = run_pretraining(args, store)
+        records = run_finetunings(args, store, key, console)
+    except ValueError as error:
+        console.print(str(error), style='bold red', markup=False)
+        return 1
+    rows = summarize(args, records)
+    stages = pretrain_config(args).model.teachers.boot.stages
+    settings = dict(seed=args.seed, draws=args.draws, stages=stages, version=mkd_plugin.__version__)
+    seconds = dict(pretrain=pretrained.seconds, finetune=sum(record.seconds for record in records.values()))
+    write_whole(
+        args.work_dir / 'report.json', json.dumps(dict(rows=rows, settings=settings, seconds=seconds), indent=2) + '\n'
+    )
     shutil.copy2(args.work_dir / 'pretrain' / 'curves.png', args.work_dir / 'curves.png')
-    stages = {name: args.work_dir / 'pretrain' / file for name, file in STARTS.items() if file}
-    plot_attention(stages, args.data_root / 'val', args.work_dir / 'attention.png')
-    show(rows, console)
-    console.print(f'{sum(seconds.values()) / 60:.1f} minutes. Report and pictures: {args.work_dir}')
+    checkpoints = {name: args.work_dir / 'pretrain' / file for name, file in STARTS.items() if file}
+    plot_attention(checkpoints, args.data_root / 'val', args.work_dir / 'attention.png')
+    console.print(result_table(rows))
+    console.print(f'{(time.monotonic() - began) / 60:.1f} minutes. Report and figures: {args.work_dir}')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

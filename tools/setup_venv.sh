@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Makes the tested environment: $VENV (default: .venv of this checkout), with the plugin installed editable. Called, or
-# sourced by scripts that go on to use $root and $VENV.
+# Make the tested environment: $VENV (default: .venv of this checkout), with the plugin installed editable. Other scripts
+# source this one and then use $root and $VENV.
 #
-# It can be run again at any time: a finished environment is recognised by its stamp in well under a second, and an
-# unfinished or outdated one is continued, because pip skips what is there. $PYTHON names another Python 3.11.
+# Run it again at any time: a finished environment is recognised by its stamp in well under a second, and an unfinished or
+# outdated one is completed, because pip skips what is installed. Set $PYTHON to use another Python 3.11.
 set -euo pipefail
+if [[ ${BASH_SOURCE[0]} == "$0" && ( ${1:-} == -h || ${1:-} == --help ) ]]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$root/.venv}
@@ -14,7 +18,8 @@ setup_step() {
     echo "[setup $1/5] $2"
 }
 
-# What decides the content of the environment. The checkout's path does too: an editable installation points to it.
+# Print the hash of what the environment depends on, the checkout's path among it: an editable installation points there.
+# mkd_cli/doctor.py computes the same hash.
 setup_wanted() {
     { echo "$root"; cat "$root"/requirements/*.txt "$root"/setup.py "$root"/mkd_plugin/version.py; } | sha256sum
 }

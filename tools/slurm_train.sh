@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Train under SLURM: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of train.py]
 #   GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=8 SRUN_ARGS='…' SBATCH_ARGS='--time 1-0' GRACE=120
-# Submits a job that is queued again whenever it is stopped: GRACE seconds before its time is over (SIGUSR1) and when it is
-# preempted (SIGTERM) the trainer saves and ends with 85, and the job asks SLURM to queue it again. It always resumes.
+# The job is queued again whenever it is stopped: GRACE seconds before its time limit (SIGUSR1) and on preemption (SIGTERM) the
+# trainer saves and exits with 85, and the job asks SLURM to queue it again. It always resumes.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; fi
 
 if [[ ${1:-} == --run ]]; then  # inside the job
     shift

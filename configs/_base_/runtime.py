@@ -1,5 +1,5 @@
-# mmpretrain's runtime; checkpoints that weights_only loading accepts and that name their network; a run that is killed
-# and resumed ends with the same weights; what it did is recorded.
+# mmpretrain's runtime, with checkpoints that load with weights_only and describe their network, exact resume of killed
+# runs, and a record of each run.
 _base_ = ['mmpretrain::_base_/default_runtime.py', 'run.py']
 
 default_hooks = dict(

@@ -1,4 +1,4 @@
-# The runtime for runs of minutes: fewer checkpoints, a line of log an epoch.
+# Runtime for short runs: fewer checkpoints, one log line per epoch.
 _base_ = 'runtime.py'
 
 default_hooks = dict(checkpoint=dict(interval=10), logger=dict(interval=30))

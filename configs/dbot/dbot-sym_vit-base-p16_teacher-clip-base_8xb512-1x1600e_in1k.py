@@ -10,7 +10,7 @@ train_pipeline = [
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
     dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.4, 1.0)),
     dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
-    dict(type='PackInputs'),
+    dict(type='mkd_plugin.PackCrops'),
 ]
 train_dataloader = dict(batch_size=512, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=3e-3, betas=(0.9, 0.98), eps=1e-6), clip_grad=dict(max_norm=3.0))

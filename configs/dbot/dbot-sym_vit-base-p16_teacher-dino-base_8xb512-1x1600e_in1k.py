@@ -1,4 +1,5 @@
-# dBOT, symmetric, ViT-B/16 from DINO's ViT-B/16 (84.8 top-1). The target has the teacher's final norm, as Table A1 says.
+# dBOT, symmetric, ViT-B/16 from DINO's ViT-B/16 (84.8 top-1). The target is taken after the teacher's final norm (Table
+# A1).
 _base_ = 'dbot-sym_vit-base-p16_teacher-clip-base_8xb512-1x1600e_in1k.py'
 
 model = dict(

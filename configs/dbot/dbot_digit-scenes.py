@@ -1,6 +1,6 @@
-# dBOT on scenes of digits, for the detector and segmentor of finetune/digit_scenes: patches of 8 pixels, a ViT that a CPU
-# trains in half an hour. The method is that of dbot_vit-base-p16; beside the sizes, teacher 0 has no blocks, as the
-# reference code has it for L and H (configs/dbot/README.md).
+# dBOT on scenes of digits, for the detector and segmentor of finetune/digit_scenes: patches of 8 pixels and a ViT that
+# trains on a CPU in half an hour. The method is that of dbot_vit-base-p16, except for the sizes and for teacher 0,
+# which has no blocks, as in the reference code for ViT-L and ViT-H (configs/dbot/README.md).
 _base_ = [
     '../_base_/datasets/digit_scenes_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py'
 ]

@@ -1,4 +1,4 @@
-# dBOT on the embedded digits: what tools/quickstart.sh runs. The method is that of dbot_vit-base-p16; only sizes differ.
+# dBOT on scikit-learn's digits, used by tools/quickstart.sh. Differs from dbot_vit-base-p16 only in its sizes.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 model = dict(

@@ -1,5 +1,5 @@
-# ViT-B on one small GPU: the same effective batch of 4096 = 64 images × 64 accumulated steps, with activations computed
-# again in the backward pass.
+# ViT-B on one small GPU: the same effective batch of 4096 = 64 images × 64 accumulated steps, with activation
+# checkpointing.
 _base_ = 'dbot_vit-base-p16_8xb512-2x800e_in1k.py'
 
 model = dict(

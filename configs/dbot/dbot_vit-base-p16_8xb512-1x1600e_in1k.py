@@ -1,4 +1,4 @@
-# One stage of 1600 epochs: Table 5's comparison (83.6), and the recipe for a teacher that comes from a file.
+# One stage of 1600 epochs: Table 5's comparison (83.6), and the recipe for a teacher loaded from a file.
 _base_ = 'dbot_vit-base-p16_8xb512-2x800e_in1k.py'
 
 model = dict(teachers=dict(boot=dict(stages=1)))

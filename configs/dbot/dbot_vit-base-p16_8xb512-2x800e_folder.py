@@ -1,5 +1,6 @@
-# dBOT, ViT-B/16, on your own images: `--cfg-options data_root=DIR`. The method is that of dbot_vit-base-p16_8xb512-2x800e_in1k;
-# with another number of images than ImageNet's 1.28 million, choose the stages' epochs anew.
+# dBOT, ViT-B/16, on your own images: `--cfg-options data_root=DIR`. Otherwise identical to
+# dbot_vit-base-p16_8xb512-2x800e_in1k; adapt the number of epochs if you have many more or fewer than ImageNet's 1.28
+# million images.
 _base_ = [
     '../_base_/models/dbot_vit-base-p16.py', '../_base_/datasets/folder_pretrain_224.py',
     '../_base_/schedules/pretrain_bs4096_800e.py', '../_base_/runtime.py']

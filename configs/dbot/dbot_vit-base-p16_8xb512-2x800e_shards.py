@@ -1,4 +1,4 @@
-# dBOT, ViT-B/16, on your own images in tar shards: `--cfg-options data_root=DIR`. Otherwise as
+# dBOT, ViT-B/16, on your own images in tar shards: `--cfg-options data_root=DIR`. Otherwise identical to
 # dbot_vit-base-p16_8xb512-2x800e_folder.
 _base_ = [
     '../_base_/models/dbot_vit-base-p16.py', '../_base_/datasets/shards_pretrain_224.py',

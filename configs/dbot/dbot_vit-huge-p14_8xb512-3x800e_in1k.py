@@ -1,4 +1,4 @@
-# Three stages: the paper's choice when the student goes to detection or segmentation.
+# Three stages: the paper's default for detection and segmentation.
 _base_ = 'dbot_vit-huge-p14_8xb512-2x800e_in1k.py'
 
 model = dict(teachers=dict(boot=dict(stages=3)))

@@ -1,6 +1,6 @@
-# DINO in place of MAE as the aligned teacher, 9th block with 9th of 12; the student keeps MAE's masking, decoder and pixels.
-# The paper has 82.2 for "DINO as the base framework". If that means that the student's own loss is DINO's as well,
-# this is another experiment. Alignment: ★ reference code, both sides L2-normalised.
+# DINO instead of MAE as the aligned teacher, block 9 with block 9 of 12; the student keeps MAE's masking, decoder and
+# pixels. The paper has 82.2 for "DINO as the base framework". If the paper also used DINO's loss for the student, this
+# is a different experiment. Alignment: ★ reference code, both sides L2-normalised.
 _base_ = 'dmae_vit-base-p16_teacher-vit-large_8xb512-100e_in1k.py'
 
 model = dict(

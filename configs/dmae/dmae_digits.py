@@ -1,10 +1,10 @@
-# DMAE on the embedded digits: MAE, and alignment of block ¾ · depth with the teacher's. The teacher sees the student's
-# visible tokens only and runs no further than the aligned block. Alignment follows the reference code ★: both sides
-# L2-normalised, then L1 (the paper: raw features; leave out `normalize` and `normalize_prediction`). Not normalising
-# pixels follows the reference script.
+# DMAE on scikit-learn's digits: MAE, and alignment of block ¾ · depth with the teacher's. The teacher sees the student's
+# visible patches only and runs up to the aligned block. Alignment follows the reference code ★: both sides
+# L2-normalised, then L1 (paper: raw features; remove `normalize` and `normalize_prediction`). As in the reference
+# script, pixels are not normalised.
 #
-# A teacher needs weights: `tools/train.py configs/mae/mae_digits.py`, then
-# `--cfg-options model.teachers.mae.checkpoint=work_dirs/mae_digits/epoch_100.pth model.teachers.mae.seed=None`.
+# The teacher needs weights: run `tools/train.py configs/mae/mae_digits.py`, then pass `--cfg-options
+# model.teachers.mae.checkpoint=work_dirs/mae_digits/epoch_100.pth model.teachers.mae.seed=None`.
 _base_ = ['../mae/mae_digits.py']
 
 model = dict(

@@ -1,5 +1,5 @@
-# The baseline Distill-CLIP: its features (after ln_post, unprojected; our choice) alone, no masking. 84.8 top-1, 49.5 AP-box,
-# 43.5 AP-mask, 50.3 mIoU.
+# Baseline Distill-CLIP: features of CLIP only (after ln_post, unprojected: our choice), no masking. 84.8 top-1, 49.5
+# AP-box, 43.5 AP-mask, 50.3 mIoU.
 _base_ = 'distill-deit_vit-base-p16_8xb128-300e_in1k.py'
 
 model = dict(

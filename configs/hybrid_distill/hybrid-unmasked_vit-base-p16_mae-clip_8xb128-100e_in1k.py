@@ -1,4 +1,4 @@
-# As hybrid-unmasked_vit-base-p16_mae-deit_8xb128-100e_in1k.py, with CLIP.
+# Like hybrid-unmasked_vit-base-p16_mae-deit_8xb128-100e_in1k.py, with CLIP instead of DeiT.
 _base_ = 'hybrid-unmasked_vit-base-p16_mae-deit_8xb128-100e_in1k.py'
 
 model = dict(

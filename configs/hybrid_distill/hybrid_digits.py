@@ -1,8 +1,9 @@
-# Hybrid Distill on the embedded digits: features of one teacher, token relations of another that also drops the tokens
-# most like their average. Our choices where the paper is silent: relations per head, unscaled, with cls; dBOT's
-# standardisation and beta 2.0 for the features; one linear head on the student's side.
+# Hybrid Distill on scikit-learn's digits: features of one teacher, and token relations of another, which also drops the
+# tokens most similar to their mean. Our choices where the paper gives no details: relations per head, unscaled, with
+# cls; dBOT's standardisation and beta 2.0 for the features; one linear head on the student.
 #
-# Teachers need weights: give both `checkpoint` (and `seed=None`), for example of mae_digits and dbot_digits runs.
+# The teachers need weights: set `checkpoint` (and `seed=None`) of both, for example from runs of mae_digits and
+# dbot_digits.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 teacher = dict(

@@ -1,4 +1,4 @@
-# MAE on the embedded digits: dBOT's student and decoder, with pixels as the teacher.
+# MAE on scikit-learn's digits: dBOT's student and decoder, with pixels as the teacher.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 model = dict(

@@ -1,5 +1,6 @@
-# MAE for as long as DMAE trains: its baseline for equal epochs (81.6 top-1). Pixels are not normalised, as in DMAE's
-# reference script, so that the alignment is all that differs (our choice: the paper's baseline may have normalised them).
+# MAE with DMAE's number of epochs: its baseline for equal training (81.6 top-1). Pixels are not normalised, as in
+# DMAE's reference script, so that only the alignment differs (our choice: the paper's baseline may have normalised
+# them).
 _base_ = [
     '../_base_/datasets/in1k_pretrain_224.py', '../_base_/schedules/pretrain_bs4096_100e.py', '../_base_/runtime.py']
 

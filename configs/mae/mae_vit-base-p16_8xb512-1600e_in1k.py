@@ -1,5 +1,5 @@
 # MAE, ViT-B/16, 1600 epochs: the baseline. dBOT's student and decoder without drop path, per-patch normalised pixels as
-# the target, mean squared error on hidden patches.
+# target, mean squared error on hidden patches.
 _base_ = [
     '../_base_/datasets/in1k_pretrain_224.py', '../_base_/schedules/pretrain_bs4096_800e.py', '../_base_/runtime.py']
 

@@ -1,8 +1,8 @@
-# MaskDistill on the embedded digits. The method is that of maskdistill_vit-base-p16; sizes, rate and betas (those of all
-# digits configs), and the least area of a block, 3 of 36 patches instead of 16 of 196, differ.
+# MaskDistill on scikit-learn's digits. Differs from maskdistill_vit-base-p16 in sizes, rate and betas (those of all digits
+# configs), and minimum block area, 3 of 36 patches instead of 16 of 196.
 #
-# A teacher needs weights: `tools/train.py configs/mae/mae_digits.py`, then
-# `--cfg-options model.teachers.teacher.checkpoint=work_dirs/mae_digits/epoch_100.pth model.teachers.teacher.seed=None`.
+# The teacher needs weights: run `tools/train.py configs/mae/mae_digits.py`, then pass `--cfg-options
+# model.teachers.teacher.checkpoint=work_dirs/mae_digits/epoch_100.pth model.teachers.teacher.seed=None`.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 model = dict(

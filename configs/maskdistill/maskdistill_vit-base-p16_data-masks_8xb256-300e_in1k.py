@@ -1,6 +1,6 @@
-# Blocks drawn by mmpretrain's BEiTMaskGenerator in the data pipeline instead of on the device: the same distribution, up to
-# 78 = floor(0.4 · 196) hidden patches. A mask that comes with the data is used as it is, and `masking` draws nothing; how
-# many patches it hides at most is then not known beforehand, so the teacher's last block computes every token.
+# Blocks are drawn by mmpretrain's BEiTMaskGenerator in the data pipeline instead of on the device: the same
+# distribution, up to 78 = floor(0.4 · 196) hidden patches. A mask from the data replaces the one of `masking`. The
+# maximum number of hidden patches is then unknown in advance, so the teacher's last block computes every token.
 _base_ = 'maskdistill_vit-base-p16_8xb256-300e_in1k.py'
 
 train_pipeline = [
@@ -9,6 +9,6 @@ train_pipeline = [
     dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),
     dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
     dict(type='BEiTMaskGenerator', input_size=(14, 14), num_masking_patches=78, min_num_patches=16),
-    dict(type='PackInputs'),
+    dict(type='mkd_plugin.PackCrops'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,6 +1,6 @@
-# BEiT: the numbers of DALL-E's dVAE, one linear layer, cross entropy. mmpretrain's own dVAE (its converted file; OpenAI's
-# is a pickled module and is refused). The image goes to it at 112 px, as pixels of 0 … 1 squeezed into 0.1 … 0.9.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# BEiT: class indices of DALL-E's dVAE, one linear layer, cross entropy. Uses mmpretrain's dVAE with its converted file;
+# OpenAI's is a pickled module and is refused. Its input is the image at 112 px, with pixels mapped from 0–1 to 0.1–0.9.
+# Otherwise as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

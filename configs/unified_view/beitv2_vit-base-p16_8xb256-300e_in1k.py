@@ -1,6 +1,6 @@
-# BEiT v2: the numbers of the VQ-KD tokenizer, one linear layer, cross entropy. Without BEiT v2's patch aggregation (a
-# second shallow head through cls), which the table's row does not have either. mmpretrain's own VQ-KD.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# BEiT v2: class indices of the VQ-KD tokenizer (mmpretrain's), one linear layer, cross entropy. Without BEiT v2's patch
+# aggregation (a second shallow head through cls), which the table's row does not have either. Otherwise as in every row
+# here: ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

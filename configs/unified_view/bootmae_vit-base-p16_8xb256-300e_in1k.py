@@ -1,6 +1,6 @@
-# BootMAE: a moving average of the student and pixels, each LN, a decoder for each, L2. BootMAE feeds its pixel decoder from
-# a low block as well; here both read the encoder's output.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# BootMAE: a moving average of the student and pixels as targets, each with LN, a decoder for each, L2. BootMAE's pixel
+# decoder also reads a low block; here both decoders read the encoder's output. Otherwise as in every row here:
+# ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
     '../_base_/models/asymmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

@@ -1,7 +1,7 @@
 # data2vec: the mean of the top six blocks of a moving average of the student, LN, one linear layer, smooth L1. data2vec
-# averages what each block's perceptron adds, and raises the momentum over the first epochs; this row averages the blocks'
-# outputs and keeps dBOT's best momentum (its Table 5).
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# averages the MLP outputs of the blocks and raises the momentum over the first epochs; this row averages the blocks'
+# outputs and keeps dBOT's best momentum constant (its Table 5). Otherwise as in every row here: ViT-B/16, MaskDistill's
+# schedule of 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

@@ -1,7 +1,7 @@
 # EVA: CLIP's tokens, one linear layer, cosine, 40 % hidden block by block. EVA's student is a ViT-g of 1.0 billion
-# parameters and its teacher EVA's CLIP-g; this row has ViT-B and OpenAI's CLIP-B. Its table row is MVP's but for the
-# normalisation, which a cosine does not see.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# parameters and its teacher EVA's CLIP-g; this row has ViT-B and OpenAI's CLIP-B. Its table row equals MVP's except for
+# the normalisation, to which a cosine is invariant. Otherwise as in every row here: ViT-B/16, MaskDistill's schedule of
+# 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

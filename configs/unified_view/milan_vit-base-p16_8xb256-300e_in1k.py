@@ -1,6 +1,6 @@
-# MILAN: CLIP's tokens, l2-normalised on both sides, decoder, L2 over all tokens; the visible patches are drawn by CLIP's
-# attention. MILAN's decoder keeps the encoder's visible tokens as fixed prompts; this row has MAE's decoder.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# MILAN: CLIP's tokens, l2-normalised on both sides, decoder, L2 over all tokens; the visible patches are sampled by
+# CLIP's attention. MILAN's decoder keeps the encoder's visible tokens as fixed prompts; this row has MAE's decoder.
+# Otherwise as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
     '../_base_/models/asymmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

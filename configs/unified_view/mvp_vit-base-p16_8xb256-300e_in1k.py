@@ -1,5 +1,5 @@
-# MVP: CLIP's tokens, l2-normalised, one linear layer, cosine.
-# All else as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
+# MVP: CLIP's tokens, l2-normalised, one linear layer, cosine. Otherwise as in every row here: ViT-B/16, MaskDistill's
+# schedule of 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

@@ -1,8 +1,8 @@
-"""How far, how evenly and how differently attention looks: distance, entropy, NMI.
+"""Attention distance, entropy, and normalised mutual information (NMI) of queries and keys.
 
-A is attention after the softmax, (B, H, N, N): queries, then keys; prefix tokens (cls first), then patches, row-major.
-Everything is per image and head first. Two public conventions differ in the distance: *cl-vs-mim* renormalises the rows
-after the prefix tokens were dropped, *dbot* does not, so what goes to cls counts as distance 0.
+Attention is given after the softmax, (B, H, queries, keys), with prefix tokens (cls first) before the patches in row-major
+order. All values are computed per image and head. Two public conventions of the distance exist: *cl-vs-mim* renormalises the
+rows after dropping the prefix tokens; *dbot* does not, so attention to cls counts as distance 0.
 """
 
 from __future__ import annotations
@@ -13,32 +13,21 @@ from math import log, prod
 import torch
 from torch import Tensor
 
-from mkd_plugin.analysis.checks import check_finite, check_flavour, widen
-from mkd_plugin.analysis.streaming import ImageMean
+from mkd_plugin.analysis.streaming import ImageMean, check_finite, check_flavour, widen
 
 DISTANCE_EPS = 1e-32  # the public code's, before rows are renormalised
 NMI_EPS = 1e-8
 
 
 def patch_distances(grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Pixels between the centres of any two patches, (L, L) float64."""
+    """Distances in pixels between the centres of all pairs of patches, (L, L) float64."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing='ij')
     places_L2 = torch.stack([rows.flatten(), columns.flatten()], dim=1) * patch_size
     return (places_L2[:, None] - places_L2).norm(dim=2)
 
 
 def attention_distance(patches_BHLL: Tensor, distances_LL: Tensor, *, flavour: str) -> Tensor:
-    """Mean distance between a query and what it attends to, pixels, (B, H).
-
-    Args:
-        patches_BHLL: Attention from patches to patches: rows sum to at most 1.
-        distances_LL: ``patch_distances``.
-        flavour: 'cl-vs-mim' (rows renormalised) or 'dbot' (not).
-
-    Raises:
-        ValueError: An unknown flavour.
-    """
-    check_flavour(flavour)
+    """Mean distance in pixels between a query and what it attends to, (B, H); 'cl-vs-mim' renormalises rows."""
     if flavour == 'cl-vs-mim':
         patches_BHLL = renormalise(patches_BHLL, DISTANCE_EPS)
     return (patches_BHLL * distances_LL.to(patches_BHLL)).sum(dim=-1).mean(dim=-1)
@@ -50,7 +39,7 @@ def attention_entropy(patches_BHLL: Tensor) -> Tensor:
 
 
 def attention_nmi(patches_BHLL: Tensor) -> Tensor:
-    """Normalised mutual information of query and key place, (B, H): 0 if all queries attend alike (collapse).
+    """Normalised mutual information of query and key positions, (B, H); 0 if all queries attend alike (collapse).
 
     MI / √(H(q) H(k)) with p(q) = 1/L, and MI = H(k) − H(k | q).
     """
@@ -61,29 +50,20 @@ def attention_nmi(patches_BHLL: Tensor) -> Tensor:
 
 
 def renormalise(patches_BHLL: Tensor, eps: float) -> Tensor:
-    """Rows that sum to one; ``eps`` is added to every entry, so an empty row becomes an even one."""
+    """Rescale rows to sum to one after adding ``eps`` to each entry, so that an empty row becomes uniform."""
     raised = patches_BHLL + eps
     return raised / raised.sum(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class AttentionSummary:
-    """One layer's attention, means over images, float64.
+    """Attention statistics of one layer, means over images in float64."""
 
-    Attributes:
-        flavour: Convention of the distance; the other three are the same in both.
-        distance_H: Pixels.
-        entropy_H: Nats.
-        entropy_fraction_H: The same over its greatest value, ln L.
-        nmi_H: 0 (collapse) … 1.
-        images: How many were measured.
-    """
-
-    flavour: str
-    distance_H: Tensor
-    entropy_H: Tensor
-    entropy_fraction_H: Tensor
-    nmi_H: Tensor
+    flavour: str  # convention of the distance; the other values are the same in both
+    distance_H: Tensor  # pixels
+    entropy_H: Tensor  # nats
+    entropy_fraction_H: Tensor  # divided by the maximum, ln L
+    nmi_H: Tensor  # 0 (collapse) … 1
     images: int
 
 
@@ -92,13 +72,13 @@ class AttentionStatistics:
 
     Args:
         grid: Patches per column and row.
-        patch_size: Side of a patch, pixels.
-        num_prefix: Tokens before the patches, dropped as queries and as keys.
+        patch_size: Side of a patch in pixels.
+        num_prefix: Number of prefix tokens, which are dropped as queries and as keys.
         flavour: 'cl-vs-mim' or 'dbot'.
-        name: The layer, for messages.
+        name: Name of the layer, for messages.
 
     Raises:
-        ValueError: An unknown flavour; a grid of one patch.
+        ValueError: The flavour is unknown, or the grid has one patch.
     """
 
     def __init__(
@@ -106,21 +86,17 @@ class AttentionStatistics:
     ) -> None:
         check_flavour(flavour)
         if prod(grid) < 2:
-            raise ValueError(f'grid={grid}: attention between patches needs at least two of them. Use smaller patches.')
+            raise ValueError(f'grid={grid}: attention between patches needs at least two patches. Use smaller patches.')
         self.grid, self.num_prefix, self.flavour, self.name = grid, num_prefix, flavour, name
         self._distances_LL = patch_distances(grid, patch_size)
         self._mean = ImageMean(name=name)
 
     def update(self, attention_BHNN: Tensor, /) -> None:
-        """Take a batch.
-
-        Raises:
-            ValueError: Its shape does not fit the grid, it is no attention after a softmax, or it is not finite.
-        """
+        """Add a batch. Raises ValueError if it does not fit the grid, is not finite, or is not attention after softmax."""
         self._check(attention_BHNN)
         self._distances_LL = self._distances_LL.to(attention_BHNN.device)
         patches_BHLL = attention_BHNN[:, :, self.num_prefix :, self.num_prefix :]
-        for patches_HLL in patches_BHLL:  # an image at a time: temporaries far smaller than the layer
+        for patches_HLL in patches_BHLL:  # one image at a time, to keep temporaries small
             patches_1HLL = widen(patches_HLL[None])
             values = [
                 attention_distance(patches_1HLL, self._distances_LL, flavour=self.flavour),
@@ -130,7 +106,7 @@ class AttentionStatistics:
             self._mean.update(torch.stack(values, dim=1))
 
     def result(self) -> AttentionSummary:
-        """Means over all images so far. Raises ValueError if there was none."""
+        """Return the means over all images so far. Raises ValueError if there was none."""
         distance_H, entropy_H, nmi_H = self._mean.result()
         fraction_H = entropy_H / log(prod(self.grid))
         return AttentionSummary(self.flavour, distance_H, entropy_H, fraction_H, nmi_H, self._mean.images)

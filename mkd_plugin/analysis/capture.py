@@ -1,7 +1,7 @@
-"""What a forward pass computes inside, handed out one layer at a time and never kept.
+"""Capture the attention and tokens of a forward pass, one layer at a time, without keeping them.
 
-It works on any network whose attention is ``F.scaled_dot_product_attention`` and whose blocks have a second norm: ours,
-mmpretrain's and timm's ViTs.
+Works with any network that calls ``F.scaled_dot_product_attention`` and whose blocks have a second norm: our ViT and those
+of mmpretrain and timm.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from mkd_plugin.analysis.checks import widen
-from mkd_plugin.analysis.mean_loss import evaluation_mode
+from mkd_plugin.analysis.loss_surface import evaluation_mode
+from mkd_plugin.analysis.streaming import widen
 
 OnLayer = Callable[[str, Tensor], object]  # (name of the layer, its values for some images)
-IMAGES_AT_ONCE = 4  # attention is formed for so many images: less than a layer of a batch is in memory
+IMAGES_AT_ONCE = 4  # attention weights are formed for this many images at a time, to save memory
 
 
 def explicit_attention(
     q_BHNK: Tensor, k_BHNK: Tensor, *, scale: float | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(Q Kᵀ · scale + bias), (B, H, N, N), at least float32: what a fused kernel does not show.
+    """Compute softmax(Q Kᵀ · scale + bias), (B, H, N, N), in at least float32, which a fused kernel does not return.
 
     Args:
         q_BHNK: Queries.
         k_BHNK: Keys.
-        scale: K^(−1/2) by default.
-        bias: Added to the logits, or, if boolean, True where a key may be attended to.
+        scale: Factor of the logits; K^(−1/2) by default.
+        bias: Added to the logits; if boolean, True where a key may be attended to.
     """
     scale = q_BHNK.shape[-1] ** -0.5 if scale is None else scale
     logits_BHNN = (widen(q_BHNK) * scale) @ widen(k_BHNK).mT
@@ -47,20 +47,20 @@ def explicit_attention(
 def run_watched(
     model: nn.Module, images_BCHW: Tensor, *, on_attention: OnLayer | None = None, on_tokens: OnLayer | None = None
 ) -> Any:
-    """Run a network once, in evaluation mode, and hand out what it computes, layer by layer.
+    """Run a network once in evaluation mode and pass its attention and tokens to callbacks, layer by layer.
 
     Args:
         model: The network.
-        images_BCHW: Its input.
-        on_attention: Gets ('block:i', attention after softmax (b, H, N, N)), a few images at a time.
-        on_tokens: Gets ('input:0', tokens that enter the first block), and of every block ('middle:i', tokens after the
-            attention residual) and ('block:i', tokens after the perceptron's), each (B, N, D).
+        images_BCHW: Input of the network.
+        on_attention: Called with ('block:i', attention after softmax (b, H, N, N)) for a few images at a time.
+        on_tokens: Called with ('input:0', tokens entering the first block) and, for every block, with ('middle:i', tokens
+            after the attention residual) and ('block:i', tokens after the MLP residual), each (B, N, D).
 
     Returns:
-        What the network returns.
+        The output of the network.
 
     Raises:
-        ValueError: The network has no such attention, or no such blocks.
+        ValueError: The network has no fused attention, or no pre-norm blocks.
     """
     watch = None if on_attention is None else AttentionWatch(on_attention)
     with ExitStack() as stack:
@@ -72,30 +72,23 @@ def run_watched(
         output = model(images_BCHW)
     if watch is not None and not watch.layers:
         raise ValueError(
-            f'{type(model).__name__} computed no fused attention. A convolutional network has none: leave the measurements of '
-            'attention out. A transformer must compute it with F.scaled_dot_product_attention (timm: '
-            'timm.layers.set_fused_attn(True) before it is built).'
+            f'{type(model).__name__} computed no fused attention. A convolutional network has none: leave out the measurements '
+            'of attention. A transformer must compute it with F.scaled_dot_product_attention (timm: call '
+            'timm.layers.set_fused_attn(True) before building it).'
         )
     return output
 
 
 class AttentionWatch(TorchFunctionMode):
-    """While active, recomputes each fused attention's weights from the very arguments it is called with.
-
-    Args:
-        on_layer: Gets them, ``IMAGES_AT_ONCE`` images at a time.
-
-    Attributes:
-        layers: Attentions seen so far.
-    """
+    """While active, recompute the weights of each fused attention from its arguments, a few images at a time."""
 
     def __init__(self, on_layer: OnLayer) -> None:
         super().__init__()
         self.on_layer = on_layer
-        self.layers = 0
+        self.layers = 0  # attention calls so far
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every call of a torch function comes through here."""
+        """Intercept calls of torch functions."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self._read(*args, **kwargs)
@@ -116,8 +109,8 @@ class AttentionWatch(TorchFunctionMode):
         name = f'block:{self.layers}'
         if is_causal or enable_gqa or query.dim() != 4:
             raise ValueError(
-                f'{name}: attention that is causal, grouped or not (B, H, N, K) is not measured here, only that of an image '
-                'encoder. Give the image encoder alone.'
+                f'{name}: causal, grouped or not 4-dimensional attention is not supported. Pass only the image encoder of '
+                'the model.'
             )
         for first in range(0, len(query), IMAGES_AT_ONCE):
             some = slice(first, first + IMAGES_AT_ONCE)
@@ -127,10 +120,10 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def blocks_of(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """The transformer blocks of a network in order, each with its second norm, which reads the tokens after the attention.
+    """Return the transformer blocks in order, each with its second norm, whose input are the tokens after the attention.
 
     Raises:
-        ValueError: There are none: the network has no list ``layers`` or ``blocks`` of pre-norm blocks.
+        ValueError: The network has no list ``layers`` or ``blocks`` of pre-norm blocks.
     """
     for module in model.modules():
         for attribute, norm in (('layers', 'ln2'), ('blocks', 'norm2')):
@@ -142,13 +135,13 @@ def blocks_of(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
                     return pairs
     raise ValueError(
         f"{type(model).__name__} has no list of pre-norm transformer blocks ('layers' with 'ln2', or 'blocks' with 'norm2'). "
-        'A ResNet has no attention: compare its features with CKA, or leave these measurements out.'
+        'For a ResNet, compare features with CKA, or leave out these measurements.'
     )
 
 
 @contextmanager
 def watch_tokens(model: nn.Module, on_tokens: OnLayer) -> Iterator[None]:
-    """Hand out the tokens between and inside the blocks while this is active."""
+    """Pass the tokens between and inside the blocks to a callback while active."""
 
     def entering(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         on_tokens(name, inputs[0])

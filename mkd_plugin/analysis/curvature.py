@@ -1,4 +1,8 @@
-"""Eigenvalues, trace and spectral density of a matrix that is known by its products (Yao et al. 2020, PyHessian)."""
+"""Eigenvalues, trace and spectral density of a symmetric matrix given by its products (Yao et al. 2020, PyHessian).
+
+curvlinops offers similar estimators, but its Lanczos iteration has no re-orthogonalisation and fails when the Krylov space
+closes, and its estimators have no seed, tolerance or standard error.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,33 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from mkd_plugin.analysis.hessian import SymmetricOperator
+from mkd_plugin.analysis.loss_surface import SymmetricOperator
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The eigenvalues of largest magnitude, in the order in which they were found.
-
-    Attributes:
-        values_K: Eigenvalues.
-        vectors_KN: Their vectors, orthonormal.
-        iterations: Products that each took.
-        converged: Whether each met the tolerance.
-    """
+    """The eigenvalues of largest magnitude, in the order in which they were found."""
 
     values_K: Tensor
-    vectors_KN: Tensor
-    iterations: list[int]
-    converged: list[bool]
+    vectors_KN: Tensor  # orthonormal eigenvectors
+    iterations: list[int]  # products for each
+    converged: list[bool]  # whether each reached the tolerance
 
 
 def top_eigenpairs(
     matrix: SymmetricOperator, count: int = 2, *, tolerance: float = 1e-3, max_iterations: int = 100, seed: int = 0
 ) -> Eigenpairs:
-    """Power iteration, deflated by the vectors already found; the eigenvalue is ⟨Hv, v⟩.
+    """Find eigenpairs by power iteration with deflation; the eigenvalue is ⟨Hv, v⟩.
 
     Args:
         matrix: The matrix, N × N.
-        count: How many.
-        tolerance: Relative change of the eigenvalue that ends the iteration.
-        max_iterations: Products for one eigenvalue at most.
-        seed: Of the first vectors.
+        count: Number of eigenpairs.
+        tolerance: Relative change of the eigenvalue at which the iteration ends.
+        max_iterations: Maximum number of products per eigenvalue.
+        seed: Seed of the initial vectors.
 
     Raises:
-        ValueError: More eigenvalues than the matrix has; no iteration.
+        ValueError: ``count`` exceeds the size of the matrix, or ``max_iterations`` is below 1.
     """
     size = matrix.like_N.numel()
     if not 1 <= count <= size:
@@ -64,7 +61,7 @@ def top_eigenpairs(
 def power_iteration(
     matrix: SymmetricOperator, v_N: Tensor, known_KN: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[float, Tensor, int, bool]:
-    """Eigenvalue, vector, products and whether it converged, in the complement of the vectors already known."""
+    """Eigenvalue, vector, products and convergence, in the orthogonal complement of the known vectors."""
     v_N = without(v_N, known_KN)
     v_N = v_N / v_N.norm()
     value = nan
@@ -72,7 +69,7 @@ def power_iteration(
         product_N = without(matrix.product(v_N), known_KN)
         before, value = value, float(product_N @ v_N)
         norm = product_N.norm()
-        if norm == 0:  # nothing is left of the matrix
+        if norm == 0:  # the matrix is zero in this complement
             return 0.0, v_N, step, True
         v_N = product_N / norm
         if isclose(before, value, rel_tol=tolerance):
@@ -81,7 +78,7 @@ def power_iteration(
 
 
 def without(v_N: Tensor, known_KN: Tensor) -> Tensor:
-    """What is orthogonal to the known orthonormal vectors; twice, because once leaves rounding behind."""
+    """Project out known orthonormal vectors, twice because of rounding."""
     for _ in range(2):
         v_N = v_N - known_KN.T @ (known_KN @ v_N)
     return v_N
@@ -89,35 +86,28 @@ def without(v_N: Tensor, known_KN: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TraceEstimate:
-    """A trace from random vectors.
+    """An estimate of the trace."""
 
-    Attributes:
-        value: Mean over the vectors.
-        standard_error: Of that mean; NaN of a single vector.
-        samples: Vectors drawn.
-        converged: Whether the running mean met the tolerance.
-    """
-
-    value: float
-    standard_error: float
-    samples: int
-    converged: bool
+    value: float  # mean over random vectors
+    standard_error: float  # NaN for a single vector
+    samples: int  # random vectors
+    converged: bool  # whether the running mean reached the tolerance
 
 
 def hutchinson_trace(
     matrix: SymmetricOperator, *, tolerance: float = 1e-3, max_samples: int = 100, seed: int = 0
 ) -> TraceEstimate:
-    """Mean of vᵀ H v over Rademacher vectors (Hutchinson 1990).
+    """Estimate the trace as the mean of vᵀ H v over Rademacher vectors (Hutchinson 1990).
 
     Args:
         matrix: The matrix.
-        tolerance: Relative change of the running mean that ends it. Two samples may agree by chance: read the standard
-            error too, and use 0 to draw them all.
-        max_samples: Vectors at most.
-        seed: Of the vectors.
+        tolerance: Relative change of the running mean at which sampling ends; 0 draws all samples. Two samples may agree
+            by chance, so check the standard error.
+        max_samples: Maximum number of vectors.
+        seed: Seed of the vectors.
 
     Raises:
-        ValueError: No sample.
+        ValueError: ``max_samples`` is below 1.
     """
     check_positive('max_samples', max_samples)
     generator = torch.Generator().manual_seed(seed)
@@ -134,27 +124,22 @@ def hutchinson_trace(
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The distribution of eigenvalues, as points with weights that sum to one.
+    """The distribution of eigenvalues, as points with weights."""
 
-    Attributes:
-        nodes_M: Ritz values of all random vectors.
-        weights_M: Their weights.
-    """
-
-    nodes_M: Tensor
-    weights_M: Tensor
+    nodes_M: Tensor  # Ritz values of all random vectors
+    weights_M: Tensor  # they sum to one
 
     @property
     def mean(self) -> float:
-        """Mean eigenvalue: the trace over N, as the same Rademacher vectors estimate it."""
+        """Mean eigenvalue: the trace divided by N, estimated from the same random vectors."""
         return float(self.nodes_M @ self.weights_M)
 
     def smooth(self, *, points: int = 1000, width: float = 0.01) -> tuple[Tensor, Tensor]:
-        """A curve to draw: a Gaussian at every node. It integrates to one.
+        """Return a curve to plot, with a Gaussian at every node. Its integral is one.
 
         Args:
-            points: Of the curve.
-            width: Standard deviation of the Gaussians over the range of the nodes (ours; only the look depends on it).
+            points: Number of points.
+            width: Standard deviation of the Gaussians relative to the range of the nodes.
 
         Returns:
             Eigenvalues (points,) and densities (points,).
@@ -169,16 +154,16 @@ class SpectralDensity:
 def spectral_density(
     matrix: SymmetricOperator, *, steps: int = 100, num_vectors: int = 1, seed: int = 0
 ) -> SpectralDensity:
-    """Stochastic Lanczos quadrature with full re-orthogonalisation. It keeps ``steps`` vectors of the matrix's size.
+    """Estimate the density by stochastic Lanczos quadrature with full re-orthogonalisation. Keeps ``steps`` vectors.
 
     Args:
         matrix: The matrix.
-        steps: Products per vector; fewer if the matrix is smaller.
-        num_vectors: Random (Rademacher) vectors.
-        seed: Of the vectors.
+        steps: Products per random vector; fewer if the matrix is smaller.
+        num_vectors: Number of Rademacher vectors.
+        seed: Seed of the vectors.
 
     Raises:
-        ValueError: No step, or no vector.
+        ValueError: ``steps`` or ``num_vectors`` is below 1.
     """
     check_positive('steps', steps)
     check_positive('num_vectors', num_vectors)
@@ -207,7 +192,7 @@ def lanczos(matrix: SymmetricOperator, start_N: Tensor, steps: int) -> Tensor:
         norm = float(product_N.norm())
         scale = max(map(abs, diagonal + beside))
         if step + 1 == len(basis_MN) or norm <= torch.finfo(start_N.dtype).eps * scale * sqrt(size):
-            break  # or: the space is closed, and what is left is rounding
+            break  # all steps are done, or the Krylov space is closed and the rest is rounding
         beside.append(norm)
         v_N = product_N / norm
     off = torch.tensor(beside, dtype=torch.float64)
@@ -215,11 +200,11 @@ def lanczos(matrix: SymmetricOperator, start_N: Tensor, steps: int) -> Tensor:
 
 
 def rademacher(like_N: Tensor, generator: torch.Generator) -> Tensor:
-    """A vector of ±1; the same on every device."""
+    """Draw a vector of ±1 that is the same on every device."""
     return (torch.randint(0, 2, like_N.shape, generator=generator) * 2 - 1).to(like_N)
 
 
 def check_positive(option: str, given: int) -> None:
-    """Raise ValueError unless a number of repetitions is at least 1."""
+    """Raise ValueError for a number below 1."""
     if given < 1:
         raise ValueError(f'{option}={given}: it must be at least 1.')

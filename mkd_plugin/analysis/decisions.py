@@ -1,4 +1,4 @@
-"""What a classifier decides by: shape bias on cue-conflict images, and whether two observers err on the same images."""
+"""Decisions of classifiers: shape bias on cue-conflict images, and error consistency of two observers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from math import nan
 import torch
 from torch import Tensor
 
-from mkd_plugin.analysis.checks import check_finite
+from mkd_plugin.analysis.streaming import check_finite
 
 
 def coarse_probabilities(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) -> Tensor:
-    """Softmax over all C classes, then the arithmetic mean of the probabilities of each coarse class, (B, len(classes)).
+    """Softmax over all C classes, then the mean probability of each coarse class, (B, len(classes)).
 
     Args:
-        logits_BC: A classifier's output.
-        classes: Coarse class → ids of its fine classes: the 16 of Geirhos et al. (2019), for example.
+        logits_BC: Output of a classifier.
+        classes: Coarse class → ids of its fine classes, for example the 16 classes of Geirhos et al. (2019).
 
     Raises:
-        ValueError: A coarse class is empty, or an id is not one of the C, or in two of them; logits are not finite.
+        ValueError: A coarse class is empty, an id is out of range or in two coarse classes, or a logit is not finite.
     """
     check_finite(logits_BC, 'logits')
     ids = [index for members in classes.values() for index in members]
@@ -29,8 +29,8 @@ def coarse_probabilities(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]
     if not classes or empty or outside or len(set(ids)) < len(ids):
         twice = sorted({index for index in ids if ids.count(index) > 1})
         raise ValueError(
-            f'Coarse classes need at least one fine class each, with ids from 0 to {logits_BC.shape[1] - 1} that are in one '
-            f'of them only: empty are {empty}, out of range {outside}, in two of them {twice}.'
+            f'Each coarse class needs at least one fine class, and each id from 0 to {logits_BC.shape[1] - 1} may be in one '
+            f'coarse class only. Empty: {empty}; out of range: {outside}; in two classes: {twice}.'
         )
     probabilities_BC = logits_BC.double().softmax(dim=1)
     return torch.stack([probabilities_BC[:, list(members)].mean(dim=1) for members in classes.values()], dim=1)
@@ -44,37 +44,29 @@ def coarse_decisions(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) ->
 
 @dataclass(frozen=True)
 class ShapeBiasSummary:
-    """Decisions on cue-conflict images.
+    """Decisions on cue-conflict images."""
 
-    Attributes:
-        shape: Decided for the shape.
-        texture: Decided for the texture.
-        other: For neither.
-        dropped: Images whose shape and texture are the same class: not counted.
-        by_class: Class of the shape → bias among its images that were decided for shape or texture; NaN if none was.
-    """
-
-    shape: int
-    texture: int
-    other: int
-    dropped: int
-    by_class: dict[str, float]
+    shape: int  # decisions for the class of the shape
+    texture: int  # decisions for the class of the texture
+    other: int  # other decisions
+    dropped: int  # images without a conflict, which are not counted
+    by_class: dict[str, float]  # class of the shape → bias on its images; NaN without decisions for shape or texture
 
     @property
     def bias(self) -> float:
-        """shape / (shape + texture); NaN if neither was ever decided for."""
+        """shape / (shape + texture); NaN without such decisions."""
         return share(self.shape, self.texture)
 
 
 @dataclass
 class ShapeBias:
-    """Shape bias from predictions, batch by batch."""
+    """Shape bias, streamed over batches."""
 
     _rows: dict[str, list[int]] = field(default_factory=dict)  # class of the shape → [shape, texture, other]
     _dropped: int = 0
 
     def update(self, decided: Sequence[str], shapes: Sequence[str], textures: Sequence[str]) -> None:
-        """Take decisions with the two classes of each image. Raises ValueError if they are not equally many."""
+        """Add decisions with the two classes of each image. Raises ValueError if the lengths differ."""
         check_lengths(decided, shapes, textures)
         for decision, shape, texture in zip(decided, shapes, textures, strict=True):
             if shape == texture:
@@ -84,11 +76,9 @@ class ShapeBias:
             self._rows.setdefault(shape, [0, 0, 0])[place] += 1
 
     def result(self) -> ShapeBiasSummary:
-        """Over all images so far. Raises ValueError if none had a cue conflict."""
+        """Return the counts over all images so far. Raises ValueError if no image had a cue conflict."""
         if not self._rows:
-            raise ValueError(
-                'Shape bias needs images whose shape and texture are of different classes; there was none.'
-            )
+            raise ValueError('Shape bias needs images whose shape and texture have different classes; there was none.')
         shape, texture, other = (sum(column) for column in zip(*self._rows.values(), strict=True))
         by_class = {name: share(row[0], row[1]) for name, row in sorted(self._rows.items())}
         return ShapeBiasSummary(shape, texture, other, self._dropped, by_class)
@@ -96,22 +86,22 @@ class ShapeBias:
 
 @dataclass
 class ErrorConsistency:
-    """Cohen's κ of two observers' correctness, batch by batch (Geirhos et al. 2020).
+    """Cohen's κ of the correctness of two observers (Geirhos et al. 2020), streamed over batches.
 
-    κ = (c_obs − c_exp) / (1 − c_exp): 1 if they err on the same images, 0 if no more than their accuracies make likely.
+    κ = (c_obs − c_exp) / (1 − c_exp): 1 if both err on the same images, 0 if they agree as often as by chance.
     """
 
     _counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # images by (first right, second right)
 
     def update(self, first_right: Iterable[bool], second_right: Iterable[bool]) -> None:
-        """Take, for the same images, whether each observer was right. Raises ValueError if they are not equally many."""
+        """Add whether each observer was right on the same images. Raises ValueError if the lengths differ."""
         first, second = [bool(right) for right in first_right], [bool(right) for right in second_right]
         check_lengths(first, second)
         for one, other in zip(first, second, strict=True):
             self._counts[2 * one + other] += 1
 
     def result(self) -> float:
-        """κ; NaN if both are always right or both always wrong. Raises ValueError if there was no image."""
+        """Return κ; NaN if both are always right or both always wrong. Raises ValueError if there was no image."""
         images = sum(self._counts)
         if not images:
             raise ValueError('Error consistency needs at least one image.')
@@ -122,11 +112,11 @@ class ErrorConsistency:
 
 
 def share(part: int, rest: int) -> float:
-    """part / (part + rest), NaN if there is nothing."""
+    """part / (part + rest), or NaN if both are zero."""
     return part / (part + rest) if part + rest else nan
 
 
 def check_lengths(*columns: Sequence[object]) -> None:
-    """Raise ValueError unless all columns have one entry an image."""
+    """Raise ValueError unless all columns have the same length."""
     if len({len(column) for column in columns}) > 1:
-        raise ValueError(f'Give one entry an image: the lengths are {[len(column) for column in columns]}.')
+        raise ValueError(f'Give one entry per image: the lengths are {[len(column) for column in columns]}.')

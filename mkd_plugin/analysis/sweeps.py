@@ -1,4 +1,4 @@
-"""Accuracy against the number of frozen blocks and against the learning rate: fine-tuning runs that differ in one number.
+"""Fine-tuning sweeps over the number of frozen blocks or the learning rate.
 
 runs = frozen_block_sweep(mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits'), [0, 2, 4])
 accuracies = {blocks: finetune(cfg) for blocks, cfg in runs.items()}
@@ -14,36 +14,36 @@ from mmengine.runner import Runner
 
 
 def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
-    """One fine-tuning config for each number of frozen blocks; embeddings are frozen with the first.
+    """One fine-tuning config per number of frozen blocks. Embeddings are frozen together with the first block.
 
     Args:
         cfg: A fine-tuning config; it is not changed.
-        blocks: Numbers of blocks, 0 for none.
+        blocks: Numbers of frozen blocks, 0 for none. A number above the depth raises when the run starts.
 
     Raises:
-        ValueError: A number twice, or below 0. More than the backbone has: when the run starts.
+        ValueError: A number is repeated or negative.
     """
     check_distinct('blocks', blocks)
     if min(blocks) < 0:
-        raise ValueError(f'blocks={list(blocks)}: numbers of frozen blocks start at 0.')
+        raise ValueError(f'blocks={list(blocks)}: use numbers from 0.')
     runs = {}
     for count in blocks:
         run = runs[count] = with_work_dir(cfg, f'frozen_{count:02d}')
         if count:
             run.custom_hooks = [*(run.get('custom_hooks') or []), dict(type='mkd_plugin.FreezeHook', blocks=count)]
-            run.find_unused_parameters = True  # of DDP, which is set up before anything is frozen
+            run.find_unused_parameters = True  # for DDP, which is set up before blocks are frozen
     return runs
 
 
 def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Config]:
-    """One fine-tuning config for each peak learning rate; layer-wise decay and schedule are relative to it.
+    """One fine-tuning config per peak learning rate; layer-wise decay and schedule scale with it.
 
     Args:
         cfg: A fine-tuning config; it is not changed.
         rates: Values of ``optim_wrapper.optimizer.lr``.
 
     Raises:
-        ValueError: A rate twice, or not positive.
+        ValueError: A rate is repeated or not positive.
     """
     check_distinct('rates', rates)
     if min(rates) <= 0:
@@ -56,7 +56,7 @@ def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Conf
 
 
 def finetune(cfg: Config) -> float:
-    """Run a fine-tuning config; its last top-1 accuracy on the validation images, per cent.
+    """Run a fine-tuning config and return its last top-1 accuracy on the validation images, in per cent.
 
     Raises:
         ValueError: The config has no validation.
@@ -71,13 +71,13 @@ def finetune(cfg: Config) -> float:
 
 
 def with_work_dir(cfg: Config, name: str) -> Config:
-    """A copy that writes into a folder of its own below the config's."""
+    """Copy a config, with a sub-folder of its work dir."""
     run = copy.deepcopy(cfg)
     run.work_dir = f'{cfg.get("work_dir") or "work_dirs/sweep"}/{name}'
     return run
 
 
 def check_distinct(option: str, values: Sequence[float]) -> None:
-    """Raise ValueError unless there are values, each once."""
+    """Raise ValueError for no values or repeated values."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f'{option}={list(values)}: give at least one value, each once.')
+        raise ValueError(f'{option}={list(values)}: give at least one value, without repetition.')

@@ -1,12 +1,11 @@
-"""Loading weights: right, or with a reason why not.
+"""Read, convert and load weights of a ViT, strictly and without running code in the file.
 
-``load``: a ViT from a file of any known format, strictly. ``formats``: which formats are known, a table each. ``read``: a
-file, without running what is in it. ``convert``: from file to file, checked against ``libraries``. ``releases``: the
-teachers of the papers. ``student``: a whole student.
+Start with ``load`` (a state dict into a network) and ``read`` (files); ``formats`` maps the names of other libraries to
+ours, and ``releases`` lists the teachers of the papers. Whole networks are built in ``mkd_plugin.interop``.
 """
 
 from mkd_plugin.checkpoint.load import load_backbone
-from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
 from mkd_plugin.checkpoint.report import LoadReport
 
-__all__ = ['LoadReport', 'load_backbone', 'read_checkpoint']
+__all__ = ['CheckpointError', 'LoadReport', 'load_backbone', 'read_checkpoint']

@@ -1,45 +1,39 @@
-"""Resizing of position tables to another grid, as timm does it."""
+"""Resize position tables to another grid, as timm does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mkd_plugin.checkpoint.formats.own import TABLE
+from mkd_plugin.checkpoint.formats.tables import RELATIVE_TABLE
+from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, infer_grid
+from mkd_plugin.checkpoint.read import CheckpointError
 
-if TYPE_CHECKING:
-    from mkd_plugin.models.vit import VisionTransformer
-
-Grid = tuple[int, int]
+# timm is imported inside functions: `import mkd_plugin`, which reads no position table, would take seconds longer.
 
 
 def resize_positions(table_1ND: Tensor, old_grid: Grid, new_grid: Grid, num_prefix: int = 1) -> Tensor:
-    """Resize a position table to another grid: timm's ``resample_abs_pos_embed`` (antialiased bicubic, float32).
+    """Resize an absolute table with timm's ``resample_abs_pos_embed`` (antialiased bicubic, float32).
 
     Args:
         table_1ND: (1, P + L_old, D).
+        old_grid: Grid of the table.
+        new_grid: Grid to resize to.
+        num_prefix: P, the rows before the patches, which are kept.
 
     Returns:
-        (1, P + L_new, D) in the dtype of the input; the very same tensor if the grids are equal.
+        (1, P + L_new, D) in the dtype of the input; the input itself if the grids are equal.
     """
-    from timm.layers.pos_embed import resample_abs_pos_embed  # seconds, which `import mkd_plugin` need not take
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     return resample_abs_pos_embed(table_1ND, list(new_grid), list(old_grid), num_prefix_tokens=num_prefix)
 
 
 def resize_relative(table_RH: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
-    """Resize a relative position table: timm's ``resize_rel_pos_bias_table`` (a geometric grid, linear interpolation).
+    """Resize a relative table with timm's ``resize_rel_pos_bias_table`` (geometric grid, linear interpolation).
 
-    The last three rows, which are about cls, are kept.
-
-    Args:
-        table_RH: (R_old, H) with R = (2 · rows − 1)(2 · columns − 1) + 3.
-
-    Returns:
-        (R_new, H); the very same tensor if the grids are equal.
+    The last three rows, which belong to cls, are kept; R = (2 · rows − 1)(2 · columns − 1) + 3.
     """
     from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
@@ -49,96 +43,45 @@ def resize_relative(table_RH: Tensor, old_grid: Grid, new_grid: Grid) -> Tensor:
     return resize_rel_pos_bias_table(table_RH, new_grid, shape, old_window_size=old_grid)
 
 
-def deduce_grid(entries: int, own_grid: Grid, *, relative: bool = False) -> Grid | None:
-    """The grid of a table that nothing else tells: a square, or the network's own.
+def resize_for_network(tensors: Mapping[str, Tensor], network: LoadableViT, grid: Grid | None) -> dict[str, Tensor]:
+    """Resize position tables to the network's grid; copy a shared relative table to every block if the network needs it.
 
-    Args:
-        entries: How many entries it has, without those of cls and other prefix tokens.
-        own_grid: Grid of the network it is for.
-        relative: Whether they are offsets, (2 · rows − 1)(2 · columns − 1), and not patches.
-
-    Returns:
-        None if it can be neither, or both and they differ.
+    Tensors that do not change stay the same objects. Raises CheckpointError if ``grid``, that of the file's tables, is neither
+    given nor inferred, or does not fit a table.
     """
-    size = tuple(2 * side - 1 for side in own_grid) if relative else own_grid
-    root = round(entries**0.5)
-    square = root**2 == entries and (not relative or root % 2 == 1)
-    side = (root + 1) // 2 if relative else root
-    fits = size[0] * size[1] == entries
-    if square and fits:
-        return own_grid if own_grid[0] == own_grid[1] else None
-    if square:
-        return side, side
-    return own_grid if fits else None
+    resized = dict(tensors)
+    if network.relative_position == 'per_block' and RELATIVE_TABLE in tensors:
+        shared = resized.pop(RELATIVE_TABLE)
+        resized |= {f'layers.{index}.attn.{RELATIVE_TABLE}': shared for index in range(network.arch.depth)}
+    num_prefix = 2 if 'dist_token' in tensors else 1
+    for name, own in network.state_dict().items():
+        table = resized.get(name)
+        if table is None or table.shape[-1] != own.shape[-1]:
+            continue
+        if name == 'pos_embed' and num_prefix == network.num_placed:
+            old_grid = grid_of_table(table.shape[1] - num_prefix, network, grid, name)
+            resized[name] = resize_positions(table, old_grid, network.grid, num_prefix)
+        elif name.endswith(RELATIVE_TABLE):
+            old_grid = grid_of_table(table.shape[0] - 3, network, grid, name, relative=True)
+            resized[name] = resize_relative(table, old_grid, network.grid)
+    return resized
 
 
-@dataclass
-class Fitted:
-    """Tensors as the network's grid and its kind of relative positions want them.
-
-    Attributes:
-        tensors: By our names; those that could not be fitted as they were.
-        resized: Names of those that are other than in the file.
-    """
-
-    tensors: dict[str, Tensor]
-    resized: set[str] = field(default_factory=set)
-
-
-def fit(tensors: Mapping[str, Tensor], network: VisionTransformer, grid: Grid | None) -> Fitted:
-    """Resize the tables of positions, and repeat a shared relative table for every block if the network has one in each.
-
-    Args:
-        tensors: By our names.
-        network: The network they are for.
-        grid: Patches per column and row that the tables are for; None to deduce it.
-
-    Raises:
-        ValueError: The grid is not known and cannot be deduced.
-    """
-    done = Fitted(dict(tensors))
-    if network.relative_position == 'per_block' and TABLE in done.tensors:
-        shared = done.tensors.pop(TABLE)
-        for index in range(network.arch.depth):
-            done.tensors[f'layers.{index}.attn.{TABLE}'] = shared
-            done.resized.add(f'layers.{index}.attn.{TABLE}')
-    own = network.state_dict()
-    for name in own:
-        if name == 'pos_embed' and name in done.tensors:
-            prefix = 2 if 'dist_token' in tensors else 1
-            if prefix == network.num_placed and done.tensors[name].shape[-1] == own[name].shape[-1]:
-                old = source_grid(done.tensors[name].shape[1] - prefix, network, grid, name)
-                replace(done, name, resize_positions(done.tensors[name], old, network.grid, prefix))
-        elif name.endswith(TABLE) and name in done.tensors and done.tensors[name].shape[1] == own[name].shape[1]:
-            old = source_grid(done.tensors[name].shape[0] - 3, network, grid, name, relative=True)
-            replace(done, name, resize_relative(done.tensors[name], old, network.grid))
-    return done
-
-
-def replace(done: Fitted, name: str, tensor: Tensor) -> None:
-    """Take a tensor's new value, and say so if it is new."""
-    if tensor is not done.tensors[name]:
-        done.tensors[name] = tensor
-        done.resized.add(name)
-
-
-def source_grid(
-    entries: int, network: VisionTransformer, grid: Grid | None, name: str, *, relative: bool = False
+def grid_of_table(
+    num_entries: int, network: LoadableViT, grid: Grid | None, name: str, *, relative: bool = False
 ) -> Grid:
-    """The grid that a table in the file is for.
-
-    Raises:
-        ValueError: It is not known, or the one that is given does not fit.
-    """
+    """Return the given grid if it fits a table of the file, or infer one. Raises CheckpointError if that fails."""
     if grid is None:
-        deduced = deduce_grid(entries, network.grid, relative=relative)
-        if deduced is None:
-            raise ValueError(
-                f'{name} has {entries} entries: for which grid, the file does not tell. Give load_backbone '
+        inferred = infer_grid(num_entries, network.grid, relative=relative)
+        if inferred is None:
+            raise CheckpointError(
+                f'{name} has {num_entries} entries, and the file does not say for which grid. Give load_backbone '
                 'grid=(rows, columns).'
             )
-        return deduced
+        return inferred
     rows, columns = (2 * side - 1 for side in grid) if relative else grid
-    if rows * columns != entries:
-        raise ValueError(f'grid={grid}: {name} has {entries} entries in the file, and this grid has {rows * columns}.')
+    if rows * columns != num_entries:
+        raise CheckpointError(
+            f'grid={grid}: {name} has {num_entries} entries in the file, and this grid has {rows * columns}.'
+        )
     return grid

@@ -1,77 +1,51 @@
-"""Writing a converted checkpoint: whole or not at all, with where it comes from."""
+"""Write converted weights atomically, with a note of where they come from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-BLOCK = 2**20  # bytes that are read at once
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file; of a folder, of its files' names and hashes."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        listed = '\n'.join(f'{file.name} {sha256_of(file)}' for file in files)
-        return hashlib.sha256(listed.encode()).hexdigest()
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+from mkd_plugin.utils.files import atomic_write
 
 
 def write_weights(
     path: Path,
     weights: Mapping[str, Tensor],
-    about: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     *,
     entry: str = 'state_dict',
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a file (``.safetensors``, or else as ``torch.save`` does), or Hugging Face's folder if there is a config.
+    """Write weights as ``.safetensors``, with ``torch.save``, or as a Hugging Face folder.
 
     Args:
-        path: Where to. With a config and without a suffix it is a folder.
-        weights: By the names they are to have.
-        about: What ``meta['mkd_plugin']`` says; in safetensors files it is JSON among the metadata.
-        entry: Where the state dict lies in a file of ``torch.save``.
-        config: ``config.json`` of the folder.
+        path: Destination. ``.safetensors`` selects that format, any other suffix ``torch.save``; with a config and
+            without a suffix it is a folder.
+        weights: Tensors by the names to write.
+        provenance: Stored as ``meta['mkd_plugin']``; in safetensors files as JSON in the metadata.
+        entry: Key of the state dict in a file of ``torch.save``.
+        config: Content of the folder's ``config.json``.
 
     Raises:
-        ValueError: There is a folder already that is not one of weights.
+        ValueError: ``path`` is an existing folder that holds no weights.
     """
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     if config is not None and not path.suffix:
         if path.exists() and not (path / 'config.json').is_file():
-            raise ValueError(f'{path} exists and is no folder of weights. Name another destination.')
+            raise ValueError(f'{path} exists and is not a folder of weights. Choose another destination.')
         path.mkdir(parents=True, exist_ok=True)
-        in_place(path / 'config.json', lambda half: half.write_text(json.dumps(config, indent=2) + '\n'))
+        with atomic_write(path / 'config.json') as file:
+            file.write(json.dumps(config, indent=2) + '\n')
         path = path / 'model.safetensors'
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
-
-        metadata = {'format': 'pt', 'mkd_plugin': json.dumps(about)}
-        in_place(path, lambda half: save_file(tensors, half, metadata))
-    else:
-        in_place(path, lambda half: torch.save({entry: tensors, 'meta': {'mkd_plugin': dict(about)}}, half))
-
-
-def in_place(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the destination, flush to the disk, then give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + '.tmp')
-    try:
-        write(half)
-        with half.open('rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+    with atomic_write(path, 'wb') as file:
+        if path.suffix == '.safetensors':
+            save_file(tensors, file.name, {'format': 'pt', 'mkd_plugin': json.dumps(provenance)})  # takes names only
+        else:
+            torch.save({entry: tensors, 'meta': {'mkd_plugin': dict(provenance)}}, file)

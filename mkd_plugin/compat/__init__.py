@@ -1,1 +1,24 @@
-"""What makes the plugin run on the installed hosts."""
+"""Make the plugin run on the installed hosts: their versions, missing ops, safe loading, and the terminal's log."""
+
+
+def install() -> None:
+    """Change the hosts as this package needs them. Importing ``mkd_plugin`` calls this; calling it again does nothing.
+
+    All effects outside the package's own objects:
+
+    - mmengine's checkpoint loaders, for every scheme, read files with ``mkd_plugin.checkpoint.read``, which runs no code of
+      a file (:mod:`mkd_plugin.compat.loaders`).
+    - ``sys.meta_path`` gets a last finder for ``mmcv._ext``, which serves ``nms`` and ``roi_align`` from torchvision where
+      mmcv has no compiled ops.
+    - mmengine's table of packages gets 'mmseg', where onedl's distribution provides it, so that bases ``mmseg::…`` resolve.
+    - Loggers of mmengine that have a log file write environment, config, order of hooks and parameter options to it alone;
+      the terminal shows the training. The file is complete.
+    - mmengine's ``print_log`` no longer prints debug messages of the hosts ('Could not import OneDL'); a log file gets them.
+    """
+    from mkd_plugin.compat import loaders, patches
+
+    loaders.install_safe_loader()
+    patches.serve_missing_ops()
+    patches.resolve_mmseg_bases()
+    patches.shorten_terminal_log()
+    patches.log_debug_messages()

@@ -1,12 +1,14 @@
-"""Which host packages are installed, and whether this plugin fits them.
+"""Which host packages are installed, whether this plugin supports them, and how to install a missing one.
 
-Every host module is written by several distributions: OpenMMLab's own and their maintained continuation (`onedl-*`).
-Neither can be a hard requirement, so what pip would check is checked here, from metadata alone: no host is imported.
+Every host module is provided by several distributions: OpenMMLab's own and their maintained continuation (`onedl-*`).
+Neither can be a hard requirement, so this module makes pip's checks, from metadata alone: no host is imported.
 """
 
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
@@ -16,10 +18,10 @@ class Host:
     """A host module and the distributions that can provide it.
 
     Args:
-        module: The name it is imported by.
+        module: Name of the module.
         onedl: The maintained distribution.
-        openmmlab: OpenMMLab's distributions; the first is the one to recommend.
-        supported: The versions this plugin works with, the same for all of them (PEP 440).
+        openmmlab: OpenMMLab's distributions; the first is recommended.
+        supported: Supported versions, the same for all distributions (PEP 440).
     """
 
     module: str
@@ -28,7 +30,7 @@ class Host:
     supported: str
 
     def installed(self) -> dict[str, str]:
-        """Version by name of every installed distribution that provides this module."""
+        """Return name and version of every installed distribution that provides this module."""
         found = {}
         for name in (self.onedl, *self.openmmlab):
             try:
@@ -48,13 +50,13 @@ HOSTS = (
 
 
 def check_hosts() -> None:
-    """Check that the installed hosts are there, unambiguous and of a supported version.
+    """Check that the hosts are installed, unambiguous and of a supported version.
 
-    Warns, in one sentence, if pre-training and classification cannot run because mmpretrain or mmcv is missing.
+    Warns if pre-training and classification cannot run because mmpretrain or mmcv is missing.
 
     Raises:
         ImportError: mmengine is missing, a host is installed twice, its version is not supported, or transformers is too
-            new for mmpretrain; one sentence with the command that mends it.
+            new for mmpretrain; the message has the command that repairs it.
     """
     installed = {host: host.installed() for host in HOSTS}
     for host, found in installed.items():
@@ -64,12 +66,10 @@ def check_hosts() -> None:
         if host.module == 'mmpretrain' and found:
             _check_transformers()
 
-    # Someone who has OpenMMLab's packages is not told to install onedl's beside them.
-    names = {name for found in installed.values() for name in found}
-    onedl = not names or any(name.startswith('onedl-') for name in names)
     needed = [host for host in HOSTS if host.module in ('mmengine', 'mmcv', 'mmpretrain') and not installed[host]]
     if not needed:
         return
+    onedl = uses_onedl()
     modules = ' and '.join(host.module for host in needed)
     command = _pip_install(*((host.onedl if onedl else host.openmmlab[0], host) for host in needed))
     if any(host.module == 'mmengine' for host in needed):
@@ -79,6 +79,23 @@ def check_hosts() -> None:
         f'{modules} {verb} not installed, and pre-training and classification need {pronoun}: run `{command}`.',
         stacklevel=3,  # the line that imports mkd_plugin
     )
+
+
+def uses_onedl() -> bool:
+    """Whether to recommend onedl's distributions: not to those who have OpenMMLab's own."""
+    names = [name for host in HOSTS for name in host.installed()]
+    return not names or any(name.startswith('onedl-') for name in names)
+
+
+def explain_missing_host(module: str | None, what: str) -> str | None:
+    """Return a sentence with the command that installs a host that ``what`` needs; None if it is installed, or no host."""
+    host = next((host for host in HOSTS if host.module == module), None)
+    if host is None or host.installed() or find_spec(host.module) is not None:
+        return None
+    extra = ('onedl' if uses_onedl() else 'openmmlab') + ('-dense' if module in ('mmdet', 'mmseg') else '')
+    root = Path(__file__).resolve().parents[2]
+    source = f'-e "{root}[{extra}]"' if (root / 'setup.py').is_file() else f'"mkd-plugin[{extra}]"'
+    return f'{what} needs {module}, which is not installed: run `pip install {source}`.'
 
 
 def _check_unambiguous(host: Host, found: dict[str, str]) -> None:
@@ -101,7 +118,7 @@ def _check_version(host: Host, found: dict[str, str]) -> None:
 
 
 def _check_transformers() -> None:
-    """mmpretrain imports transformers if it is there, and dies of version 5: `TypeError: NoneType takes no arguments`."""
+    """mmpretrain imports transformers if it is installed, and fails on version 5: `NoneType takes no arguments`."""
     try:
         number = version('transformers')
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""mmengine's checkpoint loaders, each of its schemes, made to run nothing of what is in a file."""
+"""Checkpoint loaders for every scheme of mmengine that run no code of a file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Loader = Callable[..., dict[str, Any]]
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """A file of this machine."""
+    """Load a local file."""
     return read_checkpoint(filename, map_location)
 
 
 def load_from_http(
     filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """A file of the web, kept in torch's folder of downloads."""
+    """Load a file from the web; it is cached in torch's download folder."""
     folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
     path = folder / Path(urlparse(filename).path).name
     if get_dist_info()[0] == 0 and not path.is_file():
@@ -41,12 +41,12 @@ def load_from_http(
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """``torchvision://NAME``: the address is looked up in torchvision's list."""
+    """Load ``torchvision://NAME``, whose address is in torchvision's list."""
     return load_from_http(look_up(filename, mmengine_checkpoint.get_torchvision_models()), map_location)
 
 
 def load_from_openmmlab(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """``openmmlab://NAME``: an address, or a file of mmengine's own folder, by mmengine's list."""
+    """Load ``openmmlab://NAME``: mmengine's list has an address, or a file in mmengine's own folder."""
     scheme, _, name = filename.partition('://')
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     place = look_up(f'{scheme}://{name}', mmengine_checkpoint.get_external_models())
@@ -56,19 +56,19 @@ def load_from_openmmlab(filename: str, map_location: Any = None) -> dict[str, An
 
 
 def load_from_mmcls(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """``mmcls://NAME``: the backbone of a classifier of mmengine's list."""
+    """Load ``mmcls://NAME``: the backbone of a classifier in mmengine's list."""
     checkpoint = load_from_http(look_up(filename, mmengine_checkpoint.get_mmcls_models()), map_location)
     return dict(mmengine_checkpoint._process_mmcls_checkpoint(checkpoint))
 
 
 def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> dict[str, Any]:
-    """``s3://…`` and ``petrel://…``: an object of a store, by mmengine's client."""
+    """Load ``s3://…`` or ``petrel://…`` through mmengine's client of the object store."""
     content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
     return read_checkpoint(filename, map_location, content=io.BytesIO(content))
 
 
 def load_from_pavi(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """``pavi://…``: a file of a model cloud, by its own client."""
+    """Load ``pavi://…`` through the client of that model cloud."""
     from pavi import modelcloud
 
     model = modelcloud.get(filename.removeprefix('pavi://'))
@@ -90,11 +90,7 @@ LOADERS: dict[tuple[str, ...], Loader] = {
 
 
 def look_up(filename: str, places: Mapping[str, str]) -> str:
-    """The address behind ``scheme://NAME``.
-
-    Raises:
-        ValueError: The list has no such name.
-    """
+    """Return the address of ``scheme://NAME``. Raises ValueError if the list has no such name."""
     name = filename.partition('://')[2]
     if name not in places:
         close = difflib.get_close_matches(name, places, n=3, cutoff=0.4)
@@ -103,9 +99,9 @@ def look_up(filename: str, places: Mapping[str, str]) -> str:
 
 
 def without_script(loader: Loader) -> Loader:
-    """The loader, without ``meta['config']`` of old files: mmengine *executes* that text when it resumes.
+    """Wrap a loader so that it drops ``meta['config']`` of old files.
 
-    It does so only to read ``gpu_ids``, which says nothing to a run of today.
+    mmengine *executes* that text on resume, only to read ``gpu_ids``, which today's runs do not use.
     """
 
     @functools.wraps(loader)  # mmengine logs the name
@@ -120,10 +116,10 @@ def without_script(loader: Loader) -> Loader:
 
 
 def install_safe_loader() -> None:
-    """Make mmengine read every checkpoint, from wherever it comes, through :func:`read_checkpoint`.
+    """Make mmengine read every checkpoint, from any source, with :func:`read_checkpoint`.
 
-    onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file runs code through
-    ``load_from``, ``--resume`` and ``init_cfg``; upstream's refuses every ordinary checkpoint of a training.
+    onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file can run code through
+    ``load_from``, ``--resume`` and ``init_cfg``; upstream's mmengine refuses every ordinary training checkpoint.
     """
     for prefixes, loader in LOADERS.items():
         CheckpointLoader.register_scheme(prefixes=prefixes, loader=without_script(loader), force=True)

@@ -1,9 +1,9 @@
 """``mmcv._ext`` from torchvision, where mmcv was installed without its compiled ops.
 
-``mkd_plugin.compat.host_gaps`` serves this file under the name ``mmcv._ext``, only where there is no real one. It therefore has
-mmcv's calling conventions, and imports nothing that could import mmcv again: the import of ``mmcv.ops`` is under way then.
+``mkd_plugin.compat.patches`` serves this file under the name ``mmcv._ext``, only where there is no real one. It follows mmcv's
+calling conventions, and imports nothing that imports mmcv: it is loaded while ``mmcv.ops`` is being imported.
 
-What Cascade and Mask R-CNN, DETR and UPerNet call is here, on CPU and GPU: ``nms``, ``roi_align_forward`` and
+It has the ops of Cascade and Mask R-CNN, DETR and UPerNet, on CPU and GPU: ``nms``, ``roi_align_forward`` and
 ``roi_align_backward``. Every other op can be imported, and raises when it is called.
 """
 
@@ -27,14 +27,14 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
     Args:
         boxes: (N, 4), x1 y1 x2 y2.
         scores: (N,), of any floating-point type.
-        iou_threshold: Boxes that overlap a better one by more than this are dropped.
+        iou_threshold: Boxes that overlap a better box by more than this are dropped.
         offset: 1 if x2 and y2 are the last pixels inside (a width is x2 − x1 + 1), 0 if they are edges.
 
     Returns:
-        (K,) int64: indices of the kept boxes by falling score.
+        (K,) int64: indices of the kept boxes, by descending score.
     """
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
-    boxes, scores = boxes.to(dtype), scores.to(dtype)  # torchvision wants one type for both
+    boxes, scores = boxes.to(dtype), scores.to(dtype)  # torchvision needs one type for both
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
     return torchvision.ops.nms(boxes, scores, iou_threshold)
@@ -54,23 +54,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average features in a grid of bins of each box, into ``output``.
+    """Average features over a grid of bins in each box, into ``output``.
 
-    Half precision is computed in float32 and rounded once, as there is no kernel of either library for bfloat16.
-
-    Args:
-        input: (N, C, H, W).
-        rois: (K, 5), index into N and x1 y1 x2 y2 in pixels of the image.
-        output: (K, C, aligned_height, aligned_width), written to.
-        argmax_y, argmax_x: Only maximum pooling uses them.
-        aligned_height, aligned_width: Bins of a box.
-        spatial_scale: Size of the features over that of the image.
-        sampling_ratio: Points a bin and axis; 0 for as many as the bin covers pixels, rounded up.
-        pool_mode: ``AVERAGE``.
-        aligned: Shift by half a pixel, so that pixel centres are what the box's edges lie between.
-
-    Raises:
-        NotImplementedError: Maximum pooling, which torchvision does not have.
+    Half precision is computed in float32 and rounded once: neither library has a kernel for bfloat16. ``input`` is
+    (N, C, H, W), ``rois`` (K, 5) with image, x1, y1, x2, y2, and ``output`` (K, C, aligned_height, aligned_width).
     """
     check_pool_mode(pool_mode)
     dtype = torch.promote_types(input.dtype, torch.float32)
@@ -94,23 +81,16 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """The gradient of :func:`roi_align_forward` by ``input``, into ``grad_input``; arguments as there.
+    """Write the gradient of :func:`roi_align_forward` with respect to ``input`` into ``grad_input``; same arguments.
 
-    Under ``torch.use_deterministic_algorithms`` torchvision's slower deterministic form is used on a GPU.
-
-    Args:
-        grad_output: (K, C, aligned_height, aligned_width).
-        grad_input: (N, C, H, W), written to.
-
-    Raises:
-        NotImplementedError: Maximum pooling, which torchvision does not have.
+    With ``torch.use_deterministic_algorithms``, torchvision's slower deterministic kernel is used on a GPU.
     """
     check_pool_mode(pool_mode)
     dtype = torch.promote_types(grad_output.dtype, torch.float32)
     grad_output, rois = grad_output.to(dtype), rois.to(dtype)
     size, options = (aligned_height, aligned_width), (sampling_ratio, aligned)
     if grad_input.is_cuda and torch.are_deterministic_algorithms_enabled():
-        with torch.enable_grad():  # the op is linear in its input, whose values do not matter
+        with torch.enable_grad():  # the op is linear: the values of its input do not matter
             anywhere = torch.zeros_like(grad_input, dtype=dtype, requires_grad=True)
             pooled = torchvision.ops.roi_align(anywhere, rois, size, spatial_scale, *options)
         gradient = torch.autograd.grad(pooled, anywhere, grad_output)[0]
@@ -122,17 +102,17 @@ def roi_align_backward(
 
 
 def get_compiler_version() -> str:
-    """For mmcv's report of its environment."""
+    """Return the text for mmcv's environment report."""
     return 'none: ops of torchvision, served by mkd_plugin'
 
 
 def get_compiling_cuda_version() -> str:
-    """For mmcv's report of its environment."""
+    """Return the text for mmcv's environment report."""
     return 'none: ops of torchvision, served by mkd_plugin'
 
 
 def check_pool_mode(pool_mode: int) -> None:
-    """Refuse maximum pooling."""
+    """Raise NotImplementedError for maximum pooling."""
     if pool_mode != AVERAGE:
         raise NotImplementedError(
             "roi_align with pool_mode='max' is not in torchvision, which stands in for mmcv's compiled ops: use "
@@ -141,7 +121,7 @@ def check_pool_mode(pool_mode: int) -> None:
 
 
 def how_to_compile() -> str:
-    """The commands that install mmcv with its ops."""
+    """Return the commands that install mmcv with its ops."""
     mmcv = next(host for host in HOSTS if host.module == 'mmcv')
     installed = mmcv.installed()
     name = mmcv.onedl if mmcv.onedl in installed else 'mmcv'
@@ -152,7 +132,7 @@ def how_to_compile() -> str:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """A stand-in for every op that is not here: mmcv wants all of them to exist when ``mmcv.ops`` is imported."""
+    """Return a function that raises, for every other op: importing ``mmcv.ops`` needs all of them to exist."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits as an ordinary image folder.
+"""scikit-learn's handwritten digits as an image folder that the hosts' dataset classes read.
 
-1,797 real 8 × 8 scans of digits by 43 people (UCI, Alpaydin & Kaynak 1998), shipped with scikit-learn. They are written
-once, enlarged four times, as PNG files that the hosts' dataset classes read:
+1,797 real 8 × 8 scans of digits by 43 people (UCI, Alpaydin & Kaynak 1998), shipped with scikit-learn and written as PNG
+files, enlarged four times:
 
     <root>/train/<digit>/<number>.png     1,440 images
     <root>/val/<digit>/<number>.png         357 images
@@ -10,7 +10,6 @@ once, enlarged four times, as PNG files that the hosts' dataset classes read:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mkd_plugin.utils.files import write_whole
+
 NUM_TRAIN, NUM_VAL = 1440, 357
 SIDE = 32
 COMPLETE = 'complete.txt'
 
 
 def write_digits(root: str | Path) -> Path:
-    """Write the digits, unless they are there already.
-
-    The split is fixed (stratified, seed 0). A folder that was only half written is completed.
+    """Write the digits unless they exist; an incomplete folder is completed. The split is fixed (stratified, seed 0).
 
     Returns:
         ``root`` as a path.
@@ -47,7 +46,7 @@ def write_digits(root: str | Path) -> Path:
 
 
 def split_scans(labels: npt.NDArray[np.int_]) -> dict[str, npt.NDArray[np.int_]]:
-    """Numbers of the scans in ``train`` and ``val``: no scan is in both. ``labels`` are those of all 1,797."""
+    """Indices of the scans in ``train`` and in ``val``, given the labels of all 1,797."""
     train, val = train_test_split(
         np.arange(len(labels)), train_size=NUM_TRAIN, test_size=NUM_VAL, random_state=0, stratify=labels
     )
@@ -55,13 +54,13 @@ def split_scans(labels: npt.NDArray[np.int_]) -> dict[str, npt.NDArray[np.int_]]
 
 
 def draw_labelled(root: str | Path, labels_per_class: int, draw: int) -> Path:
-    """Write the list of a labelled subset of ``train``, in the form that mmpretrain's ``CustomDataset`` reads.
+    """Write the list of a labelled subset of ``train`` for mmpretrain's ``CustomDataset``.
 
-    The same (labels_per_class, draw) always gives the same images, and a draw with fewer labels is part of the draw with
-    more: comparisons are paired.
+    The same (labels_per_class, draw) always gives the same images. A draw with fewer labels is a subset of the same draw with
+    more, so that comparisons are paired.
 
     Returns:
-        The list: one line ``<digit>/<number>.png <digit>`` an image.
+        Path of the list, with one line ``<digit>/<number>.png <digit>`` per image.
 
     Raises:
         ValueError: A class has fewer images.
@@ -76,7 +75,5 @@ def draw_labelled(root: str | Path, labels_per_class: int, draw: int) -> Path:
         lines += [f'{folder.name}/{images[i].name} {folder.name}' for i in order[:labels_per_class]]
     listed = root / 'meta' / f'{labels_per_class:02d}_{draw}.txt'
     listed.parent.mkdir(exist_ok=True)
-    half = listed.with_name(f'{listed.name}.{os.getpid()}')
-    half.write_text('\n'.join(lines) + '\n')
-    half.replace(listed)  # in one step: another process may be reading the same list
+    write_whole(listed, '\n'.join(lines) + '\n')  # another process may be reading the same list
     return listed

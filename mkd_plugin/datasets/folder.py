@@ -1,4 +1,4 @@
-"""What happens to images that cannot be read."""
+"""Any folder or list of images without labels, and the replacement of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from mmpretrain.datasets.base_dataset import BaseDataset
 from mkd_plugin.datasets.loading import UnreadableImageError
 from mkd_plugin.registry import DATASETS
 
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
+
 
 class ReplaceUnreadable(BaseDataset):
-    """A dataset in which an image that cannot be read when its turn comes is replaced by the next one that can.
+    """A dataset that replaces an unreadable image by the next readable one, so that a run depends on the files only.
 
-    So a run depends on nothing but the files. Such an image is reported once, with its path; ``unreadable`` counts them over
-    all workers of this process. Only what :class:`LoadAnyImage` calls unreadable is replaced: a mistake in the rest of the
-    pipeline is raised.
+    Such an image is reported once, with its path; ``unreadable`` counts them over all workers of this process. Only a
+    :class:`UnreadableImageError` leads to a replacement; other errors in the pipeline are raised.
 
     Args:
-        max_unreadable: How many different images may be unreadable; one more is an error.
-        options: Those of the dataset class that it is mixed into.
+        max_unreadable: How many different images may be unreadable before an error is raised.
+        options: Those of the dataset class with which it is combined.
 
     Raises:
         ValueError: ``max_unreadable`` is negative.
@@ -39,7 +40,7 @@ class ReplaceUnreadable(BaseDataset):
         super().__init__(**options)
 
     def full_init(self) -> None:
-        """List the images, and make the marks that the workers share."""
+        """List the images, and allocate the marks shared by the workers."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -48,11 +49,11 @@ class ReplaceUnreadable(BaseDataset):
 
     @property
     def unreadable(self) -> int:
-        """How many different files could not be read so far, by all workers of this process."""
+        """Number of different unreadable files so far, over all workers of this process."""
         return int(self._marks.sum())
 
     def __getitem__(self, idx: int) -> Any:
-        """The image, or the next one that can be read.
+        """Load an image, or the next one that can be read.
 
         Raises:
             ValueError: More than ``max_unreadable`` files cannot be read.
@@ -66,19 +67,19 @@ class ReplaceUnreadable(BaseDataset):
             except UnreadableImageError as error:
                 self._report(candidate, error)
                 continue
-            if sample is not None:  # a transform may refuse an image by giving None
+            if sample is not None:  # transforms reject an image by returning None
                 return sample
         raise ValueError(f'None of the {len(self)} images of {self.img_prefix} can be used; the reasons are above.')
 
     def _report(self, idx: int, error: UnreadableImageError) -> None:
-        """Mark a file; say so if it is new."""
+        """Mark a file, and log it the first time."""
         if self._marks[idx]:
             return
         self._marks[idx] = True
         if self.unreadable > self.max_unreadable:
             raise ValueError(
-                f'{self.unreadable} images of {self.img_prefix} cannot be read, and max_unreadable={self.max_unreadable} '
-                f'may be. The latest is {error}. Repair or remove them, or allow more.'
+                f'{self.unreadable} images of {self.img_prefix} cannot be read, but only max_unreadable='
+                f'{self.max_unreadable} are allowed. The latest is {error}. Repair or remove them, or allow more.'
             ) from error
         print_log(
             f'{error}; the next image takes its place (unreadable so far: {self.unreadable})',
@@ -87,25 +88,22 @@ class ReplaceUnreadable(BaseDataset):
         )
 
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
-
-
 @DATASETS.register_module()
 class ImageFolder(ReplaceUnreadable, CustomDataset):
-    """Every image below a folder, however deeply nested, without labels; or those of a list.
+    """Every image below a folder, at any depth, or those of a list; without labels.
 
     An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
 
     Args:
         data_root: The folder.
         data_prefix: A folder below it.
-        ann_file: A list of paths below the folder, one a line, instead of what is found there.
-        extensions: What counts as an image, in any case.
-        max_unreadable: How many different files may be unreadable; one more is an error.
+        ann_file: A list of paths below the folder, one per line, to use instead of searching the folder.
+        extensions: Extensions of images, in any case.
+        max_unreadable: How many different files may be unreadable before an error is raised.
         options: Those of mmpretrain's ``CustomDataset``: ``pipeline``, ``indices``, ….
 
     Raises:
-        ValueError: There is no such folder or list, it cannot be read, or there is no image in it.
+        ValueError: The folder or list does not exist, cannot be read, or has no images.
     """
 
     def __init__(
@@ -135,7 +133,7 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
     def load_data_list(self) -> list[dict[str, str]]:
         """The paths, sorted."""
         folder = str(self.img_prefix)
-        local = '://' not in folder  # elsewhere the file backend says what is wrong
+        local = '://' not in folder  # other file backends report their own errors
         if local and not Path(folder).is_dir():
             what = 'is a file, not a folder' if Path(folder).exists() else 'does not exist'
             raise ValueError(f'{folder} {what}. Give a folder of images: --cfg-options data_root=DIR.')
@@ -144,15 +142,15 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
         try:
             images: list[dict[str, str]] = super().load_data_list()
         except OSError as error:
-            raise ValueError(f'{folder} cannot be read: {error}. Check its rights and its disk.') from error
-        except RuntimeError:  # mmpretrain's for "none"
+            raise ValueError(f'{folder} cannot be read: {error}. Check its permissions and its disk.') from error
+        except RuntimeError:  # raised by mmpretrain if there are none
             images = []
         if not images:
-            raise ValueError(f'{self.ann_file or folder} has no images{self._what_else(folder) if local else ""}.')
+            raise ValueError(f'{self.ann_file or folder} has no images{self._found_instead(folder) if local else ""}.')
         return images
 
-    def _what_else(self, folder: str) -> str:
-        """What is there instead of images."""
+    def _found_instead(self, folder: str) -> str:
+        """What the folder holds instead of images."""
         if self.ann_file:
             return ': the list is empty'
         kinds = Counter(path.suffix.lower() or path.name for path in Path(folder).rglob('*') if path.is_file())

@@ -1,4 +1,4 @@
-"""Dense prediction with mmdet and mmseg, neither of which is imported here: the ViT as their backbone, and their pyramids."""
+"""Dense prediction with mmdet and mmseg: the ViT as their backbone, and feature pyramids. Imports neither of them."""
 
 from mkd_plugin.dense.dense_vit import DenseViT
 from mkd_plugin.dense.pyramid import ScalePyramid, SimplePyramid

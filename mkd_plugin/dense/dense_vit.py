@@ -1,4 +1,4 @@
-"""The ViT as a backbone of mmdet's detectors and mmseg's segmentors (shape legend: ``mkd_plugin/structures.py``)."""
+"""The ViT as a backbone for mmdet and mmseg (shape legend: ``mkd_plugin/structures.py``)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from mkd_plugin.registry import MODELS
 
 @MODELS.register_module()
 class DenseViT(VisionTransformer):
-    """Maps of patch tokens after chosen blocks, of images of any height and width.
+    """A ViT that returns maps of patch tokens after chosen blocks, for images of any height and width.
 
-    Images are padded with zeros, right and below, to whole patches; the fixed or learned table of positions is resized to
-    the image's grid (antialiased bicubic, float32, as timm's ``dynamic_img_size``). The maps have no final norm and no cls,
-    as in dBOT's, BEiT's and ViTDet's detectors. Takes the options of :class:`VisionTransformer`, positions being trained by
-    default; ``img_size`` is the size that the tables of positions are for, and to which a checkpoint's are resized.
+    Images are padded with zeros, right and below, to whole patches. Tables of positions are resized to the image's grid
+    (antialiased bicubic in float32, as timm's ``dynamic_img_size``). The maps have no final norm and no cls token, as in the
+    detectors of dBOT, BEiT and ViTDet.
 
     Args:
-        position: As there.
-        out_indices: Blocks whose output is given, from 0, ascending. The last must be the last block: blocks behind it
-            would never get a gradient.
-        window_size: Attend within windows of this side, patches, as in ViTDet; there are no prefix tokens then. None: every
-            block attends to all tokens.
-        global_blocks: With windows, the blocks that attend to all tokens all the same; None for the last of each quarter.
+        position: As for :class:`VisionTransformer`, but trained by default.
+        out_indices: Blocks whose outputs are returned, ascending from 0. They must include the last block, because blocks
+            after the last output would get no gradient.
+        window_size: Side, in patches, of the windows within which blocks attend, as in ViTDet; prefix tokens are dropped.
+            None: every block attends to all tokens.
+        global_blocks: Blocks that attend to all tokens despite ``window_size``; by default the last of each quarter.
+        options: Those of :class:`VisionTransformer`; ``img_size`` is the size that the tables of positions are made for, and
+            to which a checkpoint's are resized.
 
     Attributes:
-        windows: Side of each block's windows, None where it attends to all tokens.
+        windows: Side of each block's windows; None if it attends to all tokens.
 
     Raises:
-        ValueError: ``out_indices`` or ``global_blocks`` are no such blocks; an option that a dense backbone cannot have.
+        ValueError: ``out_indices`` or ``global_blocks`` do not exist, or an option is impossible in a dense backbone.
     """
 
     block_class = DenseBlock
@@ -53,19 +54,19 @@ class DenseViT(VisionTransformer):
         super().__init__(position=position, **options)
         self.out_indices = check_outputs(out_indices, self.arch.depth)
         self.windows = windows_of_blocks(self.arch.depth, window_size, global_blocks)
-        self._refuse_what_nothing_reads(window_size is not None)
+        self._refuse_unused_options(window_size is not None)
         del self.ln1
         if window_size is not None:
             self.cls_token = None  # type: ignore[assignment]
             self.num_prefix = 0
 
-    def _refuse_what_nothing_reads(self, windowed: bool) -> None:
+    def _refuse_unused_options(self, windowed: bool) -> None:
         if self.proj is not None:
             raise ValueError('DenseViT(projection=…): the maps are not projected. Leave it out.')
         if self.relative_position == 'shared':
             raise ValueError(
                 "DenseViT(relative_position='shared'): every block has its own bias here. Use 'per_block': a checkpoint's "
-                'shared one is given to each block.'
+                'shared bias is copied to each block.'
             )
         if windowed and self.num_prefix != 1:
             raise ValueError(
@@ -74,7 +75,7 @@ class DenseViT(VisionTransformer):
             )
 
     def embed_plane(self, images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens that enter the first block, (B, P + h · w, D), and the grid (h, w) of the patches among them."""
+        """Return the input tokens of the first block, (B, P + h · w, D), and the grid (h, w) of the patches among them."""
         size = self.patch_size
         height, width = images_BCHW.shape[-2:]
         padded = F.pad(images_BCHW, (0, -width % size, 0, -height % size))
@@ -87,7 +88,7 @@ class DenseViT(VisionTransformer):
         return self.pre_norm(tokens_BND), grid
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """One map (B, D, h, w) per entry of ``out_indices``: h, w are the image's height and width in patches, rounded up."""
+        """Return a map (B, D, h, w) per entry of ``out_indices``; h and w are the image's sides in patches, rounded up."""
         x_BND, grid = self.embed_plane(images_BCHW)
         maps = []
         for index, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
@@ -98,27 +99,19 @@ class DenseViT(VisionTransformer):
 
 
 def check_outputs(out_indices: Sequence[int], depth: int) -> tuple[int, ...]:
-    """The blocks whose output is wanted, checked.
-
-    Raises:
-        ValueError: They are not ascending, or the last is not the last block.
-    """
+    """Raise ValueError unless ``out_indices`` are ascending and end with the last block."""
     wanted = tuple(out_indices)
     ascending = all(first < second for first, second in zip((-1, *wanted), wanted, strict=False))
     if not wanted or not ascending or wanted[-1] != depth - 1:
         raise ValueError(
-            f'out_indices={wanted}: blocks are counted from 0, ascending, and the last of {depth} must be among them (those '
-            f'behind it would never get a gradient), for example {quarters(depth)}.'
+            f'out_indices={wanted}: blocks are counted from 0, ascending, and the last of {depth} must be among them (blocks '
+            f'after the last output would get no gradient), for example {quarters(depth)}.'
         )
     return wanted
 
 
 def windows_of_blocks(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> list[int | None]:
-    """Side of each block's windows, None for all tokens.
-
-    Raises:
-        ValueError: The side is not positive; a global block is not there; there are global blocks without windows.
-    """
+    """Side of each block's windows; None for all tokens."""
     if window_size is None:
         if global_blocks is not None:
             raise ValueError(f'global_blocks={tuple(global_blocks)} without window_size: every block is global then.')

@@ -1,4 +1,4 @@
-"""Pyramids: from a ViT's maps of one stride to the strides that detection and segmentation work on."""
+"""Feature pyramids: from a ViT's maps of one stride to the strides of detection and segmentation heads."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mkd_plugin.registry import MODELS
 
 SCALES = (4, 2, 1, 0.5, 0.25)
 
-# `norm_cfg=dict(type='mkd_plugin.LayerNorm2d')` in the hosts' heads as well: LayerNorm over the channels of a map, eps 1e-6
-# unless mmcv's builder is asked, which says 1e-5
+# LayerNorm over the channels of a map, also for the hosts' heads: `norm_cfg=dict(type='mkd_plugin.LayerNorm2d')`. Give eps:
+# mmcv's builder sets 1e-5 otherwise, not 1e-6.
 MODELS.register_module(name='LayerNorm2d', module=LayerNorm2d)
 
 
 @MODELS.register_module()
 class ScalePyramid(BaseModule):
-    """One map of the ViT for each stride, brought to it alone: what BEiT, MAE and dBOT put before FPN and UperNet.
+    """Rescales each map of the ViT to one stride, as BEiT, MAE and dBOT do before FPN and UperNet.
 
-    × 4 is two transposed convolutions with a norm and GELU between, × 2 is one, × 1 nothing, × 0.5 and × 0.25 max-pooling;
-    the number of channels stays. A side that does not divide is rounded down, as everywhere in the papers' code.
+    A scale of 4 is two transposed convolutions with a norm and GELU between them, 2 is one, 1 the identity, 0.5 and 0.25 are
+    max-pooling. The number of channels stays, and odd sides are rounded down, as in the papers' code.
 
     Args:
         in_channels: D, channels of every map.
-        scales: Of each map, in the maps' order; from stride 16 these are strides 4, 8, 16 and 32.
-        norm_cfg: mmcv's, of the one norm.
-        init_cfg: mmengine's; by default weights are drawn as torch draws them, which the papers' code keeps.
+        scales: Scale of each map; from stride 16 the default gives strides 4, 8, 16 and 32.
+        norm_cfg: mmcv's config of the norm.
+        init_cfg: mmengine's; by default torch's initialisation, which the papers' code keeps.
 
     Raises:
-        ValueError: A scale that is none of ``SCALES``.
+        ValueError: A scale is not in ``SCALES``.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ScalePyramid(BaseModule):
         self.rescale = nn.ModuleList(rescale(scale, [in_channels] * 3, norm_cfg) for scale in self.scales)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (B, D, h, w), as many as scales → as many (B, D, h · scale, w · scale).
+        """Rescale maps (B, D, h, w), one per scale, to (B, D, h · scale, w · scale).
 
         Raises:
-            ValueError: There are more or fewer maps than scales.
+            ValueError: The number of maps is not that of scales.
         """
         if len(maps) != len(self.scales):
             raise ValueError(
@@ -65,21 +65,21 @@ class ScalePyramid(BaseModule):
 
 @MODELS.register_module()
 class SimplePyramid(BaseModule):
-    """ViTDet's pyramid: every stride from the last map alone, with nothing going from one stride to another.
+    """ViTDet's pyramid: every stride is computed from the last map only, without connections between strides.
 
     "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv 2203.16527), section 3: transposed
-    convolutions that halve the channels, or nothing, or max-pooling; then 1 × 1 and 3 × 3 convolutions, each with a norm.
+    convolutions that halve the channels, the identity, or max-pooling; then 1 × 1 and 3 × 3 convolutions, each with a norm.
 
     Args:
         in_channels: D, channels of the map.
         out_channels: C, channels of every stride.
-        scales: From stride 16 these are strides 4, 8, 16 and 32.
-        num_outs: Strides given; those beyond ``scales`` take every second position of the one before.
-        norm_cfg: mmcv's; LayerNorm over channels by default.
-        init_cfg: mmengine's; by default weights are drawn as torch draws them.
+        scales: From stride 16 the default gives strides 4, 8, 16 and 32.
+        num_outs: Number of outputs; those beyond ``scales`` take every second position of the previous one.
+        norm_cfg: mmcv's config of the norms; LayerNorm over channels by default.
+        init_cfg: mmengine's; by default torch's initialisation.
 
     Raises:
-        ValueError: A scale that is none of ``SCALES``; fewer outputs than scales.
+        ValueError: A scale is not in ``SCALES``, or there are fewer outputs than scales.
     """
 
     def __init__(
@@ -96,9 +96,7 @@ class SimplePyramid(BaseModule):
         norm_cfg = dict(type='mkd_plugin.LayerNorm2d', eps=1e-6) if norm_cfg is None else norm_cfg
         self.scales = check_scales(scales)
         if num_outs < len(self.scales):
-            raise ValueError(
-                f'num_outs={num_outs}: there are {len(self.scales)} scales already. Take some of them away.'
-            )
+            raise ValueError(f'num_outs={num_outs}: there are {len(self.scales)} scales already. Remove some of them.')
         self.num_outs = num_outs
         widths = [in_channels, in_channels // 2, in_channels // 4]
         self.levels = nn.ModuleList()
@@ -110,7 +108,7 @@ class SimplePyramid(BaseModule):
             self.levels.append(nn.Sequential(rescale(scale, widths, norm_cfg), narrow, norms[0], mix, norms[1]))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps of which the last, (B, D, h, w), is read → ``num_outs`` of (B, C, h · scale, w · scale)."""
+        """Compute ``num_outs`` maps (B, C, h · scale, w · scale) from the last of ``maps``, (B, D, h, w)."""
         out = [level(maps[-1]) for level in self.levels]
         while len(out) < self.num_outs:
             out.append(F.max_pool2d(out[-1], kernel_size=1, stride=2))
@@ -118,12 +116,12 @@ class SimplePyramid(BaseModule):
 
 
 def rescale(scale: float, widths: Sequence[int], norm_cfg: dict[str, Any]) -> nn.Module:
-    """What brings a map to ``scale`` times its sides.
+    """Layers that rescale a map to ``scale`` times its sides.
 
     Args:
         scale: One of ``SCALES``.
         widths: Channels before, after the first and after the second doubling.
-        norm_cfg: Of the norm between two doublings.
+        norm_cfg: mmcv's config of the norm between two doublings.
     """
     if scale == 4:
         return nn.Sequential(
@@ -138,15 +136,15 @@ def rescale(scale: float, widths: Sequence[int], norm_cfg: dict[str, Any]) -> nn
 
 
 def build_norm(norm_cfg: dict[str, Any], channels: int) -> nn.Module:
-    """A norm by mmcv's rules: ``SyncBN``, ``BN``, ``dict(type='GN', num_groups=…)``, ours."""
-    from mmcv.cnn import build_norm_layer  # what only pre-trains needs no mmcv
+    """Build a norm from mmcv's config, such as ``dict(type='GN', num_groups=32)``."""
+    from mmcv.cnn import build_norm_layer  # not needed for pre-training
 
     norm: nn.Module = build_norm_layer(norm_cfg, channels)[1]
     return norm
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Raise ValueError unless there are scales, all of them among ``SCALES``."""
+    """Raise ValueError unless there are scales, and all are in ``SCALES``."""
     unknown = [scale for scale in scales if scale not in SCALES]
     if unknown or not scales:
         raise ValueError(

@@ -1,16 +1,13 @@
-"""What changes state while a run goes on: stages, momentum teachers, checkpoints, exact resume; what records it; and the
-optimiser's rates by layer.
-"""
+"""Training: teacher updates, checkpoints and exact resume, guards, metrics, progress, and learning rates by layer."""
 
 from mkd_plugin.engine.checkpoints import AtomicCheckpointHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
-from mkd_plugin.engine.guards import FiniteLossHook, UnusedParametersHook
+from mkd_plugin.engine.guards import FiniteLossHook, PreemptionHook, UnusedParametersHook
 from mkd_plugin.engine.metrics import MetricsHook
 from mkd_plugin.engine.optim import FreezeHook, LayerDecayConstructor
-from mkd_plugin.engine.portable_checkpoint import PortableCheckpointHook
-from mkd_plugin.engine.preemption import PreemptionHook
 from mkd_plugin.engine.progress import ProgressHook
+from mkd_plugin.engine.provenance import PortableCheckpointHook
 from mkd_plugin.engine.strategies import ShardedStrategy, StrategyRunner
 from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 

@@ -1,8 +1,7 @@
-"""The curves of a run: losses, rate, validation, and what shows a collapse."""
+"""``curves.png``: losses, learning rate, validation, and the statistics that show a collapse, over a whole run."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mkd_plugin.engine.metrics import METRICS, read_metrics
-from mkd_plugin.engine.preemption import is_training, when_run_ends
+from mkd_plugin.engine.metrics import METRICS, Row, read_metrics
+from mkd_plugin.engine.run_utils import is_training, when_run_ends
 from mkd_plugin.registry import HOOKS
+from mkd_plugin.utils.files import atomic_write
 
-Row = dict[str, Any]
-MANY = 200  # points from which on a curve is smoothed
-
-# (title, mode, whether a number belongs there); numbers that fit nowhere are not drawn.
+CURVES = 'curves.png'
+MANY = 200  # curves of more points are smoothed
+# (title, mode, whether a metric of this name belongs here); other metrics are not drawn
 PANELS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ('loss', 'train', lambda name: 'loss' in name),
     ('learning rate', 'train', lambda name: name.split('.')[-1] in ('lr', 'base_lr')),
@@ -36,23 +32,71 @@ PANELS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 )
 
 
-def draw_curves(rows: Sequence[Row], out: Path, *, title: str) -> bool:
-    """Draw the numbers of a run over its iterations; stages are marked, and not connected.
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Draws ``curves.png`` from ``metrics.jsonl`` when a run ends, also by a signal, Ctrl-C or an exception.
 
-    Args:
-        rows: From ``read_metrics``.
-        out: PNG file, replaced as a whole.
-        title: Stands above the panels.
-
-    Returns:
-        Whether there was anything to draw.
+    It needs ``MetricsHook``. The figure covers the whole run, including the part before a resume. If drawing fails, the run
+    logs a warning and ends with the same exit code.
     """
-    panels = [(name, mode, chosen) for name, mode, fits in PANELS if (chosen := names_of(rows, mode, fits))]
+
+    def before_run(self, runner: Runner) -> None:
+        """Register the drawing, to be done when the run ends."""
+        if is_training(runner) and is_main_process():
+            when_run_ends(runner, lambda error: self._draw(runner, error))
+
+    def _draw(self, runner: Runner, error: BaseException | None) -> None:
+        metrics, out = Path(runner.work_dir, METRICS), Path(runner.work_dir, CURVES)
+        try:
+            rows = read_metrics(metrics) if metrics.is_file() else []
+            if not rows:
+                return
+            with signals_ignored():
+                drawn = draw_curves(rows, out, title=title_of(runner, error, done=rows[-1]['iter']))
+        except Exception as problem:  # a figure must not hide why the run ended, nor change its exit code
+            runner.logger.warning(f'{out} could not be drawn: {type(problem).__name__}: {problem}')
+        else:
+            if drawn:
+                runner.logger.info(f'Curves: {out}')
+
+
+def title_of(runner: Runner, error: BaseException | None, *, done: int) -> str:
+    """Name of the run, and how it ended."""
+    name = Path(runner.work_dir).resolve().name
+    if error is None:
+        return f'{name}: complete after {done} iterations'
+    how = {SystemExit: 'preempted', KeyboardInterrupt: 'interrupted'}.get(type(error), type(error).__name__)
+    return f'{name}: {how} after {done} of {runner.max_iters} iterations'
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore SIGTERM and SIGUSR1: torchrun sends one as soon as the first process of a run has exited."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        yield
+        return
+    names = [name for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+    before = {name: signal.signal(signal.Signals[name], signal.SIG_IGN) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(signal.Signals[name], handler if handler is not None else signal.SIG_DFL)
+
+
+def draw_curves(rows: Sequence[Row], out: Path, *, title: str) -> bool:
+    """Draw the rows of ``read_metrics`` over the iterations to a PNG file; return whether there was anything to draw.
+
+    Stages are marked, and their curves not connected.
+    """
+    from matplotlib.figure import Figure  # needed once, when a run ends
+
+    panels = [(name, mode, chosen) for name, mode, fits in PANELS if (chosen := metric_names(rows, mode, fits))]
     if not panels:
         return False
     columns = len(panels) if len(panels) <= 3 else 2 + len(panels) % 2
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 3.2 * lines + 0.5), layout='constrained')  # without pyplot: Agg, no state
+    figure = Figure(figsize=(5 * columns, 3.2 * lines + 0.5), layout='constrained')  # no pyplot: no global state
     figure.suptitle(title, fontsize='medium')
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
     for axis, (name, mode, chosen) in zip(axes, panels, strict=False):
@@ -62,14 +106,13 @@ def draw_curves(rows: Sequence[Row], out: Path, *, title: str) -> bool:
         axis.set_xlabel('iteration')
     for axis in axes[len(panels) :]:
         axis.remove()
-    half = out.with_name(out.name + '.tmp')
-    figure.savefig(half, dpi=120, format='png')
-    os.replace(half, out)
+    with atomic_write(out, 'wb') as file:
+        figure.savefig(file, dpi=120, format='png')
     return True
 
 
-def names_of(rows: Sequence[Row], mode: str, fits: Callable[[str], bool]) -> list[str]:
-    """The numbers of a panel, in the order of the log; a total that is the only loss over again is left out."""
+def metric_names(rows: Sequence[Row], mode: str, fits: Callable[[str], bool]) -> list[str]:
+    """Names of a panel's metrics in the log's order, without a total that only repeats a single loss."""
     names = list(dict.fromkeys(name for row in rows if row['mode'] == mode for name in row if fits(name)))
     names = [name for name in names if any(row.get(name) is not None for row in rows)]
     repeated = {'loss': [name for name in names if name != 'loss'], 'base_lr': ['lr'] if 'lr' in names else []}
@@ -79,19 +122,19 @@ def names_of(rows: Sequence[Row], mode: str, fits: Callable[[str], bool]) -> lis
     return names
 
 
-def draw_panel(axis: Axes, rows: Sequence[Row], title: str, names: Sequence[str]) -> None:
-    """One panel."""
-    values = {name: [number(row.get(name)) for row in rows] for name in names}
+def draw_panel(axis: Any, rows: Sequence[Row], title: str, names: Sequence[str]) -> None:
+    """Draw one panel into matplotlib's axes."""
+    from matplotlib.ticker import EngFormatter
+
+    values = {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}  # None becomes NaN
     for name in names:
-        line: Any = None
-        for _, part in groupby(zip(rows, values[name], strict=True), key=lambda pair: pair[0].get('stage')):
-            points = list(part)
-            steps = np.array([row['iter'] for row, _ in points])
-            again: dict[str, Any] = (
-                dict(label=name, color=None) if line is None else dict(label=None, color=line.get_color())
-            )
-            line = draw_line(axis, steps, np.array([value for _, value in points]), **again)
-    shown = np.array([value for column in values.values() for value in column])
+        color: Any = None
+        for _, part in groupby(range(len(rows)), key=lambda number: rows[number].get('stage')):
+            numbers = list(part)
+            steps = np.array([rows[number]['iter'] for number in numbers])
+            label = name if color is None else None
+            color = draw_line(axis, steps, values[name][numbers], label=label, color=color).get_color()
+    shown = np.concatenate(list(values.values()))
     shown = shown[np.isfinite(shown)]
     axis.set_title(title, fontsize='small')
     axis.xaxis.set_major_formatter(EngFormatter(sep=''))
@@ -103,14 +146,13 @@ def draw_panel(axis: Axes, rows: Sequence[Row], title: str, names: Sequence[str]
     axis.legend(fontsize='small')
 
 
-def draw_line(axis: Axes, steps: Any, values: Any, *, label: str | None, color: Any) -> Any:
-    """A curve, with dots where there are few points; of many a moving average before the faint points themselves."""
+def draw_line(axis: Any, steps: Any, values: Any, *, label: str | None, color: Any) -> Any:
+    """Draw a curve, with dots if it has few points, as a moving average over faint points if it has many."""
     if len(values) < MANY:
         return axis.plot(steps, values, '.-' if len(values) < 30 else '-', label=label, color=color, lw=1.2)[0]
     (raw,) = axis.plot(steps, values, color=color, alpha=0.3, lw=0.8)
-    width = len(values) // 50
     known = np.isfinite(values)
-    window = np.ones(width)
+    window = np.ones(len(values) // 50)
     counts = np.convolve(known, window, 'same')
     sums = np.convolve(np.where(known, values, 0.0), window, 'same')
     average = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
@@ -118,7 +160,7 @@ def draw_line(axis: Axes, steps: Any, values: Any, *, label: str | None, color: 
 
 
 def stage_starts(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """(stage, iterations before it), if there is more than one stage."""
+    """(stage, iterations before it) of each stage; empty for a run of one stage."""
     starts: dict[int, int] = {}
     before = 0
     for row in rows:
@@ -128,71 +170,9 @@ def stage_starts(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return list(starts.items()) if len(starts) > 1 else []
 
 
-def mark_stages(axis: Axes, starts: Sequence[tuple[int, int]]) -> None:
-    """A dashed line where a stage begins, with its number."""
+def mark_stages(axis: Any, starts: Sequence[tuple[int, int]]) -> None:
+    """Draw a dashed line with the stage's number where each stage begins."""
     for stage, start in starts:
         axis.axvline(start, color='grey', ls='--', lw=0.8)
         text = f' stage {stage}'
         axis.text(start, 0.98, text, transform=axis.get_xaxis_transform(), va='top', fontsize='x-small', color='grey')
-
-
-def number(value: Any) -> float:
-    """NaN, which is not drawn, where the file has none."""
-    return float('nan') if value is None else float(value)
-
-
-CURVES = 'curves.png'
-
-
-@HOOKS.register_module()
-class CurvesHook(Hook):
-    """Draws ``curves.png`` from ``metrics.jsonl`` (so it needs ``MetricsHook``): at the end, and on a signal, Ctrl-C or
-    an exception. It covers the whole run, also what came before it was resumed.
-
-    A picture that cannot be drawn is a warning; the run ends as it would have without it, with the same exit code.
-    """
-
-    def before_run(self, runner: Runner) -> None:
-        """Be called when the run ends."""
-        if is_training(runner) and is_main_process():
-            when_run_ends(runner, lambda error: self._draw(runner, error))
-
-    def _draw(self, runner: Runner, error: BaseException | None) -> None:
-        metrics, out = Path(runner.work_dir, METRICS), Path(runner.work_dir, CURVES)
-        try:
-            rows = read_metrics(metrics) if metrics.is_file() else []
-            if not rows:
-                return
-            with undisturbed():
-                from mkd_plugin.engine.curves import draw_curves  # matplotlib is of no use before
-
-                drawn = draw_curves(rows, out, title=title_of(runner, error, done=rows[-1]['iter']))
-        except Exception as problem:  # whatever it is, a picture must not hide why the run ended, or its exit code
-            runner.logger.warning(f'{out} could not be drawn: {type(problem).__name__}: {problem}')
-        else:
-            if drawn:
-                runner.logger.info(f'Curves: {out}')
-
-
-def title_of(runner: Runner, error: BaseException | None, *, done: int) -> str:
-    """Which run it is, and how it ended."""
-    name = Path(runner.work_dir).resolve().name
-    if error is None:
-        return f'{name}: complete after {done} iterations'
-    how = {SystemExit: 'preempted', KeyboardInterrupt: 'interrupted'}.get(type(error), type(error).__name__)
-    return f'{name}: {how} after {done} of {runner.max_iters} iterations'
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Take no notice of SIGTERM and SIGUSR1: torchrun sends one as soon as the first process of a run has left."""
-    if threading.current_thread() is not threading.main_thread():  # python allows it nowhere else
-        yield
-        return
-    names = [name for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
-    before = {name: signal.signal(signal.Signals[name], signal.SIG_IGN) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(signal.Signals[name], handler if handler is not None else signal.SIG_DFL)

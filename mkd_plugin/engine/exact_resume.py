@@ -1,87 +1,97 @@
-"""A run that was killed and resumed ends with the weights of one that was not, bit for bit."""
+"""Exact resume: a run that was killed and resumed ends with the same weights as an uninterrupted one, bit for bit.
+
+Every random number is a function of the seed and of the position in the run, so no generator state has to be saved.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, cast
 
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.engine.exact_data import (
-    EndlessBatches,
-    base_seed,
-    derive_seed,
-    make_exact,
-    seed_generators,
-    why_not_exact,
-)
-from mkd_plugin.engine.provenance import changes_between, record_of
+from mkd_plugin.engine.provenance import changes_between, config_record
 from mkd_plugin.registry import HOOKS
 
 RECORD = 'mkd_config'
+LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor')
+Place = tuple[int, int]  # (epoch, index): what the sampler sends to the workers
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Makes every random number of a run a function of its position, for mmengine's own loops of both kinds.
+    """Makes every random number a function of the position in the run, for both of mmengine's training loops.
 
-    * Order of the samples: of (seed, epoch); augmentation: of (seed, epoch, index), in any number of workers.
-    * Masks, drop path and whatever else the model draws: of (seed, iteration, rank).
-    * A resumed run goes on at its position, also in the middle of an epoch, without loading what was seen.
-    * ``resume=True`` takes the newest whole checkpoint; if there is none yet, the run starts anew with the same seed.
-    * A config that would give another result is refused.
+    * The order of samples depends on (seed, epoch), augmentation on (seed, epoch, index), for any number of workers.
+    * Masks, drop path and all else that the model draws depend on (seed, iteration, rank).
+    * A resumed run continues at its position, also within an epoch, without loading the samples before it.
+    * ``resume=True`` takes the newest complete checkpoint; without one the run starts from scratch with the same seed.
+    * A config that would change the result is refused.
 
-    It is exact on the CPU with the same number of threads; on a GPU as far as its kernels are deterministic
-    (``randomness=dict(deterministic=True)``). A seed of None is drawn anew by a run killed before its first checkpoint.
+    Results are exact on a CPU with the same number of threads, and on a GPU as far as its kernels are deterministic
+    (``randomness=dict(deterministic=True)``). With a seed of None, a run killed before its first checkpoint draws a new
+    seed.
 
     Args:
         allow_changed_config: Resume although model, data, schedule, seed or number of processes changed.
 
     Raises:
-        ValueError: When resuming: the config changed, or all checkpoints are damaged.
+        ValueError: On resume: the config changed, or all checkpoints are damaged.
     """
 
-    priority = 'VERY_HIGH'  # before the hooks that draw or load anything
+    priority = 'VERY_HIGH'  # before hooks that draw random numbers or load data
 
     def __init__(self, *, allow_changed_config: bool = False) -> None:
         self.allow_changed_config = allow_changed_config
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint, the same on every rank."""
+        """Choose the checkpoint to resume from."""
         self.choose_checkpoint(runner)
 
     def choose_checkpoint(self, runner: Runner) -> None:
-        """Let ``resume=True`` mean the newest whole checkpoint, or a new run if there is none."""
-        if runner._resume is not True or runner._load_from is not None:  # FlexibleRunner's may be a path
+        """Resolve ``resume=True`` to the newest complete checkpoint, the same on every rank, or to a new run."""
+        if runner._resume is not True or runner._load_from is not None:  # a FlexibleRunner's may be a path
             return
         found = [newest_checkpoint(runner.work_dir, warn=runner.logger.warning) if get_rank() == 0 else None]
         broadcast_object_list(found)
         runner._load_from, runner._resume = found[0], found[0] is not None
-        runner.logger.info(f'resume=True: {found[0] or "there is no checkpoint yet, the run starts anew"}.')
+        runner.logger.info(f'resume=True: {found[0] or "there is no checkpoint yet, the run starts from scratch"}.')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare the configs, if the run is resumed and not merely initialised."""
+        """Compare the configs if the run is resumed, not only initialised from a checkpoint."""
         old = checkpoint.get('meta', {}).get(RECORD)
-        changes = changes_between(old, record_of(runner.cfg)) if runner._resume and old is not None else []
+        changes = changes_between(old, config_record(runner.cfg)) if runner._resume and old is not None else []
         if not changes:
             return
         listed = '\n    '.join(changes)
         if not self.allow_changed_config:
             raise ValueError(
                 f'The run to be resumed from {runner._load_from} has another config. Changed:\n    {listed}\nRestore '
-                'these values; or start a new run in another work_dir, with load_from instead of resume; or allow it '
-                'with default_hooks.exact_resume.allow_changed_config=True: the result is then that of neither config.'
+                'these values; or start a new run in another work_dir, with load_from instead of resume; or set '
+                'default_hooks.exact_resume.allow_changed_config=True, and get the result of neither config.'
             )
-        runner.logger.warning(f'Resumed with another config, as allowed. Changed:\n    {listed}')
+        runner.logger.warning(f'Resumed with a changed config, as allowed. Changed:\n    {listed}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add what the config was."""
-        checkpoint['meta'][RECORD] = record_of(runner.cfg)
+        """Record the config."""
+        checkpoint['meta'][RECORD] = config_record(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
-        """Give the loop a loader that starts where the run is."""
+        """Replace the loop's loader by one that starts at the run's position."""
         loop, self.seed = runner.train_loop, base_seed(runner)
         endless = hasattr(loop, 'dataloader_iterator')
         reason = why_not_exact(loop.dataloader, endless=endless)
@@ -99,8 +109,201 @@ class ExactResumeHook(Hook):
         loop.dataloader = make_exact(loop.dataloader, seed=self.seed, position=position, endless=endless)
         if endless:
             skips_itself = hasattr(loop.dataloader_iterator, 'skip_iter')
-            loop.dataloader_iterator = EndlessBatches(loop.dataloader, swallow=0 if skips_itself else loop.iter)
+            loop.dataloader_iterator = EndlessBatches(loop.dataloader, ignored=0 if skips_itself else loop.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed what the model draws. The batch is loaded already, so that loading it here or elsewhere is the same."""
+        """Seed what the model draws. The batch is already loaded, whether in this process or in a worker."""
         seed_generators(derive_seed('iteration', self.seed, runner.iter, get_rank()))
+
+
+def derive_seed(*key: int | str) -> int:
+    """Hash ``key`` to a seed in [0, 2^63). Unlike sums such as seed + epoch, different keys do not collide."""
+    plain = [part if isinstance(part, str) else int(part) for part in key]  # samplers may give numpy integers
+    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=8).digest(), 'big') >> 1
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, and CUDA's if it is in use.
+
+    ``torch.manual_seed`` takes 0.3 ms where CUDA is not in use, too long to call for every sample.
+    """
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # never in a worker
+        torch.cuda.manual_seed_all(seed)
+
+
+def base_seed(runner: Runner) -> int:
+    """The run's seed, the same on every rank; under ``diff_rank_seed`` mmengine adds the rank to it."""
+    return int(runner.seed) - (get_rank() if (runner._randomness_cfg or {}).get('diff_rank_seed') else 0)
+
+
+class SeededDataset(Dataset[Any]):
+    """Seeds the augmentation of each sample from (seed, epoch, index), in any process and loading order.
+
+    The epoch is sent with the index, because the data sets inside persistent workers cannot be told about it. All other
+    attributes, assignments included, are the wrapped data set's: hosts' hooks replace its ``pipeline``.
+    """
+
+    def __init__(self, dataset: Any, *, seed: int) -> None:
+        self.__dict__.update(dataset=dataset, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: Place | int) -> Any:
+        epoch, index = place if isinstance(place, tuple) else (0, place)
+        seed_generators(derive_seed('sample', self.seed, epoch, index))
+        return self.dataset[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dataset' or name.startswith('__'):  # absent during unpickling
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
+
+
+class ExactBatches(Sampler[list[Place]]):
+    """Batches of (epoch, index), from any position of the run onwards.
+
+    The order within an epoch is that of the host's sampler, which is told the epoch or, if it has no ``set_epoch``, draws
+    from a generator seeded with it. The order of :class:`InfiniteSampler` is replaced: pass p is a permutation drawn from
+    (seed, p), so that any position costs one permutation instead of all before it.
+
+    ``position`` returns the (epoch, batch) to start from, and is called when an iteration starts. ``endless`` batches continue
+    with the next epoch instead of stopping.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], *, seed: int, position: Callable[[], tuple[int, int]], endless: bool
+    ) -> None:
+        self.batches = cast(Any, loader.batch_sampler)
+        self.sampler: Any = self.batches.sampler
+        self.batch_size, self.drop_last = self.batches.batch_size, self.batches.drop_last
+        self.seed, self.position, self.endless = seed, position, endless
+        if hasattr(self.sampler, 'seed'):
+            self.sampler.seed = seed  # under diff_rank_seed mmengine draws another one when it builds the loader
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        epoch, start = self.position()
+        if isinstance(self.sampler, InfiniteSampler):
+            yield from self._stream(epoch * len(self) + start)
+        yield from islice(self._epoch(epoch), start, None)
+        while self.endless:
+            epoch += 1
+            yield from self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> Iterator[list[Place]]:
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+        seed_generators(derive_seed('order', self.seed, epoch))  # torch's own samplers draw from these
+        for batch in self.batches:
+            yield [(epoch, index) for index in batch]
+
+    def _stream(self, batch: int) -> Iterator[list[Place]]:
+        """This rank's batches of an endless stream of permutations."""
+        size, ranks = len(self.sampler.dataset), self.sampler.world_size
+        place, current, order = batch * self.batch_size * ranks + self.sampler.rank, -1, list(range(size))
+        while True:
+            places = []
+            for _ in range(self.batch_size):
+                epoch, offset = divmod(place, size)
+                if epoch != current and self.sampler.shuffle:
+                    generator = torch.Generator().manual_seed(derive_seed('order', self.seed, epoch))
+                    current, order = epoch, torch.randperm(size, generator=generator).tolist()
+                places.append((epoch, order[offset]))
+                place += ranks
+            yield places
+
+
+class ExactLoader(DataLoader[Any]):
+    """A loader that explains the death of a worker process."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the type depends on what torch was waiting for
+            from_data = 'Caught' in str(error) or not self.num_workers
+            if from_data or (isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error)):
+                raise
+            raise RuntimeError(
+                f'A process that loads data died ({str(error).strip() or type(error).__name__}). Most often the machine '
+                'ran out of memory (lower train_dataloader.num_workers or prefetch_factor) or of shared memory (enlarge '
+                '/dev/shm). Start the run again with resume=True: it continues from its last checkpoint, to the same result.'
+            ) from error
+
+
+class EndlessBatches:
+    """Replaces the iterator of mmengine's ``IterBasedTrainLoop``: starts at the run's position and never sleeps.
+
+    ``ignored`` calls are made by the loop only to reach the position of a resumed run (mmengine < 0.10.6).
+    """
+
+    def __init__(self, loader: ExactLoader, *, ignored: int = 0) -> None:
+        self.loader, self.ignored = loader, ignored
+        self.batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> EndlessBatches:
+        return self
+
+    def __next__(self) -> Any:
+        if self.ignored:
+            self.ignored -= 1
+            return None
+        if self.batches is None:  # the loop does not know its position earlier
+            self.batches = iter(self.loader)
+        return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Do nothing: the batches already start at the right position."""
+
+
+def why_not_exact(loader: DataLoader[Any], *, endless: bool) -> str | None:
+    """Why the order of a loader cannot be reproduced from any position; None if it can."""
+    if isinstance(loader.dataset, IterableDataset):
+        return f'{type(loader.dataset).__name__} chooses the order of its samples itself'
+    if loader.batch_sampler is None:
+        return 'its samples are not batched by the loader (batch_size=None)'
+    if isinstance(getattr(loader.batch_sampler, 'sampler', None), InfiniteSampler):
+        if type(loader.batch_sampler) is not BatchSampler:
+            return f'{type(loader.batch_sampler).__name__} regroups an endless order'
+        if not endless:
+            return 'InfiniteSampler never ends an epoch: use DefaultSampler, or an IterBasedTrainLoop'
+    return None
+
+
+def make_exact(
+    loader: DataLoader[Any], *, seed: int, position: Callable[[], tuple[int, int]], endless: bool
+) -> ExactLoader:
+    """Rebuild a loader with seeded samples in an order that can start anywhere; arguments as of :class:`ExactBatches`."""
+    return ExactLoader(
+        SeededDataset(loader.dataset, seed=seed),
+        batch_sampler=ExactBatches(loader, seed=seed, position=position, endless=endless),
+        worker_init_fn=partial(start_worker, then=loader.worker_init_fn),
+        generator=torch.Generator(),  # otherwise each epoch draws a number from the run's own generator
+        persistent_workers=loader.persistent_workers,
+        **{name: getattr(loader, name) for name in LOADER_OPTIONS},
+    )
+
+
+def start_worker(worker: int, *, then: Callable[[int], Any] | None) -> None:
+    """Let only the main process end a worker: a scheduler signals all processes, and the main one still needs batches."""
+    if hasattr(signal, 'sigwaitinfo'):
+        signals = {signal.SIGTERM, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=obey_parent, args=(signals,), daemon=True).start()
+    if then is not None:
+        then(worker)
+
+
+def obey_parent(signals: set[signal.Signals]) -> None:
+    """Exit on a signal from the main process, which Python sends when it ends; ignore those from other processes."""
+    while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        pass
+    os._exit(0)

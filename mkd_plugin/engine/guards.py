@@ -1,59 +1,139 @@
-"""Stops a run whose loss is no number, before that reaches a checkpoint."""
+"""Hooks that stop a run: on a signal, on a loss that is not finite, on parameters without a gradient."""
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mkd_plugin.engine.checkpoints import last_good
-from mkd_plugin.engine.teacher_updates import bare_model
+from mkd_plugin.engine.checkpoints import last_good, point_to, save_atomically
+from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, log_interval
 from mkd_plugin.registry import HOOKS
+from mkd_plugin.utils.files import remove_path
+
+REQUEUE = 85  # exit code; tools/dist_train.sh and the job scripts know it
+PREEMPTED = 'preempted.pth'
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM or SIGUSR1, saves ``preempted.pth`` after the next optimiser step and exits with code 85.
+
+    Code 85 tells a job script to requeue the run, which then continues with ``resume=True``; any other code is an error.
+    Several processes must stop at the same step. They agree on it only every ``agree_every`` steps, so that other steps do
+    not wait. Plain ``torchrun`` exits with 1 whatever its children return; ``tools/dist_train.sh`` passes 85 on.
+
+    Args:
+        signals: Names of the signals.
+        agree_every: Optimiser steps between two agreements of several processes.
+
+    Raises:
+        ValueError: A signal does not exist, or ``agree_every`` is not positive.
+    """
+
+    priority = 'LOWEST'  # the checkpoint must include what other hooks do at the same step
+
+    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), agree_every: int = 10) -> None:
+        known = sorted(signal.Signals.__members__)
+        unknown = sorted(set(signals) - set(known))
+        if unknown:
+            raise ValueError(f'signals={list(signals)}: this system has no {unknown}. It has {known}.')
+        if agree_every < 1:
+            raise ValueError(f'agree_every={agree_every}: it must be at least 1.')
+        self.signals, self.agree_every = list(signals), agree_every
+        self.received: str | None = None
+        self.previous_handlers: dict[str, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Install the signal handlers."""
+        self.received = None
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self.previous_handlers = {name: signal.signal(signal.Signals[name], self._receive) for name in self.signals}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Save and exit if a signal has arrived and the run is not complete anyway."""
+        done = runner.iter + 1
+        if done >= runner.max_iters or not at_optimizer_step(runner, done) or not self._agreed(runner, done):
+            return
+        runner.logger.warning(f'{self.received or "A signal to another process"}: saving after iteration {done}.')
+        # by_epoch=True would make mmengine's FlexibleRunner record the epoch as complete
+        save_atomically(runner, runner.work_dir, PREEMPTED, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
+        path = str(Path(runner.work_dir, PREEMPTED))
+        if is_main_process():
+            point_to(path, work_dir=runner.work_dir)
+        self._restore_handlers()
+        runner.logger.warning(f'Saved {path}; exit code {REQUEUE}: start the run again with resume=True.')
+        raise SystemExit(REQUEUE)
+
+    def after_train(self, runner: Runner) -> None:
+        """Clean up: the run is complete, and its last checkpoint is newer."""
+        self._restore_handlers()
+        if is_main_process():
+            remove_path(Path(runner.work_dir, PREEMPTED))
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    def _agreed(self, runner: Runner, done: int) -> bool:
+        if get_world_size() == 1:
+            return self.received is not None
+        if done // accumulated_iterations(runner) % self.agree_every:
+            return False
+        received = torch.tensor(int(self.received is not None))
+        all_reduce(received, 'max')
+        return bool(received)
+
+    def _restore_handlers(self) -> None:
+        for name, handler in self.previous_handlers.items():
+            signal.signal(signal.Signals[name], handler)
+        self.previous_handlers = {}
+
 
 ADVICE = (
-    'Start again from it with resume=True: the same numbers come again, so change something first, for example a lower '
-    'rate, clip_grad, or bfloat16 instead of float16 (default_hooks.exact_resume.allow_changed_config=True).'
+    'A resumed run repeats the same numbers, so change something before you start again with resume=True, for example a '
+    'lower learning rate, clip_grad, or bfloat16 instead of float16 '
+    '(with default_hooks.exact_resume.allow_changed_config=True).'
 )
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Checks every loss, but reads them together at the log interval and before a checkpoint: no step waits for it.
+    """Stops a run with a NaN or infinite loss before it reaches a checkpoint.
 
-    Before a checkpoint it looks at the weights too, for a finite loss can have an infinite gradient.
-
-    Args:
-        interval: Iterations between two checks; the ``LoggerHook``'s by default.
+    Losses are kept on the device and read together at the log interval and before a checkpoint, so that no step waits. Before
+    a checkpoint the weights are checked as well, because a finite loss can have an infinite gradient.
 
     Raises:
-        ValueError: ``interval`` is not positive.
-        FloatingPointError: A loss or a weight is NaN or infinite; the first such step and the last good checkpoint are
-            named.
+        FloatingPointError: A loss or a weight is NaN or infinite. The message names the first such step and the last good
+            checkpoint.
     """
 
     priority = 'HIGH'  # before the hooks that save
 
-    def __init__(self, *, interval: int | None = None) -> None:
-        if interval is not None and interval < 1:
-            raise ValueError(f'interval={interval}: it must be at least 1, or None for the interval of the log.')
-        self.interval = interval
+    def __init__(self) -> None:
         self.step = 0
-        self.losses: list[tuple[int, Tensor]] = []  # since the last check, with the number of their step
+        self.losses: list[tuple[int, Tensor]] = []  # (step, loss) since the last check
 
     def before_train(self, runner: Runner) -> None:
-        """Find the log's interval."""
-        logged = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        self.every = self.interval or (logged or [50])[0]
-        self.losses = []
+        """Start without losses."""
+        self.every, self.losses = log_interval(runner), []
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Remember the loss, and check at the interval."""
+        """Keep the loss, and check at the interval."""
         self.step = runner.iter + 1
         loss = (outputs or {}).get('loss')
         if isinstance(loss, Tensor):
@@ -62,7 +142,7 @@ class FiniteLossHook(Hook):
             self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Let nothing but numbers into a checkpoint."""
+        """Check the losses and the weights."""
         self._check(runner)
         for name, _ in bare_model(runner).named_parameters():
             weight = checkpoint['state_dict'].get(name)
@@ -94,37 +174,37 @@ LISTED = 8
 
 @HOOKS.register_module()
 class UnusedParametersHook(Hook):
-    """After the first backward pass every trainable parameter must have a gradient.
+    """Checks after the first backward pass that every trainable parameter has a gradient.
 
-    Without one it is not learned, and DDP stops at its second step with a message that names no parameter. The usual
-    reason is an objective that reads only an early tap of the student. A config that says
-    ``find_unused_parameters=True`` is left alone.
+    A parameter without one is not trained, and DDP stops at its second step with a message that names no parameter. The
+    usual reason is an objective that reads only an early tap of the student. ``find_unused_parameters=True`` in the config
+    switches the check off.
 
     Raises:
-        ValueError: There are parameters without a gradient; they are named.
+        ValueError: Some parameters have no gradient; the message names them.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the first backward pass, and at no other."""
-        meant = runner.cfg.get('find_unused_parameters') or getattr(runner.model, 'find_unused_parameters', False)
-        if not meant and isinstance(runner.optim_wrapper, OptimWrapper):
+        """Check the first backward pass only."""
+        allowed = runner.cfg.get('find_unused_parameters') or getattr(runner.model, 'find_unused_parameters', False)
+        if not allowed and isinstance(runner.optim_wrapper, OptimWrapper):
             check_next_backward(runner.model, runner.optim_wrapper)
 
 
 def check_next_backward(model: nn.Module, optim_wrapper: OptimWrapper) -> None:
-    """Let the next ``optim_wrapper.backward`` raise if it leaves a parameter of the model without a gradient."""
+    """Make the next ``optim_wrapper.backward`` raise ValueError if it leaves a parameter of the model without a gradient."""
 
     def backward(loss: Tensor, **options: Any) -> None:
-        del optim_wrapper.backward  # back to the class's
+        del optim_wrapper.backward  # restore the class's method
         optim_wrapper.backward(loss, **options)
-        # nothing of what FSDP has shared out may lie on this process
+        # under FSDP this process's share of a parameter may be empty
         without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and p.numel()]
         if without:
             more = f' and {len(without) - LISTED} more' if len(without) > LISTED else ''
             raise ValueError(
-                f'These parameters get no gradient from any loss: {without[:LISTED]}{more}. They would stay as they are. '
-                'An objective must read the student behind them (student=…), or make the student less deep, or freeze '
-                'them; if it is meant, say find_unused_parameters=True.'
+                f'These parameters get no gradient from any loss: {without[:LISTED]}{more}. They would not be trained. '
+                'Let an objective read a deeper tap of the student (student=…), use a shallower student, or freeze them. '
+                'If this is intended, set find_unused_parameters=True.'
             )
 
     optim_wrapper.backward = backward

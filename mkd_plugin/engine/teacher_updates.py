@@ -1,22 +1,28 @@
-"""Teachers that change during a run: momentum teachers after every step, bootstrapped ones from stage to stage."""
+"""Teachers that change during a run: momentum teachers after every step, bootstrapped ones from stage to stage.
+
+Learning-rate schedules follow the length of the run and of its stages.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mkd_plugin.engine.checkpoints import save_atomically
-from mkd_plugin.engine.schedules import fit_schedule, restart_schedule, schedule_of
+from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, runs_by_epoch
 from mkd_plugin.engine.strategies import whole_parameters
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages, Teacher
 from mkd_plugin.registry import HOOKS
+
+WARM_UP_SHARE = 0.1  # our choice: a shorter stage keeps its warm-up up to this share of its length
 
 
 @HOOKS.register_module()
@@ -51,7 +57,7 @@ class TeacherUpdateHook(Hook):
         if self.model is None:
             return
         loop = runner.train_loop
-        self.by_epoch = hasattr(loop, 'run_epoch')
+        self.by_epoch = runs_by_epoch(runner)
         self.stages = self.model.stages or Stages((1,))
         self.saves_stages = self.model.stages is not None
         self.lengths = self.stages.lengths(loop.max_epochs if self.by_epoch else loop.max_iters)
@@ -96,15 +102,14 @@ class TeacherUpdateHook(Hook):
         if self.model is None:
             return
         done = runner.iter + 1
-        stepped = done % runner.optim_wrapper._accumulative_counts == 0 or done == runner.max_iters
-        if self.every_step and stepped:
+        if self.every_step and at_optimizer_step(runner, done):
             with whole_parameters(runner.model):
                 self.model.after_step(self._progress(runner, done))
         if not self.by_epoch and self.saves_stages and done in self.ends:
             save_stage(runner, self.ends.index(done) + 1, epoch=runner.epoch)
 
     def _progress(self, runner: Runner, iterations: int) -> Progress:
-        accumulation = runner.optim_wrapper._accumulative_counts
+        accumulation = accumulated_iterations(runner)
         return Progress(-(-iterations // accumulation), -(-runner.max_iters // accumulation))
 
     def _fit(self, stage: int) -> list[dict[str, Any]]:
@@ -140,11 +145,6 @@ class TeacherUpdateHook(Hook):
         )
 
 
-def bare_model(runner: Runner) -> Any:
-    """Unwrap the model from the wrapper of distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
     """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted with them."""
     save_atomically(
@@ -165,3 +165,55 @@ def redraw(model: MaskedDistiller, *, seed: int) -> None:
         model.reset_student()
     for parameter in model.parameters():
         broadcast(parameter.data)
+
+
+def fit_schedule(schedule: Sequence[dict[str, Any]], length: int, *, by_epoch: bool) -> list[dict[str, Any]]:
+    """Fit mmengine's ``param_scheduler`` to a run or stage of another length than the one it was written for.
+
+    What ends with the schedule ends with the run. A warm-up keeps its length, up to a tenth of the new one, or up to its
+    share of the old one if that is more. Entries counted in the other unit than the run stay as they are.
+
+    Args:
+        schedule: Entries of ``param_scheduler``; the latest ``end`` is the length it was written for.
+        length: Length of the run or stage, in epochs or iterations.
+        by_epoch: Whether the run is counted in epochs.
+    """
+    own = [entry for entry in schedule if entry.get('by_epoch', True) == by_epoch]
+    written = max((entry.get('end') or 0 for entry in own), default=0)
+
+    def moved(point: int) -> int:
+        return length if point == written else min(point, round(length * max(point / written, WARM_UP_SHARE)))
+
+    fitted = []
+    for entry in schedule:
+        entry = copy.deepcopy(dict(entry))
+        fitted.append(entry)
+        if not written or entry.get('by_epoch', True) != by_epoch or length == written:
+            continue
+        begin, end = entry.get('begin', 0), entry.get('end')
+        entry['begin'] = moved(begin)
+        if end is not None:
+            entry['end'] = moved(end)
+            if entry.get('T_max') == end - begin:
+                entry['T_max'] = entry['end'] - entry['begin']
+            if entry['end'] <= entry['begin']:  # a warm-up that no longer has a step
+                fitted.pop()
+    return fitted
+
+
+def schedule_of(cfg: Any) -> list[dict[str, Any]]:
+    """Read the entries of a config's ``param_scheduler``."""
+    schedule = cfg.get('param_scheduler') or []
+    return [dict(schedule)] if isinstance(schedule, dict) else [dict(entry) for entry in schedule]
+
+
+def restart_schedule(runner: Runner, schedule: list[dict[str, Any]]) -> None:
+    """Start a schedule from the configured rates.
+
+    mmengine's schedulers multiply the *current* rate, so a second warm-up chained behind a cosine would peak near zero.
+    """
+    for group in runner.optim_wrapper.param_groups:
+        for key in [key for key in group if key.startswith('initial_')]:
+            group[key.removeprefix('initial_')] = group[key]
+    if schedule:
+        runner.param_schedulers = runner.build_param_scheduler(schedule)

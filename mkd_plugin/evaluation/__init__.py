@@ -1,7 +1,6 @@
-"""Evaluation of frozen networks: k-NN, linear probes, few-shot; label lists for semi-supervised fine-tuning.
+"""Evaluation of frozen networks by k-NN, linear probes and few-shot; label lists; robustness of classifiers.
 
-``run`` goes through checkpoints and protocols, ``features`` computes what the protocols read. ``tools/evaluate.py`` is the
-command.
+:mod:`mkd_plugin.reporting.evaluation_report` runs these measurements on several checkpoints.
 """
 
 from mkd_plugin.evaluation.features import Feature, Features, FeatureStore, Split
@@ -9,9 +8,7 @@ from mkd_plugin.evaluation.fewshot import FEW, SHOTS, FewShot, draw_shots, few_s
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, open_images
 from mkd_plugin.evaluation.knn import KS, TEMPERATURE, knn_accuracy, knn_predict
 from mkd_plugin.evaluation.linear import LARS, SGD, Head, ProbeSettings, shortened, train_probes
-from mkd_plugin.evaluation.protocols import PROTOCOLS, Plan, Row
-from mkd_plugin.evaluation.run import Data, evaluate
-from mkd_plugin.evaluation.table import EvaluationTable
+from mkd_plugin.evaluation.protocols import PROTOCOLS, Data, Plan, Row
 
 __all__ = [
     'FEW',
@@ -22,7 +19,6 @@ __all__ = [
     'SHOTS',
     'TEMPERATURE',
     'Data',
-    'EvaluationTable',
     'Feature',
     'FeatureStore',
     'Features',
@@ -35,7 +31,6 @@ __all__ = [
     'Row',
     'Split',
     'draw_shots',
-    'evaluate',
     'few_shot',
     'knn_accuracy',
     'knn_predict',

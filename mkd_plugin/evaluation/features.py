@@ -1,13 +1,12 @@
-"""Features of a frozen network: computed once, all layers and poolings in one pass, and kept on disk."""
+"""Features of frozen networks: all layers and poolings in one pass, cached on disk."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from mkd_plugin.analysis.checks import check_finite
+from mkd_plugin.analysis.streaming import check_finite
 from mkd_plugin.evaluation.images import LabelledImages
-from mkd_plugin.evaluation.progress import shown
-from mkd_plugin.interop.subjects import Subject
+from mkd_plugin.interop.open_model import OpenedModel
+from mkd_plugin.utils.files import write_whole
 
-TAP = re.compile(r'output|block:-?\d+')  # all of the network's width
+Report = Callable[[float], None]  # called with the fraction that is done, 0 … 1
+
+TAP = re.compile(r'output|block:-?\d+')  # taps whose tokens have the network's width
 POOLS = ('cls', 'mean')
-VERSION = 2  # of what is computed and how it is kept
+VERSION = 2  # of the cached values and files; raise it when either changes
+
+
+def ignore(fraction: float) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One vector an image.
+    """One vector per image.
 
     Attributes:
-        tap: Where to read: 'block:-1', 'block:i', 'output'.
+        tap: 'block:i' (i from 0, or negative from the end), or 'output', after the final norm.
         pool: 'cls', or 'mean' of the patch tokens.
     """
 
@@ -42,7 +48,7 @@ class Feature:
     def __post_init__(self) -> None:
         if not TAP.fullmatch(self.tap):
             raise ValueError(
-                f"tap='{self.tap}': use 'output', after the final norm, or 'block:i', i from 0 or negative."
+                f"tap='{self.tap}': use 'output' (after the final norm) or 'block:i', i from 0 or negative."
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool='{self.pool}': use 'cls' or 'mean'.")
@@ -53,10 +59,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of images, by what they are; memory-mapped.
+    """Features of a set of images.
 
     Attributes:
-        values: (N, D) float32 each.
+        values: Feature → (N, D) float32, memory-mapped.
         labels_N: Class ids.
     """
 
@@ -66,7 +72,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Split:
-    """What a protocol learns from, and what it is judged by."""
+    """Features to train on and to evaluate on."""
 
     train: Features
     val: Features
@@ -74,19 +80,18 @@ class Split:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Computes features, or takes those that an earlier run has computed of the same images by the same network.
+    """Computes features, or reads them from the cache.
 
-    A folder of the cache is named by the sha256 of all that its numbers depend on: the checkpoint's content, the part of it,
-    its network's options and pixel statistics, the images' names and bytes, preprocessing, taps. So another checkpoint under
-    the same path is another folder. It holds ``about.json``, a ``.npy`` file for each feature, and ``done.json``, how many
-    images are in them: a run that was stopped goes on after its last whole shard. Two processes that want the same features
-    take turns.
+    Each cache folder is named by the sha256 of everything its values depend on: checkpoint content, part of the checkpoint,
+    network options, pixel statistics, names and bytes of the images, preprocessing, taps. It holds ``about.json`` (all of
+    these), one ``.npy`` file per feature and ``done.json``, the number of images computed so far: an interrupted run
+    resumes after the last complete shard. Processes that need the same features take turns.
 
     Attributes:
         cache: Folder of the cache.
-        batch_size: Images at once.
+        batch_size: Images per forward pass.
         workers: Processes that read images.
-        shard: Images after which the files are flushed.
+        shard: Number of images after which the files are flushed.
     """
 
     cache: Path
@@ -94,105 +99,83 @@ class FeatureStore:
     workers: int = 0
     shard: int = 2048
 
-    def features(self, subject: Subject, images: LabelledImages, which: Sequence[Feature]) -> Features:
-        """Features of all images.
+    def features(
+        self, subject: OpenedModel, images: LabelledImages, which: Sequence[Feature], *, report: Report = ignore
+    ) -> Features:
+        """Return features of all images.
 
         Args:
-            subject: The network, on the device that computes.
-            images: In the order of their features.
-            which: What to compute, without repetition.
+            subject: The network, on the device to compute on.
+            images: Rows of the features are in their order.
+            which: Features to compute, each once.
+            report: Progress.
 
         Raises:
-            OSError: The cache cannot be written.
-            ValueError: An unknown tap, one that the network lacks, an image that cannot be read, or features that are not
-                finite.
+            OSError: The cache is not writable.
+            ValueError: An unknown tap, one that the network lacks, an unreadable image, or NaN or infinite features.
         """
         if not subject.final_norm and any(feature.tap == 'output' for feature in which):
             raise ValueError(
                 f"{subject.source} has no norm for tokens, so there is no 'output'. Read its last block: 'block:-1'."
             )
-        key = dict(
-            version=VERSION,
-            subject=subject.identity,
-            data=images.identity(),
-            features=sorted(map(str, which)),
-        )
+        key = dict(version=VERSION, subject=subject.identity, data=images.identity(), features=sorted(map(str, which)))
         folder = self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
-            write_json(folder / 'about.json', key)
-            done = read_done(folder)
-            if done < len(images):
-                self._extract(subject, images, which, folder, done)
+        with exclusive(folder):
+            write_whole(folder / 'about.json', json.dumps(key, indent=1) + '\n')
+            self._extract(subject, images, which, folder, report)
         values = {
-            # copy on write: torch wants memory that it could write to
+            # copy-on-write, because torch requires writable memory
             feature: torch.from_numpy(np.load(file_of(folder, feature), mmap_mode='c'))
             for feature in which
         }
         return Features(values, images.labels)
 
     def _extract(
-        self, subject: Subject, images: LabelledImages, which: Sequence[Feature], folder: Path, done: int
+        self, subject: OpenedModel, images: LabelledImages, which: Sequence[Feature], folder: Path, report: Report
     ) -> None:
-        """Fill the files from image ``done`` on, a shard at a time."""
-        width = subject.network.arch.width
-        files = {feature: open_rows(file_of(folder, feature), len(images), width, new=done == 0) for feature in which}
-        with shown(f'features of {images.folder.name}', len(images), done=done) as report:
-            while done < len(images):
-                stop = min(done + self.shard, len(images))
-                for batch in images.batches(done, stop, batch_size=self.batch_size, workers=self.workers):
-                    for feature, found_BD in compute(subject, batch, which).items():
-                        files[feature][done : done + len(batch)] = found_BD.cpu().numpy()
-                    done += len(batch)
-                    report(done)
-                for file in files.values():
-                    file.flush()
-                write_json(folder / 'done.json', done)
+        """Fill the files, one shard at a time, starting after the images that an earlier run has completed."""
+        progress, shape = folder / 'done.json', (len(images), subject.network.arch.width)
+        done = int(json.loads(progress.read_text())) if progress.is_file() else 0
+        if done == len(images):
+            return
+        open_file: Any = open_memmap  # NumPy has no types for it
+        mode = 'r+' if done else 'w+'
+        files = {feature: open_file(file_of(folder, feature), mode, np.float32, shape) for feature in which}
+        while done < len(images):
+            stop = min(done + self.shard, len(images))
+            for batch in images.batches(done, stop, batch_size=self.batch_size, workers=self.workers):
+                for feature, values_BD in compute(subject, batch, which).items():
+                    files[feature][done : done + len(batch)] = values_BD.cpu().numpy()
+                done += len(batch)
+                report(done / len(images))
+            for file in files.values():
+                file.flush()
+            write_whole(progress, json.dumps(done))
 
 
 @torch.no_grad()
-def compute(subject: Subject, images_BCHW: Tensor, which: Sequence[Feature]) -> dict[Feature, Tensor]:
-    """All features of a batch, (B, D) each, in one pass."""
+def compute(subject: OpenedModel, images_BCHW: Tensor, which: Sequence[Feature]) -> dict[Feature, Tensor]:
+    """Compute all features of a batch of RGB images in [0, 1] in one forward pass, (B, D) each."""
     network = subject.network
     taps = sorted({feature.tap for feature in which})
-    found = network(subject.normalise(images_BCHW.to(subject.device)), taps=taps)
+    tapped = network(subject.normalise(images_BCHW.to(subject.device)), taps=taps)
     values = {}
     for feature in which:
-        tokens_BND = found.tokens(feature.tap)
+        tokens_BND = tapped.tokens(feature.tap)
         values[feature] = tokens_BND[:, 0] if feature.pool == 'cls' else tokens_BND[:, network.num_prefix :].mean(dim=1)
         check_finite(values[feature], str(feature))
     return values
 
 
 def file_of(folder: Path, feature: Feature) -> Path:
-    """Where a feature is kept."""
+    """Return the file of a feature."""
     return folder / f'{feature.tap.replace(":", "_")}_{feature.pool}.npy'
 
 
-def open_rows(path: Path, rows: int, width: int, *, new: bool) -> np.memmap[Any, Any]:
-    """A file of (rows, width) numbers to write into."""
-    if new:
-        np.save(path, np.broadcast_to(np.float32(0), (rows, width)))
-    opened: np.memmap[Any, Any] = np.load(path, mmap_mode='r+')
-    return opened
-
-
-def read_done(folder: Path) -> int:
-    """How many images an earlier run has finished."""
-    path = folder / 'done.json'
-    return int(json.loads(path.read_text())) if path.is_file() else 0
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The whole file or none."""
-    half = path.with_name(f'{path.name}.{os.getpid()}')
-    half.write_text(json.dumps(value, indent=1) + '\n')
-    half.replace(path)
-
-
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is at work in this folder."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Wait until no other process uses this folder."""
     with (folder / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # closing releases it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
         yield

@@ -1,4 +1,4 @@
-"""Labelled images for evaluation: a folder with a folder for each class, or a list; read as the hosts' tests read them."""
+"""Labelled images for evaluation: class folders or an annotation file, with the hosts' test-time preprocessing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mkd_plugin.datasets.folder import EXTENSIONS
 
-ENDS = 64 * 1024  # bytes at each end of a file that its identity covers: all of most photographs
+HASHED_BYTES = 64 * 1024  # at each end of a file; covers most photographs completely
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Short edge to ``resize`` pixels, bicubic by Pillow, then the central ``crop``.
+    """Resize the short edge (bicubic, Pillow), then crop the centre.
 
     Attributes:
         crop: Height and width, pixels.
-        resize: At least the crop's; ImageNet's custom is crop · 256 / 224.
+        resize: Length of the short edge before the crop, pixels; at least that of the crop.
     """
 
     crop: tuple[int, int]
@@ -35,23 +35,23 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or self.resize < min(self.crop):
-            raise ValueError(f'resize={self.resize}: the short edge must not be smaller than the crop, {self.crop}.')
+            raise ValueError(f'resize={self.resize}: the short edge must be at least as long as the crop, {self.crop}.')
 
     @classmethod
-    def customary(cls, crop: tuple[int, int]) -> Preprocessing:
-        """256 for a crop of 224, in proportion for others."""
+    def standard(cls, crop: tuple[int, int]) -> Preprocessing:
+        """Return ImageNet's usual ratio: a short edge of 256 for a crop of 224."""
         return cls(crop, round(max(crop) * 256 / 224))
 
 
 class LabelledImages(Dataset[Tensor]):
-    """Images as uint8 RGB, (3, H, W).
+    """Images as uint8 RGB tensors, (3, H, W).
 
     Args:
-        folder: What names are relative to.
-        names: Paths below it.
-        labels: One class id an image.
-        classes: Names of the class folders; empty where a list gives the ids.
-        preprocessing: To one size for all.
+        folder: Folder that ``names`` are relative to.
+        names: Paths of the images.
+        labels: Class id of each image.
+        classes: Names of the class folders; empty if an annotation file gives the ids.
+        preprocessing: Resize and crop.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LabelledImages(Dataset[Tensor]):
         self.labels = torch.tensor(labels)
         self.preprocessing = preprocessing
         height, width = preprocessing.crop
-        self.steps: list[Any] = [
+        self.transforms: list[Any] = [
             LoadImageFromFile(),
             ResizeEdge(preprocessing.resize, edge='short', backend='pillow', interpolation='bicubic'),
             CenterCrop((width, height)),
@@ -78,9 +78,9 @@ class LabelledImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         results: dict[str, Any] = dict(img_path=str(self.folder / self.names[index]))
         try:
-            for step in self.steps:
-                results = step(results)
-        except (AssertionError, OSError, cv2.error) as error:  # what mmcv raises for a file that is no image
+            for transform in self.transforms:
+                results = transform(results)
+        except (AssertionError, OSError, cv2.error) as error:  # raised by mmcv for files that are not images
             raise ValueError(
                 f'{results["img_path"]} cannot be read as an image ({error}). Repair or remove it.'
             ) from error
@@ -88,31 +88,31 @@ class LabelledImages(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(bgr_HWC[..., ::-1])).permute(2, 0, 1)
 
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-        """Images ``start`` … ``stop``, in order, as RGB in [0, 1], (B, 3, H, W)."""
+        """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W)."""
         part = Subset(self, range(start, stop))
         for images in DataLoader(part, batch_size=batch_size, num_workers=workers):
             yield images.float() / 255
 
     def identity(self) -> dict[str, Any]:
-        """What features of these images depend on: names, bytes, preprocessing; neither times nor the folder's place.
+        """Identify the images by names, bytes and preprocessing, independent of location, time stamps and labels.
 
-        A file's bytes are its size and its first and last 64 KiB. Labels are not part of it.
+        A file counts with its size and its first and last 64 KiB.
         """
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(f'{name}\0'.encode())
-            digest.update(file_identity(self.folder / name))
+            digest.update(file_digest(self.folder / name))
         return dict(images=len(self), files=digest.hexdigest(), preprocessing=asdict(self.preprocessing))
 
 
-def file_identity(path: Path) -> bytes:
-    """Digest of a file's size and ends."""
+def file_digest(path: Path) -> bytes:
+    """Hash a file's size and its two ends."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open('rb') as file:
-        digest.update(file.read(ENDS))
-        if size > ENDS:
-            file.seek(max(ENDS, size - ENDS))
+        digest.update(file.read(HASHED_BYTES))
+        if size > HASHED_BYTES:
+            file.seek(max(HASHED_BYTES, size - HASHED_BYTES))
             digest.update(file.read())
     return digest.digest()
 
@@ -123,27 +123,33 @@ def open_images(
     """Find labelled images.
 
     Args:
-        folder: With a folder for each class; ids follow their sorted names, as in mmpretrain.
-        preprocessing: To one size for all.
-        annotation: mmpretrain's list instead: a path below the folder and a class id in each line.
+        folder: Has one folder for each class; class ids follow their sorted names, as in mmpretrain.
+        preprocessing: Resize and crop.
+        annotation: mmpretrain's annotation file to use instead of the class folders: in each line a path below
+            ``folder`` and a class id.
 
     Raises:
-        ValueError: There is no such folder or list, or no label, or no image in it or in one of its classes.
+        ValueError: The folder or the annotation file does not exist, has no labels, or a class has no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f'{folder} is not a folder. Give one with a folder for each class.')
+        raise ValueError(f'{folder} is not a folder. Give a folder that has one folder for each class.')
     if annotation is not None:
-        names, labels = read_list(Path(annotation))
+        names, labels = read_annotation(Path(annotation))
         classes: list[str] = []
     else:
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        classes = class_folders(folder)
         names, labels = find_images(folder, classes)
     return LabelledImages(folder, names, labels, classes, preprocessing)
 
 
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in ``folder``."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
 def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Images below each class's folder, sorted, and their ids."""
+    """Return the sorted paths of the images below each class folder, and their class ids."""
     if not classes:
         raise ValueError(
             f'{folder} has no labels: there is no folder in it. Put the images of each class into a folder of its name, or '
@@ -154,15 +160,15 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[i
     ]
     empty = [name for name, images in zip(classes, found, strict=True) if not images]
     if empty:
-        raise ValueError(f'{folder}: no images in {shorten(empty)}. Remove empty folders, or fill them.')
+        raise ValueError(f'{folder}: no images in {shorten(empty)}. Remove empty folders, or add images.')
     names = [str(path.relative_to(folder)) for images in found for path in images]
     return names, [label for label, images in enumerate(found) for _ in images]
 
 
-def read_list(path: Path) -> tuple[list[str], list[int]]:
-    """Paths and ids of mmpretrain's annotation file."""
+def read_annotation(path: Path) -> tuple[list[str], list[int]]:
+    """Read paths and class ids from mmpretrain's annotation file."""
     if not path.is_file():
-        raise ValueError(f'The list {path} does not exist: a path and a class id in each line.')
+        raise ValueError(f'The list {path} does not exist. It needs a path and a class id in each line.')
     rows = [line.rsplit(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) != 2 or not row[1].isdecimal():
@@ -176,13 +182,13 @@ def read_list(path: Path) -> tuple[list[str], list[int]]:
 
 
 def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
-    """Raise ValueError unless ids mean the same in both."""
+    """Raise ValueError unless class ids mean the same in both."""
     if train.classes and val.classes:
         only_train, only_val = set(train.classes) - set(val.classes), set(val.classes) - set(train.classes)
         if only_train or only_val:
             raise ValueError(
                 f'Class folders differ: only in {train.folder} are {shorten(sorted(only_train))}, only in {val.folder} '
-                f'{shorten(sorted(only_val))}. Give both the same names, or lists with class ids.'
+                f'{shorten(sorted(only_val))}. Use the same names in both, or give lists with class ids.'
             )
     unknown = sorted(set(val.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
@@ -190,8 +196,8 @@ def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
 
 
 def shorten(names: Sequence[object]) -> str:
-    """The first few of many."""
+    """Join the first five names, and say how many more there are."""
     if not names:
         return 'none'
-    shown = ', '.join(map(str, names[:5]))
-    return shown if len(names) <= 5 else f'{shown} and {len(names) - 5} more'
+    first = ', '.join(map(str, names[:5]))
+    return first if len(names) <= 5 else f'{first} and {len(names) - 5} more'

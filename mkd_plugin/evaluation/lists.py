@@ -1,9 +1,8 @@
-"""Lists of labelled images, as mmpretrain's annotation files: a share for semi-supervised fine-tuning, or iNaturalist's."""
+"""Label lists in the format of mmpretrain's annotation files: subsets for semi-supervised fine-tuning, and iNaturalist."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,30 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from mkd_plugin.evaluation.images import find_images, shorten
+from mkd_plugin.evaluation.images import class_folders, find_images, shorten
+from mkd_plugin.utils.files import write_whole
 
 Labelled = list[tuple[str, int]]
 
 
 def labelled_images(train: Path) -> Labelled:
-    """Path below ``train`` and class id of each image."""
+    """Return the path below ``train`` and the class id of each image."""
     if not train.is_dir():
-        raise ValueError(f'{train} is not a folder. Give the training images, with a folder for each class.')
-    names, labels = find_images(train, sorted(path.name for path in train.iterdir() if path.is_dir()))
+        raise ValueError(f'{train} is not a folder. Give the training images, with one folder for each class.')
+    names, labels = find_images(train, class_folders(train))
     return list(zip(names, labels, strict=True))
 
 
 def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
-    """A class-balanced draw of ``fraction`` of the images: numbers of two classes differ by one at most.
+    """Draw a class-balanced fraction of the images: class sizes differ by at most one.
 
-    SimCLR (Chen et al. 2020, appendix B.5) samples 1 % and 10 % so, about 13 and 128 images a class. The same seed gives the
-    same images, and a smaller share is part of a larger one if that has a whole image more of every class.
+    SimCLR (Chen et al. 2020, appendix B.5) samples its 1 % and 10 % subsets of ImageNet like this. The same seed gives the
+    same images, and a subset contains every smaller one that has at least one image fewer per class.
 
     Raises:
-        ValueError: The share has not an image for every class, or more than a class has.
+        ValueError: The fraction is less than one image per class, or more than some class has.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f'fraction={fraction}: it must lie in (0, 1]. 1 % is 0.01.')
+        raise ValueError(f'fraction={fraction}: it must be in (0, 1]; 1 % is 0.01.')
     members: defaultdict[int, list[str]] = defaultdict(list)
     for name, label in labelled_images(Path(train)):
         members[label].append(name)
@@ -43,15 +43,15 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
     if each < 1:
         raise ValueError(
             f'fraction={fraction}: {round(fraction * images)} of {images} images are fewer than the {len(members)} classes. '
-            'Give a larger share.'
+            'Give a larger fraction.'
         )
-    favoured = set(np.random.default_rng(seed).permutation(len(members))[:more].tolist())
+    with_extra = set(np.random.default_rng(seed).permutation(len(members))[:more].tolist())
     drawn: Labelled = []
     for label, names in members.items():
-        count = each + (label in favoured)
+        count = each + (label in with_extra)
         if count > len(names):
             raise ValueError(
-                f'fraction={fraction} is {count} images a class, but class {label} has {len(names)}. Give a smaller share.'
+                f'fraction={fraction} is {count} images per class, but class {label} has {len(names)}. Give a smaller fraction.'
             )
         order = np.random.default_rng((seed, label)).permutation(len(names))
         drawn += [(names[index], label) for index in order[:count]]
@@ -59,42 +59,42 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
 
 
 def published_share(train: str | Path, published: str | Path) -> Labelled:
-    """The images of a published list, SimCLR's ``1percent.txt`` for example: a file name in each line.
+    """Find the images of a published list of file names, such as SimCLR's ``1percent.txt``.
 
     Raises:
-        ValueError: There is no such list, or it names images that are not there.
+        ValueError: The list does not exist, or names images that do not.
     """
     published = Path(published)
     if not published.is_file():
-        raise ValueError(f'The list {published} does not exist: a file name (n01440764_10026.JPEG) in each line.')
+        raise ValueError(f'The list {published} does not exist. Write a file name (n01440764_10026.JPEG) in each line.')
     images = {Path(name).name: (name, label) for name, label in labelled_images(Path(train))}
     wanted = [Path(line.strip()).name for line in published.read_text().splitlines() if line.strip()]
     missing = [name for name in wanted if name not in images]
     if missing or not wanted:
         raise ValueError(
-            f'{len(missing)} of the {len(wanted)} images of {published} are not in {train}: {shorten(missing)}. Is it the list '
-            'of these images?'
+            f'{len(missing)} of the {len(wanted)} images of {published} are not in {train}: {shorten(missing)}. Check '
+            'that the list belongs to these images.'
         )
     return [images[name] for name in wanted]
 
 
 def listed_in_json(root: str | Path, path: str | Path) -> Labelled:
-    """The images of a file in COCO's form with one category an image, iNaturalist's ``train2018.json`` for example.
+    """Read a file in COCO's format with one category per image, such as iNaturalist's ``train2018.json``.
 
-    Ids are the categories' places in the file's sorted ids.
+    Class ids are the ranks of the category ids.
 
     Raises:
-        ValueError: There is no such file, it has no labels, or an image that is not below ``root``.
+        ValueError: The file does not exist, has no labels, or lists an image that is not below ``root``.
     """
     try:
         found: dict[str, Any] = json.loads(Path(path).read_text())
         names = {image['id']: image['file_name'] for image in found['images']}
-        ids = {number: place for place, number in enumerate(sorted(entry['id'] for entry in found['categories']))}
+        ids = {category: rank for rank, category in enumerate(sorted(entry['id'] for entry in found['categories']))}
         labelled = [(names[entry['image_id']], ids[entry['category_id']]) for entry in found['annotations']]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no list in COCO's form ({error!r}): it needs images, categories and annotations. A set without "
-            'labels, as the test set, cannot be listed.'
+            f"{path} is not in COCO's format ({error!r}): it needs images, categories and annotations. A test set "
+            'without labels cannot be listed.'
         ) from error
     missing = [name for name, _ in labelled if not (Path(root) / name).is_file()]
     if missing or not labelled:
@@ -105,10 +105,8 @@ def listed_in_json(root: str | Path, path: str | Path) -> Labelled:
 
 
 def write_list(labelled: Sequence[tuple[str, int]], path: str | Path) -> Path:
-    """Write ``<path> <id>`` lines, the whole file or none: ``train_dataloader.dataset.ann_file`` of a fine-tuning."""
+    """Write ``<path> <id>`` lines, for ``train_dataloader.dataset.ann_file`` of a fine-tuning config."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f'{path.name}.{os.getpid()}')
-    half.write_text(''.join(f'{name} {label}\n' for name, label in labelled))
-    half.replace(path)
+    write_whole(path, ''.join(f'{name} {label}\n' for name, label in labelled))
     return path

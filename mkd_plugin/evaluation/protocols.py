@@ -1,53 +1,59 @@
-"""The protocols by name: each takes features of both splits and gives rows of the table."""
+"""The evaluation protocols by name: each takes features of both splits and yields rows of the result table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from mkd_plugin.evaluation.features import Feature, Split
+from mkd_plugin.evaluation.features import Feature, FeatureStore, Report, Split, ignore
 from mkd_plugin.evaluation.fewshot import FEW, SHOTS, few_shot
+from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, check_same_classes, open_images
 from mkd_plugin.evaluation.knn import KS, knn_accuracy
 from mkd_plugin.evaluation.linear import SGD, ProbeSettings, train_probes
-from mkd_plugin.evaluation.progress import shown
+from mkd_plugin.interop.open_model import OpenedModel
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of the table.
+class Data:
+    """Location of the labelled images.
 
     Attributes:
-        protocol: Its name.
-        setting: Which of its numbers.
-        feature: What it was measured on.
-        top1: Per cent; NaN if it could not be measured.
-        std: Over draws.
-        rate: The one that was chosen.
-        note: What a reader has to know.
+        root: Folder with ``train`` and ``val``, each with one folder per class.
+        train_list: Annotation file to use instead of the class folders of ``train``.
+        val_list: Annotation file to use instead of the class folders of ``val``.
+        resize: Short edge before the crop, pixels; by default image size · 256 / 224.
     """
 
-    protocol: str
-    setting: str
-    feature: str
-    top1: float
-    std: float | None = None
-    rate: float | None = None
-    note: str = ''
+    root: Path
+    train_list: Path | None = None
+    val_list: Path | None = None
+    resize: int | None = None
+
+    def open(self, subject: OpenedModel) -> tuple[LabelledImages, LabelledImages]:
+        """Open both splits at the network's image size. Raises ValueError if their classes differ."""
+        crop = subject.network.image_hw
+        preprocessing = Preprocessing.standard(crop) if self.resize is None else Preprocessing(crop, self.resize)
+        train = open_images(self.root / 'train', preprocessing, annotation=self.train_list)
+        val = open_images(self.root / 'val', preprocessing, annotation=self.val_list)
+        check_same_classes(train, val)
+        return train, val
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """What to measure, and how.
 
     Attributes:
         features: Layers and poolings.
-        ks: Neighbours of k-NN.
-        shots: Labels a class of few-shot.
-        draws: Of labels.
-        probe: How linear probes are trained.
-        few: Likewise, of few-shot.
-        device: Where.
+        ks: Numbers of neighbours of k-NN.
+        shots: Labels per class of few-shot.
+        draws: Draws of these labels.
+        probe: Training recipe of linear probes.
+        few: Training recipe of few-shot heads.
+        device: Device to compute on.
     """
 
     features: tuple[Feature, ...] = (Feature(pool='cls'), Feature(pool='mean'))
@@ -60,69 +66,97 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) < len(self.features):
-            raise ValueError(f'features={[str(feature) for feature in self.features]}: give some, each once.')
+            raise ValueError(f'features={[str(feature) for feature in self.features]}: give at least one, each once.')
 
 
-def run_knn(split: Split, plan: Plan) -> Iterator[Row]:
-    """k-NN of every feature; a k that is too large is a row without a number."""
+@dataclass(frozen=True)
+class Row:
+    """One number of the result table.
+
+    Attributes:
+        protocol: Name of the protocol.
+        setting: Such as 'k = 20'.
+        feature: Input.
+        top1: Per cent; NaN if it could not be measured.
+        std: Standard deviation over draws.
+        rate: Learning rate that was chosen.
+        note: Remark for the reader.
+    """
+
+    protocol: str
+    setting: str
+    feature: str
+    top1: float
+    std: float | None = None
+    rate: float | None = None
+    note: str = ''
+
+
+def compute_features(
+    store: FeatureStore, subject: OpenedModel, data: Data, plan: Plan, *, report: Report = ignore
+) -> Split:
+    """Compute the features of both splits, or read them from the cache."""
+    train, val = data.open(subject)
+    share = len(train) / (len(train) + len(val))
+    return Split(
+        store.features(subject, train, plan.features, report=lambda done: report(share * done)),
+        store.features(subject, val, plan.features, report=lambda done: report(share + (1 - share) * done)),
+    )
+
+
+def run_knn(split: Split, plan: Plan, report: Report) -> Iterator[Row]:
+    """Run k-NN on every feature; a k that is too large gives a row without a number."""
     labels_N = split.train.labels_N
-    fitting = [k for k in plan.ks if 1 <= k <= len(labels_N)]
-    for feature in plan.features:
+    possible = [k for k in plan.ks if 1 <= k <= len(labels_N)]
+    for number, feature in enumerate(plan.features, 1):
         train_ND, val_MD = (part.values[feature].to(plan.device) for part in (split.train, split.val))
-        found = knn_accuracy(train_ND, labels_N, val_MD, split.val.labels_N, ks=fitting) if fitting else {}
+        top1 = knn_accuracy(train_ND, labels_N, val_MD, split.val.labels_N, ks=possible) if possible else {}
         for k in plan.ks:
-            note = '' if k in found else f'not measured: k can be 1 … {len(labels_N)}, the number of training images'
-            yield Row('knn', f'k = {k}', str(feature), found.get(k, math.nan), note=note)
+            note = '' if k in top1 else f'not measured: k can be 1 … {len(labels_N)}, the number of training images'
+            yield Row('knn', f'k = {k}', str(feature), top1.get(k, math.nan), note=note)
+        report(number / len(plan.features))
 
 
-def run_linear(split: Split, plan: Plan) -> Iterator[Row]:
-    """The best head of each feature; the heads of all features are trained together."""
-    with shown('linear probe', plan.probe.epochs) as report:
-        heads = train_probes(split.train, split.val, plan.probe, device=plan.device, report=report)
+def run_linear(split: Split, plan: Plan, report: Report) -> Iterator[Row]:
+    """Train linear probes on all features together, and keep the best head of each feature."""
+    heads = train_probes(split.train, split.val, plan.probe, device=plan.device, report=report)
     rates = ', '.join(f'{rate:g}' for rate in plan.probe.rates)
     for feature in plan.features:
-        own = [head for head in heads if head.feature == feature and not math.isnan(head.top1)]
-        if own:
-            best = max(own, key=lambda head: head.top1)
-            note = f'best rate of {rates}, chosen by the validation set'
+        converged = [head for head in heads if head.feature == feature and not math.isnan(head.top1)]
+        if converged:
+            best = max(converged, key=lambda head: head.top1)
+            note = f'best of the learning rates {rates}, chosen on the validation set'
             yield Row('linear', 'all labels', str(feature), best.top1, rate=best.rate, note=note)
         else:
-            note = f'not measured: all heads diverged at the rates {rates}'
+            note = f'not measured: all heads diverged at the learning rates {rates}'
             yield Row('linear', 'all labels', str(feature), math.nan, note=note)
 
 
-def run_few_shot(split: Split, plan: Plan) -> Iterator[Row]:
-    """Mean and deviation for each k and feature; a k that is too large is a row without a number."""
+def run_few_shot(split: Split, plan: Plan, report: Report) -> Iterator[Row]:
+    """Train few-shot heads for each k and feature; a k that is too large gives a row without a number."""
     rates = ', '.join(f'{rate:g}' for rate in plan.few.rates)
-    for shots in plan.shots:
-        for feature in plan.features:
-            setting = f'{shots} labels a class'
-            try:
-                with shown(f'few-shot, k = {shots}, {feature}', plan.draws) as report:
-                    found = few_shot(
-                        split.train,
-                        split.val,
-                        feature,
-                        shots=shots,
-                        draws=plan.draws,
-                        settings=plan.few,
-                        device=plan.device,
-                        report=report,
-                    )
-            except ValueError as error:
-                yield Row('fewshot', setting, str(feature), math.nan, note=f'not measured: {error}')
-                continue
-            note = f'{plan.draws} draws; best rate of {rates}, chosen by the validation set'
+    options: dict[str, Any] = dict(draws=plan.draws, settings=plan.few, device=plan.device)
+    note = f'{plan.draws} draws; best of the learning rates {rates}, chosen on the validation set'
+    todo = [(shots, feature) for shots in plan.shots for feature in plan.features]
+    for number, (shots, feature) in enumerate(todo, 1):
+        setting = f'{shots} labels per class'
+        try:
+            found = few_shot(split.train, split.val, feature, shots=shots, **options)
+        except ValueError as error:
+            yield Row('fewshot', setting, str(feature), math.nan, note=f'not measured: {error}')
+        else:
             yield Row('fewshot', setting, str(feature), found.mean, found.std, found.rate, note)
+        report(number / len(todo))
 
 
-PROTOCOLS: dict[str, Callable[[Split, Plan], Iterator[Row]]] = dict(
-    knn=run_knn, linear=run_linear, fewshot=run_few_shot
-)
+Protocol = Callable[[Split, Plan, Report], Iterator[Row]]
+PROTOCOLS: dict[str, Protocol] = dict(knn=run_knn, linear=run_linear, fewshot=run_few_shot)
+# the fields of Plan that a protocol's numbers depend on, besides the features
+SETTINGS: dict[str, tuple[str, ...]] = dict(knn=('ks',), linear=('probe',), fewshot=('shots', 'draws', 'few'))
 
 
 def check_protocols(names: Sequence[str]) -> None:
-    """Raise ValueError unless all are known, and there is one."""
+    """Raise ValueError unless all names are known and there is at least one."""
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:
         raise ValueError(f'protocols {unknown} are not known: use some of {", ".join(PROTOCOLS)}.')

@@ -1,1 +1,1 @@
-"""Networks of other libraries: open any of them, convert, export."""
+"""Whole networks and other libraries: open any checkpoint as a model, convert, export and inspect files."""

@@ -1,96 +1,184 @@
-"""Our tensors in the format of another library."""
+"""Export our tensors to the classes of other libraries that can hold our network, and compare the outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mkd_plugin.checkpoint.formats.timm_like import MAE
-from mkd_plugin.interop.libraries import Kind, choose_kind
+from mkd_plugin.checkpoint.formats import EXPORTS, Format
+from mkd_plugin.interop.libraries import TABLE, HuggingFace, Library, MMPretrain, OpenCLIP, Options, Timm
+from mkd_plugin.models.vit import VisionTransformer
 
-if TYPE_CHECKING:
-    from mkd_plugin.models.vit import VisionTransformer
+TOLERANCE = 1e-4  # relative to the largest magnitude
+PRETRAINING_ONLY = ('mask_token',)  # other libraries' backbones have none
 
-PRETRAINING = ('mask_token',)  # serves what other libraries' backbones do not do
+Features = frozenset[str]  # what a network has besides a plain ViT with absolute positions on a square image
+
+SCALE, PRE_NORM, QUICK, PROJECTION = 'layer scale', 'a norm before the first block', 'quick GELU', 'a projection'
+SHARED, PER_BLOCK = 'a relative position bias shared by all blocks', 'a relative position bias in every block'
+DISTILLED, REGISTERS, NO_TABLE = 'a distillation token', 'register tokens', 'no absolute positions'
+NOT_SQUARE = 'an image that is not square'
+FEATURES = dict(  # by their names in classes.yml
+    scale=SCALE, pre_norm=PRE_NORM, quick=QUICK, projection=PROJECTION, shared=SHARED, per_block=PER_BLOCK,
+    distilled=DISTILLED, registers=REGISTERS, no_table=NO_TABLE, not_square=NOT_SQUARE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ForeignClass:
+    """A class of another library.
+
+    Attributes:
+        target: Name of the export that produces it.
+        name: The class.
+        library: Builds and runs it.
+        format: Names of its tensors.
+        supports: Features that it may have.
+        requires: Features that it must have.
+        label: Title, if the name of the class is not enough.
+    """
+
+    target: str
+    name: str
+    library: Library
+    format: Format
+    supports: Features = frozenset()
+    requires: Features = frozenset()
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Library and class, for people."""
+        return f'{self.library.package} {self.label or self.name}'
+
+    @property
+    def installed(self) -> bool:
+        """Whether the library can be imported."""
+        return find_spec(self.library.package) is not None
+
+    def fits(self, features: Features) -> bool:
+        """Whether the class can have exactly these features."""
+        return self.requires <= features <= self.supports | self.requires
+
+
+def read_classes() -> Iterator[ForeignClass]:
+    """Read the table of classes, ``classes.yml``."""
+    libraries = {library.package: library for library in (Timm(), MMPretrain(), HuggingFace(), OpenCLIP())}
+    for target, entries in TABLE['classes'].items():
+        for entry in entries:
+            yield ForeignClass(
+                target,
+                entry['name'],
+                libraries[entry['library']],
+                EXPORTS[entry['format']],
+                supports=frozenset(FEATURES[name] for name in entry.get('supports', ())),
+                requires=frozenset(FEATURES[name] for name in entry.get('requires', ())),
+                label=entry.get('label'),
+            )
+
+
+# Of several classes that fit, the first is taken.
+FOREIGN_CLASSES = tuple(read_classes())
+TARGETS = tuple(dict.fromkeys(entry.target for entry in FOREIGN_CLASSES))
+
+
+def features_of(options: Options) -> Features:
+    """List the features of a network from its options."""
+    size, relative = options['img_size'], options['relative_position']
+    has = {
+        SCALE: options['layer_scale'] is not None,
+        PRE_NORM: options['pre_norm'],
+        QUICK: options['activation'] == 'quick_gelu',
+        PROJECTION: options['projection'] is not None,
+        SHARED: relative == 'shared',
+        PER_BLOCK: relative == 'per_block',
+        DISTILLED: options['distillation_token'],
+        REGISTERS: options['num_registers'] > 0,
+        NO_TABLE: options['position'] == 'none',
+        NOT_SQUARE: not isinstance(size, int) and size[0] != size[1],
+    }
+    return frozenset(feature for feature, present in has.items() if present)
+
+
+def find_class(target: str, options: Options) -> ForeignClass:
+    """Find the class of a library that can hold a network with these options; ValueError if none can."""
+    classes = [entry for entry in FOREIGN_CLASSES if entry.target == target]
+    if not classes:
+        raise ValueError(f"There is no target '{target}': use 'mkd' or one of {list(TARGETS)}.")
+    features = features_of(options)
+    fitting = [entry for entry in classes if entry.fits(features)]
+    if fitting:
+        return fitting[0]
+    closest = min(
+        classes, key=lambda entry: len(features - entry.supports - entry.requires) + len(entry.requires - features)
+    )
+    lacking = sorted(features - closest.supports - closest.requires) or sorted(features)
+    raise ValueError(
+        f"'{target}' has no network with {' and '.join(sorted(features)) or 'none of these'}: the closest, "
+        f'{closest.label or closest.name}, lacks {" and ".join(lacking)}.'
+    )
 
 
 def export_weights(
     tensors: Mapping[str, Tensor], options: Mapping[str, Any], target: str
-) -> tuple[Kind, dict[str, Tensor], list[str]]:
-    """A network for another library.
+) -> tuple[ForeignClass, dict[str, Tensor], list[str]]:
+    """Rename a network's tensors for another library.
 
     Args:
-        tensors: Ours, by our names.
-        options: The network's.
+        tensors: The network's state dict.
+        options: The network's options.
         target: 'mmpretrain', 'timm', 'hf', 'mae' or 'openclip'.
 
     Returns:
-        The library's class, its tensors by its names, and those of ours that were left out.
+        The library's class, its state dict, and the names of our tensors that were left out.
 
     Raises:
-        ValueError: The library has no class with all that this network has; the message names what is missing.
+        ValueError: The library has no class with all features of the network; the message names those it lacks.
     """
-    kind = choose_kind(target, options)
-    kept = {name: tensor for name, tensor in tensors.items() if name not in PRETRAINING}
-    exported, left = kind.format.to_theirs(kept)
+    foreign = find_class(target, options)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in PRETRAINING_ONLY}
+    exported, left = foreign.format.to_theirs(kept)
     if left:
-        raise ValueError(f"'{target}' has no place for {left[:6]} in its {kind.title}.")
-    return kind, exported, [name for name in tensors if name in PRETRAINING]
+        raise ValueError(f"'{target}' has no place for {left[:6]} in its {foreign.label or foreign.name}.")
+    return foreign, exported, [name for name in tensors if name in PRETRAINING_ONLY]
 
 
-def export_mae_with_decoder(
-    tensors: Mapping[str, Tensor], decoder: Mapping[str, Tensor], options: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Encoder and decoder as MAE's reference code names them.
-
-    Raises:
-        ValueError: The encoder is not MAE's, or the decoder is none.
-    """
-    choose_kind('mae', options)
-    parts = {**tensors, **{f'decoder.{name}': tensor for name, tensor in decoder.items()}}
-    parts = {name: tensor for name, tensor in parts.items() if name not in PRETRAINING}
-    exported, left = MAE.to_theirs(parts)
-    if left:
-        raise ValueError(f"MAE's format has no place for {left[:6]}.")
-    return exported
-
-
-LIMIT = 1e-4  # of the largest magnitude
-
-
-def build_filled(kind: Kind, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The other library's network with these weights, in eval mode.
-
-    Raises:
-        ValueError: They do not cover it, or leave a tensor over that is no head's.
-    """
-    network = kind.build(options)
+def build_filled(foreign: ForeignClass, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """Build another library's network with these weights, in eval mode. Raises ValueError if they do not cover it."""
+    network = foreign.library.build(foreign.name, options)
     missing, unexpected = network.load_state_dict(dict(weights), strict=False)
     buffers = {name for name, _ in network.named_buffers()}
     missing = [name for name in missing if name not in buffers]
     if missing:
-        raise ValueError(f'{kind.title} of {kind.package} misses {missing[:6]}; it does not know {unexpected[:6]}.')
-    network.eval()  # mmpretrain's gives None
+        raise ValueError(f'{foreign.title} misses {missing[:6]}; it does not know {unexpected[:6]}.')
+    network.eval()  # mmpretrain's returns None
     return network
 
 
-def largest_error(kind: Kind, theirs: nn.Module, ours: VisionTransformer, *, seed: int = 0) -> float:
-    """Largest difference over largest magnitude of the tokens of one random image, at worst among what both give.
+def largest_error(
+    run: Callable[[Any, Tensor], Mapping[str, Tensor]], theirs: nn.Module, ours: VisionTransformer, *, seed: int = 0
+) -> float:
+    """Compare the tokens of a random image.
 
     Args:
-        kind: Of which kind the other network is.
+        run: Returns the tokens of ``theirs``, keyed by our tap that must equal them; cls alone is allowed.
         theirs: The other network.
-        ours: Ours.
-        seed: Of the image.
+        ours: Our network.
+        seed: Seed of the image.
+
+    Returns:
+        The largest difference over the largest magnitude, maximum over the taps.
     """
     generator = torch.Generator().manual_seed(seed)
     images_BCHW = torch.randn(1, ours.in_channels, *ours.image_hw, generator=generator)
     worst = 0.0
     with torch.inference_mode():
-        wanted = kind.run(theirs, images_BCHW)
+        wanted = run(theirs, images_BCHW)
         features = ours.eval()(images_BCHW, taps=tuple(wanted))
         for tap, tokens_BND in wanted.items():
             found_BND = features.tokens(tap)[:, : tokens_BND.shape[1]]

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, from reading it without running anything in it."""
+"""Describe a checkpoint file without running code in it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mkd_plugin.checkpoint.formats import COMPILED, find_networks
+from mkd_plugin.checkpoint.formats import find_networks
+from mkd_plugin.checkpoint.formats.detect import COMPILE_PREFIX
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 
-# (format, patterns that must all be found in the keys), the most particular first: models around a network, which
-# `mkd_plugin.checkpoint.formats` finds in them, and families that no loader here reads.
-MODELS = (
+Patterns = tuple[tuple[str, tuple[str, ...]], ...]  # titles, each with regular expressions that must all match a name
+
+# Models around a network, which `find_networks` would find inside them; specific ones come first.
+MODELS: Patterns = (
     ('mkd_plugin pre-training', (r'^backbone\.layers\.0\.', r'^objectives\.')),
     ('mmpretrain algorithm (backbone.…)', (r'^backbone\.layers\.0\.ln1\.',)),
     ('mmseg or mmdet model', (r'^backbone\.', r'^(decode_head|bbox_head|roi_head|rpn_head)\.')),
     ('MM model (backbone.…)', (r'^backbone\.',)),
 )
-OTHERS = (('torchvision ViT', (r'^encoder\.layers\.encoder_layer_0\.',)), ('ResNet', (r'^layer1\.0\.conv1\.',)))
+# Families that cannot be loaded here.
+OTHERS: Patterns = (
+    ('torchvision ViT', (r'^encoder\.layers\.encoder_layer_0\.',)),
+    ('ResNet', (r'^layer1\.0\.conv1\.',)),
+)
 
 
-def guess_format(keys: Iterable[str]) -> str:
-    """What wrote these weights, judged by their names."""
-    names = [name.replace(COMPILED, '') for name in keys]
-    found = first_match(names, MODELS)
-    if found is not None:
-        return found
-    networks = [
+def guess_format(names: Iterable[str]) -> str:
+    """Guess from the names of the weights which program wrote them."""
+    names = [name.replace(COMPILE_PREFIX, '') for name in names]
+    networks = '; '.join(
         f'{entry.format.title}{f", under {entry.prefix!r}" if entry.prefix else ""}' for entry in find_networks(names)
-    ]
-    if networks:
-        return '; '.join(networks)
-    unknown = f'unknown; names begin with {sorted({name.split(".")[0] for name in names})[:8]}'
-    return first_match(names, OTHERS) or unknown
+    )
+    beginnings = sorted({name.split('.')[0] for name in names})[:8]
+    return (
+        first_match(names, MODELS)
+        or networks
+        or first_match(names, OTHERS)
+        or f'unknown; names begin with {beginnings}'
+    )
 
 
-def first_match(names: list[str], known: Iterable[tuple[str, tuple[str, ...]]]) -> str | None:
-    """The first entry all of whose patterns are found."""
+def first_match(names: list[str], known: Patterns) -> str | None:
+    """Return the first title all of whose patterns match."""
     for title, patterns in known:
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
             return title
@@ -46,16 +52,16 @@ def first_match(names: list[str], known: Iterable[tuple[str, tuple[str, ...]]]) 
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a file holds.
+    """Describe a file.
 
     Returns:
-        ``file``, ``bytes``, ``format``, ``tensors``, ``parameters``, ``dtypes``, ``entries`` (the file's other entries),
-        ``epoch``, ``iter``, ``time``, ``seed``, ``stage``, ``provenance`` and ``config`` (text); None or empty where it does
-        not say.
+        ``file``, ``bytes``, ``format``, ``tensors``, ``parameters``, ``dtypes``, ``entries`` (the file's other keys),
+        ``epoch``, ``iter``, ``time``, ``seed``, ``stage``, ``provenance`` and ``config`` (text); None or empty if the file
+        does not say it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, would run code, or holds no weights.
+        CheckpointError: The file is damaged, would run code, or holds no weights.
     """
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, path)
@@ -80,29 +86,8 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     }
 
 
-def printable(text: Any) -> str:
-    """Text of a file nobody has vouched for: nothing in it may steer the terminal."""
-    return ''.join(letter if letter.isprintable() or letter == '\n' else repr(letter)[1:-1] for letter in str(text))
-
-
-def outline(entries: Mapping[Any, Any], *, indent: int) -> list[str]:
-    """Nested entries, one a line; those of a file are said to be missing rather than None."""
-    lines = []
-    for key, value in entries.items():
-        deeper = isinstance(value, Mapping) and any(isinstance(part, (Mapping, str)) for part in value.values())
-        shown = '' if deeper else 'not known' if value is None else value
-        lines.append(f'{"":<{indent}}{key!s:<12} {shown}'.rstrip())
-        lines += outline(value, indent=indent + 2) if deeper else []
-    return lines
-
-
 def render(description: Mapping[str, Any], *, config: bool = False) -> str:
-    """The description as lines.
-
-    Args:
-        description: From :func:`describe_checkpoint`.
-        config: Also the config's whole text.
-    """
+    """Format the result of :func:`describe_checkpoint` as lines, optionally with the whole text of the config."""
     lines = []
     for name, value in description.items():
         if name == 'config':
@@ -118,4 +103,20 @@ def render(description: Mapping[str, Any], *, config: bool = False) -> str:
             lines.append(f'{name:<12}{", ".join(value) if isinstance(value, list) else value}')
     if config and description['config'] is not None:
         lines += ['', description['config']]
-    return printable('\n'.join(lines))
+    return escape_control_characters('\n'.join(lines))
+
+
+def outline(entries: Mapping[Any, Any], *, indent: int) -> list[str]:
+    """Format nested entries, one per line."""
+    lines = []
+    for key, value in entries.items():
+        nested = isinstance(value, Mapping) and any(isinstance(part, (Mapping, str)) for part in value.values())
+        shown = '' if nested else 'not known' if value is None else value
+        lines.append(f'{"":<{indent}}{key!s:<12} {shown}'.rstrip())
+        lines += outline(value, indent=indent + 2) if nested else []
+    return lines
+
+
+def escape_control_characters(text: str) -> str:
+    """Escape text from an untrusted file, so that it cannot control the terminal."""
+    return ''.join(letter if letter.isprintable() or letter == '\n' else repr(letter)[1:-1] for letter in text)

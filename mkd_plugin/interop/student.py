@@ -1,4 +1,4 @@
-"""A pre-trained student as a plain module."""
+"""Load a pre-trained student as a plain module."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mkd_plugin.models.vit import VisionTransformer
 
 
 class LoadedStudent(nn.Module):
-    """A student that takes plain images.
+    """A student with its pixel normalisation.
 
     Args:
         backbone: The network.
-        pixel_mean: Per channel, 0 … 255.
-        pixel_std: Likewise.
+        pixel_mean: Mean per channel, 0 … 255.
+        pixel_std: Standard deviation per channel, 0 … 255.
     """
 
     backbone: VisionTransformer
@@ -33,22 +33,22 @@ class LoadedStudent(nn.Module):
         self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1) / 255)
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """RGB in [0, 1] → what the backbone was trained on."""
+        """Normalise RGB in [0, 1] as in the training."""
         return (images_BCHW - self.pixel_mean) / self.pixel_std
 
     def features(self, images_BCHW: Tensor, *, tap: str = 'block:-1', pool: str = 'mean') -> Tensor:
-        """Features of images.
+        """Compute features of images.
 
         Args:
-            images_BCHW: RGB in [0, 1], of the size the student was trained with.
-            tap: Where to read: 'block:-1' as fine-tuning does, 'output' for after the final norm, 'block:i'.
+            images_BCHW: RGB in [0, 1], of the size that the student was trained with.
+            tap: Where to read: 'block:-1' as in fine-tuning, 'output' for after the final norm, 'block:i'.
             pool: 'mean' of the patch tokens, 'cls', or 'none' for all tokens.
 
         Returns:
             (B, D), or (B, 1 + L, D) with ``pool='none'``.
 
         Raises:
-            ValueError: An unknown tap or pool, or images of another size.
+            ValueError: The tap or pool is unknown, or the images have another size.
         """
         tokens = self.backbone(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
         if pool == 'mean':
@@ -60,21 +60,22 @@ class LoadedStudent(nn.Module):
         raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """``features(images)``."""
+        """Return ``features(images_BCHW)``."""
         return self.features(images_BCHW)
 
 
 def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
-    """Rebuild a network from one of this package's pre-training checkpoints, without running anything in it.
+    """Rebuild a network from one of this package's pre-training checkpoints, without running code in it.
 
     Args:
-        path: A checkpoint that a run wrote.
-        part: 'student', or the name of a teacher that the file holds (in dBOT's configs 'boot').
+        path: A checkpoint written by a run.
+        part: 'student', or the name of a teacher in the file ('boot' in dBOT's configs).
 
     Returns:
         The network in eval mode, on the CPU.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is not such a checkpoint, or does not cover the network.
     """
     provenance = provenance_of(read_checkpoint(path))
@@ -85,14 +86,14 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
         )
     if 'pixel_mean' not in provenance:
         raise ValueError(
-            f'{path} does not say which pixel statistics its network wants: it was converted without --release. Convert it '
-            'again with it, or build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
+            f'{path} does not say which pixel statistics its network needs: it was converted without --release. Convert it '
+            'again with --release, or build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
         )
     parts = ['student', *provenance.get('teachers', [])]
     if part not in parts:
         raise ValueError(
-            f"{path} holds {parts}, not '{part}'. A teacher that came from a file, or that was cut to fewer blocks, is not in "
-            'a checkpoint.'
+            f"{path} holds {parts}, not '{part}'. A checkpoint does not store a teacher that was loaded from a file "
+            'or cut to fewer blocks.'
         )
     network = VisionTransformer(**provenance['backbone'])
     prefix = 'backbone.' if part == 'student' else f'teachers.{part}.network.'

@@ -47,7 +47,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         init_cfg: mmengine's.
 
     Raises:
-        ValueError: The parts do not fit each other.
+        ValueError: The components are incompatible.
     """
 
     backbone: VisionTransformer
@@ -68,7 +68,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         preprocessor = {'type': 'mmpretrain.SelfSupDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone=build(backbone), data_preprocessor=build(preprocessor), init_cfg=init_cfg)
         if not objectives:
-            raise ValueError('objectives is empty: there is nothing to learn.')
+            raise ValueError('objectives is empty: add at least one.')
         student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
         self.teachers = nn.ModuleDict({name: build(cfg, student=student) for name, cfg in teachers.items()})  # type: ignore[assignment]
         self.masking: Masking = build(masking, student=student)
@@ -84,12 +84,12 @@ class MaskedDistiller(BaseSelfSupervisor):
         """One step: mask → teacher → target → student → head → loss.
 
         Args:
-            inputs: Normalised images (B, C, H, W), or the list with this one view that mmpretrain's preprocessor makes.
-            data_samples: If they have ``mask`` (True = hidden), it is used instead of drawing one.
+            inputs: Normalised images (B, C, H, W), or a list with this single view, as mmpretrain's preprocessor returns.
+            data_samples: If they contain ``mask`` (True = hidden), it is used instead of drawing one.
 
         Returns:
-            ``loss_<objective>`` for each objective, and beside them the share of hidden patches and the spread of
-            targets and student features, which are logged and not optimised.
+            ``loss_<objective>`` for each objective, and values that are only logged: the share of hidden patches, and the
+            spread of targets and student features.
         """
         self._check_followed()
         images_BCHW = single_view(inputs)
@@ -113,37 +113,35 @@ class MaskedDistiller(BaseSelfSupervisor):
         return self.backbone(single_view(inputs)).tokens('output')
 
     def init_weights(self) -> None:
-        """Load what the student's ``init_cfg`` names, then let the teachers that copy the student do so."""
+        """Load the checkpoint of the student's ``init_cfg``, then let teachers copy the student."""
         super().init_weights()
         for teacher in self.teachers.values():
             teacher.start_from(self.backbone)
 
     def begin_training(self, progress: Progress) -> None:
-        """Set what depends on progress, at the start or when resuming; ``after_step`` must follow every step from here."""
+        """Set all schedules, at the start or when resuming; call ``after_step`` after every step from here on."""
         self._steps_not_followed = None
         for objective in self.objectives.values():
             objective.set_progress(progress)
 
     def after_step(self, progress: Progress) -> None:
-        """Let teachers and schedules follow; call it after every optimiser step, as ``TeacherUpdateHook`` does."""
+        """Update teachers and schedules; call it after every optimiser step, as ``TeacherUpdateHook`` does."""
         for teacher in self.teachers.values():
             teacher.after_step(self.backbone, progress)
         self.begin_training(progress)
 
     @property
     def stages(self) -> Stages | None:
-        """The stages that the teachers ask for; None if none does.
-
-        Raises:
-            ValueError: Two teachers ask for different stages.
-        """
+        """Stages requested by the teachers, if any. Raises ValueError if two teachers request different stages."""
         asked = {teacher.stages for teacher in self.teachers.values() if teacher.stages is not None}
         if len(asked) > 1:
-            raise ValueError(f'The teachers ask for different stages, {sorted(map(str, asked))}: give all the same.')
+            raise ValueError(
+                f'The teachers request different stages, {sorted(map(str, asked))}. Use the same stages for all.'
+            )
         return next(iter(asked), None)
 
     def promote_teachers(self) -> None:
-        """Turn the student into the teacher, for the teachers that ask for stages."""
+        """Replace every teacher that requests stages by the student."""
         for teacher in self.teachers.values():
             if teacher.stages is not None:
                 teacher.promote(self.backbone)
@@ -155,7 +153,7 @@ class MaskedDistiller(BaseSelfSupervisor):
             objective.reset_heads()
 
     def _check_followed(self) -> None:
-        """Raise at the second training step if teachers or weights should change and nothing changes them."""
+        """Raise at the second training step if teachers or weights should change and nothing updates them."""
         if self._steps_not_followed is None or not self.training or not torch.is_grad_enabled():
             return
         self._steps_not_followed += 1
@@ -164,12 +162,12 @@ class MaskedDistiller(BaseSelfSupervisor):
         if changing and self._steps_not_followed > 1:
             raise ValueError(
                 f'The {" and the ".join(changing)} should change during training, but nothing changes it: add '
-                "dict(type='mkd_plugin.TeacherUpdateHook') to custom_hooks, or in a loop of your own call "
+                "dict(type='mkd_plugin.TeacherUpdateHook') to custom_hooks, or, in your own training loop, call "
                 'model.begin_training(progress) first and model.after_step(progress) after every optimiser step.'
             )
 
     def _collect_requests(self) -> dict[str, TeacherRequest]:
-        """List what masking and objectives read of each teacher, so that it runs once and no further than needed."""
+        """Collect what masking and objectives read of each teacher, so that it runs once and no further than needed."""
         taps: dict[str, list[str]] = {name: [] for name in self.teachers}
         before_mask = self.masking.teacher_taps()
         for name, needed in before_mask.items():
@@ -198,42 +196,33 @@ class MaskedDistiller(BaseSelfSupervisor):
         }
 
     def _given_mask(self, data_samples: Any) -> TokenMask | None:
-        """Read the mask that comes with the data, if there is one.
-
-        Raises:
-            ValueError: It is not of the student's grid, or shows another number of patches than the masking does although
-                the student or a teacher needs a fixed number; the masking draws more than a mask.
-        """
+        """Read the mask in the data samples, if any. Raises ValueError if student or teachers cannot use it."""
         if not data_samples or 'mask' not in data_samples[0]:
             return None
         masking = self.masking
         if masking.per_image > 1 or set(masking.regions()) != set(Masking.regions(masking)):
             raise ValueError(
-                f'The data give one mask per image, but {type(masking).__name__} draws several or declares further regions.'
+                f'The data contain one mask per image, but {type(masking).__name__} draws several or declares further regions.'
             )
         device = next(self.backbone.parameters()).device
         hidden_BL = torch.stack([torch.as_tensor(sample.mask).flatten() for sample in data_samples]).bool().to(device)
         if hidden_BL.shape[1] != masking.num_patches:
             raise ValueError(
-                f'The data give masks of {hidden_BL.shape[1]} patches, the student has {masking.num_patches}.'
+                f'The data contain masks of {hidden_BL.shape[1]} patches, but the student has {masking.num_patches}.'
             )
         if self.backbone.sees_all and all(teacher.sees_all for teacher in self.teachers.values()):
-            return TokenMask(hidden_BL)  # nothing needs the same number in every image
+            return TokenMask(hidden_BL)  # no network needs the same number in every image
         counts = (~hidden_BL).sum(1).tolist()  # synchronises: a given mask serves to reproduce a step
         if set(counts) != {masking.num_visible}:
             raise ValueError(
-                f'The data give masks with {sorted(set(counts))} visible patches; student or a teacher needs the '
-                f"masking's {masking.num_visible} in every image."
+                f'The data contain masks with {sorted(set(counts))} visible patches, but the student or a teacher needs '
+                f"the masking's {masking.num_visible} in every image."
             )
         return TokenMask.from_hidden(hidden_BL, masking.num_visible)
 
 
 def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) -> Objective:
-    """Build an objective; a message names the one it is about.
-
-    Raises:
-        ValueError: Its parts do not fit each other, or an option is misspelt.
-    """
+    """Build an objective; errors (ValueError) start with its name."""
     if 'loss' in name:
         raise ValueError(
             f"Objective '{name}': mmengine sums every result with 'loss' in its name; choose another name."
@@ -246,13 +235,9 @@ def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) 
 
 
 def single_view(inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Unpack the batch of images.
-
-    Raises:
-        ValueError: The pipeline makes more than one view.
-    """
+    """Unpack the batch of images. Raises ValueError if the pipeline returns more than one view."""
     if isinstance(inputs, Tensor):
         return inputs
     if len(inputs) != 1:
-        raise ValueError(f'MaskedDistiller takes one view of each image, the pipeline makes {len(inputs)}.')
+        raise ValueError(f'MaskedDistiller takes one view of each image, but the pipeline returns {len(inputs)}.')
     return inputs[0]

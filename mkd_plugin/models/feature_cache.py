@@ -14,11 +14,11 @@ from mkd_plugin.structures import Region, TokenFeatures, TokenMask
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """What is read of a teacher in every step, known when the model is built.
+    """Features of a teacher that are read in every step.
 
     Attributes:
-        taps: All taps that masking and objectives read.
-        region: Where objectives read them, so that the last block can skip other tokens; None for every token.
+        taps: Taps that the masking and the objectives read.
+        region: Tokens that are read, so that the last block can skip the others; None for all.
     """
 
     taps: tuple[str, ...]
@@ -26,11 +26,11 @@ class TeacherRequest:
 
 
 class FeatureCache:
-    """Runs each teacher at most once per batch. What a teacher computes depends on its request, not on who asks first.
+    """Runs each teacher at most once per batch, for the taps and tokens of its request.
 
     Args:
         teachers: Name → teacher.
-        requests: Name → what is read of it.
+        requests: Name → request.
         images_BCHW: The student's normalised images.
     """
 
@@ -42,8 +42,8 @@ class FeatureCache:
         self._per_mask: dict[str, TokenFeatures] = {}
 
     def before_mask(self, name: str) -> TokenFeatures:
-        """Compute a teacher's features of every token, for a masking that reads them."""
-        assert self._requests[name].region is None, 'the masking did not declare that it reads this teacher'
+        """Compute a teacher's features of all tokens, for the masking."""
+        assert self._requests[name].region is None, 'the masking did not list this teacher in teacher_taps'
         return self._run(name, None)
 
     def features(self, name: str, mask: TokenMask) -> TokenFeatures:

@@ -1,4 +1,4 @@
-"""Losses, L in the equation: elementwise over tokens; the objective averages over its region."""
+"""Losses, L in the equation: one value per token; the objective averages over its region."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
 
-TORCH_LOSSES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)  # registered under their own names, made elementwise
+TORCH_LOSSES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)  # the objective sets reduction='none'
 
 for loss in TORCH_LOSSES:
     MODELS.register_module(module=loss)
@@ -16,22 +16,22 @@ for loss in TORCH_LOSSES:
 
 @MODELS.register_module()
 class CosineLoss(nn.Module):
-    """1 − cosine of prediction and target, token by token (dBOT's symmetric variant, MVP, MaskFeat)."""
+    """1 − cosine similarity of prediction and target per token (dBOT's symmetric variant, MVP, MaskFeat)."""
 
     def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
-        """(B, R)."""
+        """Compute the loss, (B, R)."""
         return 1 - F.cosine_similarity(prediction_BRD, target_BRD, dim=-1)
 
 
 @MODELS.register_module()
 class TokenInfoNCE(nn.Module):
-    """Which of the image's targets belongs to this token? (ConMIM, MimCo)
+    """InfoNCE between the tokens of an image (ConMIM, MimCo).
 
-    Cross entropy over the cosines of a prediction to all targets of the region in the same image, of which the one at its
-    own place is the right one.
+    Cross entropy over the cosine similarities of a prediction to all targets of the region in the same image; the target
+    of the same token is the positive, the others are negatives.
 
     Args:
-        temperature: Divides the cosines.
+        temperature: Divisor of the cosine similarities.
 
     Raises:
         ValueError: ``temperature`` is not positive.
@@ -44,7 +44,7 @@ class TokenInfoNCE(nn.Module):
         self.temperature = temperature
 
     def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
-        """(B, R)."""
+        """Compute the loss, (B, R)."""
         prediction_BRD, target_BRD = F.normalize(prediction_BRD, dim=-1), F.normalize(target_BRD, dim=-1)
         logits_BRR = prediction_BRD @ target_BRD.transpose(1, 2) / self.temperature
         places_BR = torch.arange(logits_BRR.shape[1], device=logits_BRR.device).expand(len(logits_BRR), -1)
@@ -53,10 +53,10 @@ class TokenInfoNCE(nn.Module):
 
 @MODELS.register_module()
 class TokenCrossEntropy(nn.Module):
-    """Cross entropy of every token; for targets that are class numbers."""
+    """Cross entropy per token, for targets that are class indices."""
 
     wants_classes = True
 
     def forward(self, scores_BRC: Tensor, classes_BR1: Tensor) -> Tensor:
-        """(B, R)."""
+        """Compute the loss, (B, R)."""
         return F.cross_entropy(scores_BRC.transpose(1, 2), classes_BR1.squeeze(-1), reduction='none')

@@ -13,31 +13,31 @@ from mkd_plugin.models.losses import TORCH_LOSSES
 from mkd_plugin.models.protocols import DistillContext, Head, Progress, Term
 from mkd_plugin.models.schedules import build_schedule
 from mkd_plugin.registry import build, find
-from mkd_plugin.structures import Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.structures import VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 
 class Objective(nn.Module):
-    """Compares what a teacher gives at a tap with what a head makes of the student's features.
+    """Compares a teacher's features with a head's predictions from the student's features.
 
-    With several taps the first of the teacher goes with the first of the student and so on, each pair with a head of its
-    own, and the losses are averaged. A head with ``many_taps`` reads all of the student's for the teacher's one.
+    Several taps are paired in order; each pair has its own head, and the losses are averaged. A head with ``many_taps``
+    reads all of the student's taps for one tap of the teacher.
 
     Args:
-        context: Student, teachers and masking, to check against.
-        teacher: T, by its name in the algorithm's ``teachers``.
+        context: Student, teachers and masking, for checks.
+        teacher: T: name of a teacher in the algorithm's ``teachers``.
         tap: The teacher's tap or taps.
-        student: The student's tap or taps, as many.
-        loss: L: config of an elementwise loss, for example ``dict(type='SmoothL1Loss', beta=2.0)``; torch's own are
-            given ``reduction='none'``.
-        region: Tokens that count: a region that the masking declares ('hidden', 'visible', 'all', …), with '+cls' or
-            without, or 'cls' alone.
-        head: H: config of a head; None compares the student's features themselves.
-        normalize: N: config of a normalisation of the target; None leaves it raw.
+        student: The student's tap or taps, equally many.
+        loss: L: config of an elementwise loss, for example ``dict(type='SmoothL1Loss', beta=2.0)``; torch's losses are
+            built with ``reduction='none'``.
+        region: Tokens to average over: a region of the masking ('hidden', 'visible', 'all', …), optionally with '+cls',
+            or 'cls'.
+        head: H: config of a head; None compares the student's features directly.
+        normalize: N: config of a normalisation of the target; None for no normalisation.
         normalize_prediction: Apply N to the prediction as well (DMAE's reference code).
         weight: Factor of this term in the sum: a number, or the config of a ramp.
 
     Raises:
-        ValueError: The parts do not fit each other; the message says which.
+        ValueError: The components are incompatible.
     """
 
     heads: Sequence[Head]
@@ -58,11 +58,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if teacher not in context.teachers:
-            raise ValueError(
-                f"An objective names the teacher '{teacher}', but there are only {sorted(context.teachers)}."
-            )
+            raise ValueError(f"teacher='{teacher}': there is no such teacher. Use one of {sorted(context.teachers)}.")
         if normalize_prediction and normalize is None:
-            raise ValueError('normalize_prediction=True needs a normalize=… to apply.')
+            raise ValueError('normalize_prediction=True needs normalize=….')
         self.schedule = build_schedule(weight, low=0, high=float('inf'), name='weight')
         self.scheduled = isinstance(weight, dict)
         self.teacher, self.weight = teacher, self.schedule(Progress(0, 1))
@@ -79,19 +77,18 @@ class Objective(nn.Module):
         self._check_region(region, context)
 
     def _pair_taps(self, head: dict[str, Any] | None) -> list[tuple[str, tuple[str, ...]]]:
-        """Pair each tap of the teacher with the student's taps that one head reads for it."""
+        """Pair each tap of the teacher with the student's taps that its head reads."""
         head_class = find(head['type']) if head is not None and 'type' in head else None
         if head_class is not None and getattr(head_class, 'many_taps', False):
             if len(self.teacher_taps) != 1:
                 raise ValueError(
                     f"tap={list(self.teacher_taps)}: {head_class.__name__} reads all of the student's taps for one tap of "
-                    'the teacher. Write an objective for each.'
+                    'the teacher. Use one objective for each tap of the teacher.'
                 )
             return [(self.teacher_taps[0], self.student_taps)]
         if len(self.teacher_taps) != len(self.student_taps):
             raise ValueError(
-                f'tap={list(self.teacher_taps)} and student={list(self.student_taps)}: give as many taps of the student as '
-                'of the teacher.'
+                f'tap={list(self.teacher_taps)} and student={list(self.student_taps)}: use the same number of taps for both.'
             )
         return [(tap, (student,)) for tap, student in zip(self.teacher_taps, self.student_taps, strict=True)]
 
@@ -103,7 +100,7 @@ class Objective(nn.Module):
         tap: str,
         student_taps: tuple[str, ...],
     ) -> tuple[Head, nn.Module]:
-        """Build H and N for a pair of taps, and check that they fit."""
+        """Build and check H and N for a pair of taps."""
         target = context.teachers[self.teacher].tap_spec(tap)
         sources = [context.student.network.tap_spec(student_tap) for student_tap in student_taps]
         for student_tap, source in zip(student_taps, sources, strict=True):
@@ -113,31 +110,29 @@ class Objective(nn.Module):
         if stated != target.channels:
             raise ValueError(
                 f"The head predicts out_width={stated}, but '{tap}' of the teacher '{self.teacher}' has "
-                f'{target.channels} channels. Leave out_width out: it is filled in.'
+                f'{target.channels} channels. Remove out_width: it is set automatically.'
             )
         head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=context.student.grid)
         if target.kind not in head.kinds:
             raise ValueError(
-                f"{type(head).__name__} takes {' or '.join(head.kinds)}, but '{student_taps[0]}' gives {target.kind}."
+                f"{type(head).__name__} accepts {' or '.join(head.kinds)}, but '{student_taps[0]}' is {target.kind}."
             )
         if self.region.cls and not (head.predicts_cls and target.cls):
             lacking = f"The teacher '{self.teacher}' has" if head.predicts_cls else f'{type(head).__name__} predicts'
-            mend = (
-                f"use region='{self.region.patches}' without '+cls'" if self.region.patches else 'choose another region'
-            )
-            raise ValueError(f'{lacking} no cls token: {mend}.')
+            others = self.region.patches or VISIBLE.name
+            raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
         return head, build_normalization(normalize, target.channels)
 
     def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
         if target.kind != source.kind:
             raise ValueError(
-                f"'{tap}' of the teacher gives {target.kind}, '{student_tap}' of the student {source.kind}: "
-                'relations are compared with relations, tokens with tokens.'
+                f"'{tap}' of the teacher is {target.kind}, but '{student_tap}' of the student is {source.kind}: "
+                'compare relations with relations, and tokens with tokens.'
             )
         if target.classes != getattr(self.loss, 'wants_classes', False):
             raise ValueError(
                 f"'{tap}' of the teacher '{self.teacher}' gives {'class indices' if target.classes else 'features'}, which "
-                f'{type(self.loss).__name__} does not compare: TokenCrossEntropy goes with class indices, and only with them.'
+                f'{type(self.loss).__name__} does not support. Use TokenCrossEntropy for class indices only.'
             )
 
     def _check_region(self, text: str, context: DistillContext) -> None:
@@ -145,7 +140,7 @@ class Objective(nn.Module):
             return
         masking, spec = context.masking, context.masking.regions()[self.region.patches]
         if spec.empty:
-            raise ValueError(f"region='{text}' holds no token: {type(masking).__name__} hides nothing. Use 'all'.")
+            raise ValueError(f"region='{text}' is empty: {type(masking).__name__} hides nothing. Use 'all'.")
         if spec.visible or not masking.hides:
             return
         if not context.teachers[self.teacher].sees_all:
@@ -163,13 +158,13 @@ class Objective(nn.Module):
             head.reset_parameters()
 
     def set_progress(self, progress: Progress) -> None:
-        """Follow the weight's schedule."""
+        """Update the weight by its schedule."""
         self.weight = self.schedule(progress)
 
     def forward(
         self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask
     ) -> tuple[Term, dict[str, Tensor]]:
-        """Compute the term of the loss, and what to watch beside it.
+        """Compute the term of the loss, and values to log.
 
         Args:
             teacher: The teacher's features.
@@ -178,8 +173,7 @@ class Objective(nn.Module):
 
         Returns:
             L(N(T), H(S)) of each pair, elementwise, and the spread of targets and student features: the standard
-            deviation over tokens, averaged over channels, for the last pair. If one of them falls to 0, the run has
-            collapsed.
+            deviation over tokens, averaged over channels, for the last pair. A fall to 0 indicates a collapse.
         """
         region = self.region.tokens(mask)
         losses, watched = [], {}
@@ -194,7 +188,7 @@ class Objective(nn.Module):
 
 
 def as_tuple(taps: str | Sequence[str]) -> tuple[str, ...]:
-    """One tap or several, always as a tuple."""
+    """Convert one or several taps to a tuple."""
     return (taps,) if isinstance(taps, str) else tuple(taps)
 
 
@@ -204,7 +198,7 @@ def apply(component: nn.Module, region: RegionTokens, *tensors: Tensor) -> Tenso
 
 
 def build_normalization(cfg: dict[str, Any] | None, width: int) -> nn.Module:
-    """Build N; one that keeps statistics per channel is told their number."""
+    """Build N, with the number of channels if its constructor has a keyword ``width``."""
     if cfg is None:
         return nn.Identity()
     component = find(cfg['type']) if 'type' in cfg else None
@@ -213,23 +207,19 @@ def build_normalization(cfg: dict[str, Any] | None, width: int) -> nn.Module:
 
 
 def build_loss(cfg: dict[str, Any]) -> nn.Module:
-    """Build a loss; torch's own are made elementwise, because the objective owns the mean.
-
-    Raises:
-        ValueError: The config states a reduction.
-    """
+    """Build an elementwise loss; the objective averages it. Raises ValueError if the config has a reduction."""
     if 'reduction' in cfg:
-        raise ValueError(f'loss={cfg}: leave reduction out, the objective averages over its region.')
+        raise ValueError(f'loss={cfg}: remove reduction; the objective averages over its region.')
     pointwise = 'type' in cfg and find(cfg['type']) in TORCH_LOSSES
     return build(cfg, **({'reduction': 'none'} if pointwise else {}))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Raise half precision to float32 for normalisation and loss, even under autocast; class indices stay integers."""
+    """Convert half precision to float32 for normalisation and loss, even under autocast; keep class indices as integers."""
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
 @torch.no_grad()
 def spread(x: Tensor) -> Tensor:
-    """Standard deviation over all tokens of the batch, averaged over channels."""
+    """Compute the standard deviation over all tokens of the batch, averaged over channels."""
     return x.flatten(0, -2).float().std(dim=0, correction=0).mean()

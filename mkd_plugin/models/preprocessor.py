@@ -1,4 +1,4 @@
-"""The rest of the input pipeline, on the device."""
+"""The last steps of the input pipeline, on the device."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from mmpretrain.models.utils.data_preprocessor import SelfSupDataPreprocessor
 from torch import Tensor
 
-from mkd_plugin.datasets.crops import Crops
+from mkd_plugin.datasets.crops import Crop, Crops
 from mkd_plugin.registry import MODELS
 
 
 @MODELS.register_module()
 class CropPreprocessor(SelfSupDataPreprocessor):
-    """mmpretrain's preprocessor, which also takes the crops of ``collate_crops``, resizes and mirrors them.
+    """mmpretrain's preprocessor, which also resizes and mirrors the crops of ``collate_crops``.
 
-    Batches of whole images go through as they do there.
+    Batches of whole images are processed as by mmpretrain.
 
     Args:
-        mean: Per channel, after the exchange of channels, in units of the stored image (0 … 255).
+        mean: Per channel after the exchange of channels, in the units of stored images (0 … 255).
         std: Likewise.
-        to_rgb: Whether to exchange the channels: the hosts' loaders, and ours, give BGR.
-        non_blocking: Copy to the device while this process goes on; takes pinned memory (``train_dataloader.pin_memory``).
+        to_rgb: Whether to exchange the channels: the hosts' loaders and ours return BGR.
+        non_blocking: Copy to the device asynchronously; requires pinned memory (``train_dataloader.pin_memory``).
     """
 
     def __init__(
@@ -36,26 +36,30 @@ class CropPreprocessor(SelfSupDataPreprocessor):
         super().__init__(mean=mean, std=std, to_rgb=to_rgb, non_blocking=non_blocking)
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> Any:
-        """The batch of a loader → ``inputs``, normalised images (B, 3, H, W), and ``data_samples``.
+        """Return ``inputs``, normalised images (B, 3, H, W), and ``data_samples``.
 
         Raises:
             ValueError: The crops were not collated.
         """
-        crops = data['inputs']
-        if isinstance(crops, Crops):
-            moved: Crops = self.cast_data(crops)
-            samples = self.cast_data(data.get('data_samples'))
-            return {'inputs': self._normalize(moved.images()), 'data_samples': samples}
-        if isinstance(crops, list) and crops and isinstance(crops[0], Tensor) and crops[0].dim() == 3:
+        inputs = data['inputs']
+        if isinstance(inputs, Crops):
+            images = inputs._replace(pixels=self.cast_data(inputs.pixels)).images()
+            return {'inputs': self._normalize(images), 'data_samples': self.cast_data(data.get('data_samples'))}
+        if isinstance(inputs, list) and inputs and is_single(inputs[0]):
             raise ValueError(
-                f'{len(crops)} single images, the first of shape {tuple(crops[0].shape)}, are no batch. Crops of '
-                "CropForDevice need train_dataloader.collate_fn=dict(type='mkd_plugin.collate_crops')."
+                f'The inputs are a list of {len(inputs)} single images, not a batch. Crops of CropForDevice and PackCrops '
+                "need train_dataloader.collate_fn=dict(type='mkd_plugin.collate_crops')."
             )
         return super().forward(dict(data), training)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        """As the parent does, in place: on a CPU, memory that is new every time takes longer than the arithmetic."""
+        """Normalise as the parent does, but in place: on a CPU, allocating memory takes longer than the arithmetic."""
         if self._channel_conversion:
             images = images.flip(1)
         images = images.float()
         return images.sub_(self.mean).div_(self.std) if self._enable_normalize else images
+
+
+def is_single(image: Any) -> bool:
+    """Whether this is one image instead of a batch."""
+    return isinstance(image, Crop) or (isinstance(image, Tensor) and image.dim() == 3)

@@ -1,7 +1,7 @@
-"""What the algorithm asks of its components: teachers (T), maskings, heads (H), normalizations (N) and losses (L).
+"""Interfaces of the algorithm's components: teachers (T), maskings, heads (H), normalizations (N) and losses (L).
 
-A component's constructor gets what the surrounding model knows as keyword arguments (``student``, ``in_width``, …); a
-config states the rest. N and L are plain modules; see :class:`Normalization` and :class:`Loss` for what they may ask.
+The model passes keyword arguments such as ``student`` and ``in_width`` to a component's constructor; the config sets the
+others. N and L are plain modules; see :class:`Normalization` and :class:`Loss` for their optional attributes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StudentContext:
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a run is done.
+    """Progress of a run.
 
     Attributes:
         step: Optimiser steps taken.
@@ -58,18 +58,18 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The share that is done, 0 … 1."""
+        """Completed share of the run, 0 … 1."""
         return self.step / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages that a teacher asks for: at the start of each but the first, ``Teacher.promote`` is called.
+    """Training stages requested by a teacher; ``Teacher.promote`` is called at the start of each but the first.
 
     Attributes:
         shares: Relative length of each stage.
-        reset_student: Draw new weights for student and heads at each start.
-        reset_optimizer: Also forget the optimiser's moments.
+        reset_student: Draw new weights for student and heads at the start of a stage.
+        reset_optimizer: Also reset the optimiser's moments.
     """
 
     shares: tuple[int, ...]
@@ -77,7 +77,7 @@ class Stages:
     reset_optimizer: bool = False
 
     def lengths(self, total: int) -> list[int]:
-        """Divide a run of ``total`` epochs or iterations; what does not divide evenly goes to the last stages.
+        """Divide a run of ``total`` epochs or iterations; a remainder lengthens the last stages.
 
         Raises:
             ValueError: The run is too short for so many stages.
@@ -93,19 +93,19 @@ class Stages:
 
 
 class Teacher(nn.Module):
-    """A network, or a fixed map such as pixels, that gives the targets.
+    """Source of the targets: a network, or a fixed map such as pixels.
 
     A teacher is never optimised: it stays in eval mode and has no parameters. To write one, implement ``tap_spec`` and
-    ``forward``. One that changes during training says how in ``after_step`` or ``stages`` and sets ``changes``.
+    ``forward``. If it changes during training, implement ``after_step`` or set ``stages``, and set ``changes``.
 
     Args:
-        student: The student; subclasses look at its grid, pixel statistics and weights.
+        student: The student, for its grid, pixel statistics and weights.
 
     Attributes:
-        sees_all: True if it gets the intact image, False if it gets the student's visible patches only.
+        sees_all: Whether it sees the intact image; False if it sees the student's visible patches only.
         changes: Whether ``after_step`` or ``promote`` must be called during training.
-        stages: The stages it asks for; None for none.
-        promotions: How often ``promote`` was called.
+        stages: Requested training stages, if any.
+        promotions: Number of calls of ``promote``.
     """
 
     sees_all: bool = True
@@ -117,7 +117,7 @@ class Teacher(nn.Module):
         super().__init__()
 
     def tap_spec(self, name: str) -> TapSpec:
-        """Describe what a tap gives. Raises ValueError if the teacher has no such tap."""
+        """Describe a tap. Raises ValueError if the teacher has no such tap."""
         raise NotImplementedError
 
     def forward(
@@ -127,23 +127,23 @@ class Teacher(nn.Module):
 
         Args:
             images_BCHW: The images.
-            mask: The student's mask if it is known, for a teacher that sees no more than the student.
-            taps: What to compute.
-            region: The only tokens that will be read, None for all; a teacher may skip the others or ignore this.
+            mask: The student's mask if it is known, for a teacher that sees visible patches only.
+            taps: Names of the features to compute.
+            region: Tokens that will be read, None for all; a teacher may skip the others.
         """
         raise NotImplementedError
 
     def start_from(self, student: VisionTransformer) -> None:
-        """Copy what it needs of the student's initial weights; called once they are known."""
+        """Copy the student's initial weights, if needed; called once they are loaded."""
 
     def after_step(self, student: VisionTransformer, progress: Progress) -> None:
-        """Change as training goes on; called after every optimiser step, with all parameters unsharded."""
+        """Update the teacher; called after every optimiser step, with all parameters unsharded."""
 
     def promote(self, student: VisionTransformer) -> None:
         """Replace the teacher by the student at the start of a new stage."""
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode, whatever ``runner.model.train()`` asks."""
+        """Stay in eval mode, even after ``runner.model.train()``."""
         return super().train(False)
 
 
@@ -155,7 +155,8 @@ def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
 
     Args:
         network: The network, changed in place.
-        in_checkpoints: Whether the weights are saved. A stage's teacher must be; one that came from a file must not.
+        in_checkpoints: Whether to save the weights in checkpoints: True for a copy of the student, False for weights
+            from a file.
     """
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -172,7 +173,7 @@ class Masking(nn.Module):
         student: The student, for its grid.
 
     Attributes:
-        num_visible: V, the same for every image of every batch (the least, where the number varies).
+        num_visible: V, the number of visible patches of every image (the minimum, if it varies).
         per_image: Masks per image; the teachers run once for all of them.
     """
 
@@ -189,15 +190,15 @@ class Masking(nn.Module):
         return self.num_visible < self.num_patches
 
     def regions(self) -> Mapping[str, RegionSpec]:
-        """Declare the sets of patches that objectives may name; a subclass adds its own.
+        """Declare the sets of patches that objectives can use.
 
-        A masking that adds a region ``x`` also gives its patch ids in ``TokenMask.regions['x']``.
+        A subclass that adds a region ``x`` also sets its patch ids in ``TokenMask.regions['x']``.
         """
         hidden = HIDDEN if self.hides else RegionSpec(HIDDEN.name, empty=True)
         return {region.name: region for region in (hidden, VISIBLE, ALL)}
 
     def teacher_taps(self) -> Mapping[str, tuple[str, ...]]:
-        """Name the taps of teachers that must be known before a mask can be drawn; none by default."""
+        """List the taps of teachers that the masking reads; none by default."""
         return {}
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
@@ -205,7 +206,7 @@ class Masking(nn.Module):
 
         Args:
             images_BCHW: The student's normalised images.
-            teacher_features: Gives all tokens of a teacher named in ``teacher_taps``.
+            teacher_features: Returns all tokens of a teacher listed in ``teacher_taps``.
         """
         raise NotImplementedError
 
@@ -213,7 +214,7 @@ class Masking(nn.Module):
 class Head(nn.Module):
     """Predicts the target at the tokens of a region.
 
-    The surrounding objective fills in the three sizes; a config may state ``out_width`` to have it checked.
+    The objective sets the three arguments; a config may state ``out_width`` to have it checked.
 
     Args:
         in_width: Width of the student's tokens (of each tap, for a head that reads several).
@@ -221,10 +222,10 @@ class Head(nn.Module):
         grid: The student's grid.
 
     Attributes:
-        reaches_hidden: Whether it predicts patches that the student did not see.
-        predicts_cls: Whether it predicts the cls token.
+        reaches_hidden: Whether it can predict patches that are hidden from the student.
+        predicts_cls: Whether it can predict the cls token.
         many_taps: Whether one head reads all of the student's taps, instead of one head per tap.
-        kinds: What it can take: 'tokens', 'relation' or both.
+        kinds: Kinds of taps it accepts: 'tokens', 'relation' or both.
     """
 
     reaches_hidden = False
@@ -244,8 +245,8 @@ class Head(nn.Module):
 
         Args:
             features: The student's features.
-            taps: What to read: one tap, or all of the objective's for a head with ``many_taps``.
-            region: Where to predict.
+            taps: Tap to read, or all of the objective's taps with ``many_taps``.
+            region: Tokens to predict.
         """
         raise NotImplementedError
 
@@ -253,9 +254,9 @@ class Head(nn.Module):
 class Normalization(Protocol):
     """N: a module that maps targets (…, R, D) to the same shape.
 
-    One with statistics keeps them in buffers, which are saved; it keeps them equal on all ranks itself. If its
-    constructor has a keyword ``width``, the objective fills in D; if it sets ``wants_region``, it is called with the
-    keyword ``region`` and can tell the tokens that only fill the rectangle.
+    Keep statistics in buffers, which are saved in checkpoints, and synchronise them across ranks. If the constructor has
+    a keyword ``width``, the objective sets it to D. With ``wants_region = True``, the module is called with the keyword
+    ``region``, which marks padding tokens.
     """
 
     def __call__(self, target: Tensor) -> Tensor: ...
@@ -264,7 +265,7 @@ class Normalization(Protocol):
 class Loss(Protocol):
     """L: a module that maps (prediction, target) to an elementwise tensor (B, R, …), or to a scalar.
 
-    ``wants_classes = True`` asks for class indices as targets; ``wants_region = True`` for the keyword ``region``.
+    Set ``wants_classes = True`` for class indices as targets, ``wants_region = True`` for the keyword ``region``.
     """
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
@@ -275,8 +276,8 @@ class Term:
     """One objective's elementwise loss in one batch.
 
     Attributes:
-        losses: The loss of each pair of taps, (B, R, …).
-        region: The tokens it is taken over.
+        losses: Loss of each pair of taps, (B, R, …).
+        region: Tokens to average over.
         weight: Factor of the term in the sum.
     """
 
@@ -306,7 +307,7 @@ class Balance(nn.Module):
 
 @dataclass(frozen=True)
 class DistillContext:
-    """What an objective is checked against when it is built."""
+    """Components that an objective is checked against at construction."""
 
     student: StudentContext
     teachers: Mapping[str, Teacher]
@@ -314,7 +315,7 @@ class DistillContext:
 
 
 def pixel_statistics(preprocessor: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Read mean and std per channel of a preprocessor's images, in units of the stored image.
+    """Read a preprocessor's mean and std per channel, in units of the stored image.
 
     Returns:
         Mean and std; 0 and 1 if it does not normalise.

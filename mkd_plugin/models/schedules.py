@@ -1,4 +1,4 @@
-"""Values that change with the progress of a run: momentum of a teacher, weight of an objective."""
+"""Schedules of scalars over a run: a teacher's momentum, an objective's weight."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mkd_plugin.registry import MODELS, build
 
 
 class Ramp:
-    """A value that moves from ``start`` to ``end`` and stays there.
+    """Ramp from ``start`` to ``end``, constant afterwards.
 
     Args:
         start: Value at the first step.
         end: Value at the end of the ramp.
-        steps: Optimiser steps of the ramp; None for the whole run.
+        steps: Length of the ramp, optimiser steps; None for the whole run.
 
     Raises:
         ValueError: ``steps`` is not positive.
@@ -24,7 +24,7 @@ class Ramp:
 
     def __init__(self, *, start: float, end: float, steps: int | None = None) -> None:
         if steps is not None and steps < 1:
-            raise ValueError(f'steps={steps}: a ramp takes at least one step; None stands for the whole run.')
+            raise ValueError(f'steps={steps}: it must be at least 1, or None for the whole run.')
         self.start, self.end, self.steps = start, end, steps
 
     def __call__(self, progress: Progress) -> float:
@@ -34,38 +34,34 @@ class Ramp:
 
     @staticmethod
     def shape(share: float) -> float:
-        """Map the share of the ramp that is done to the share of the way that is gone."""
+        """Map the completed share of the ramp to the share of the change."""
         raise NotImplementedError
 
 
 @MODELS.register_module()
 class LinearRamp(Ramp):
-    """A straight line (data2vec's momentum, I-JEPA's)."""
+    """Linear ramp (momentum of data2vec and I-JEPA)."""
 
     @staticmethod
     def shape(share: float) -> float:
-        """The share itself."""
+        """Return the share itself."""
         return share
 
 
 @MODELS.register_module()
 class CosineRamp(Ramp):
-    """Half a cosine (MoCo v3's and DINO's momentum)."""
+    """Half-cosine ramp (momentum of MoCo v3 and DINO)."""
 
     @staticmethod
     def shape(share: float) -> float:
-        """(1 − cos(π · share)) / 2."""
+        """Compute (1 − cos(π · share)) / 2."""
         return (1 - math.cos(math.pi * share)) / 2
 
 
 def build_schedule(value: float | dict[str, Any], *, low: float, high: float, name: str) -> Callable[[Progress], float]:
-    """Build the schedule of an option that may be a number or the config of a ramp.
-
-    Raises:
-        ValueError: A value lies outside [low, high].
-    """
+    """Build the schedule of a number or of a ramp's config. Raises ValueError for values outside [low, high]."""
     ramp = LinearRamp(start=value, end=value) if isinstance(value, (int, float)) else build(value)
     if not (low <= ramp.start <= high and low <= ramp.end <= high):
         limit = f'in [{low:g}, {high:g}]' if math.isfinite(high) else f'at or above {low:g}'
-        raise ValueError(f'{name}={value}: every value must lie {limit}.')
+        raise ValueError(f'{name}={value}: every value must be {limit}.')
     return ramp

@@ -1,4 +1,4 @@
-"""Students: the one ViT as an encoder of visible patches, with mask tokens, or intact."""
+"""Students: ViTs that compute visible patches only, all patches with mask tokens, or intact images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mkd_plugin.structures import TokenMask
 
 @MODELS.register_module()
 class VisibleViT(VisionTransformer):
-    """A ViT that computes the visible patches only; see :class:`VisionTransformer` for its options.
+    """ViT that computes visible patches only; takes the options of :class:`VisionTransformer`.
 
     Raises:
-        ValueError: It is given a relative position bias, which needs the full grid.
+        ValueError: ``relative_position`` is set, which needs the full grid.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -31,7 +31,7 @@ class VisibleViT(VisionTransformer):
 
 @MODELS.register_module()
 class MaskTokenViT(VisionTransformer):
-    """A ViT of full length whose hidden patches are replaced by a mask token before positions are added.
+    """ViT that replaces hidden patches by a mask token before positions are added.
 
     Takes the options of :class:`VisionTransformer`. The number of hidden patches may differ between images.
     """
@@ -44,13 +44,13 @@ class MaskTokenViT(VisionTransformer):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def reset_parameters(self) -> None:
-        """Draw new weights; the mask token normal(0.02)."""
+        """Draw new weights; mask token normal(0.02)."""
         super().reset_parameters()
-        if hasattr(self, 'mask_token'):  # absent while the parent class is being built
+        if hasattr(self, 'mask_token'):  # not yet set when the parent's constructor calls this
             nn.init.normal_(self.mask_token, std=0.02)
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """All patches, hidden ones replaced, with their positions, (B, L, D)."""
+        """Embed all patches, replace hidden ones, and add positions, (B, L, D)."""
         patches_BLD = self.patch_embed(images_BCHW)
         if mask is not None:
             patches_BLD = torch.where(mask.hidden_BL.unsqueeze(-1), self.mask_token.to(patches_BLD.dtype), patches_BLD)
@@ -59,18 +59,14 @@ class MaskTokenViT(VisionTransformer):
 
 @MODELS.register_module()
 class PlainViT(VisionTransformer):
-    """A ViT for ``NoMasking``; takes the options of :class:`VisionTransformer`.
+    """ViT for ``NoMasking``; takes the options of :class:`VisionTransformer`.
 
-    Unlike :class:`VisibleViT` it may have a relative position bias, unlike :class:`MaskTokenViT` it has no mask token that
-    would never be learned. Its checkpoints load into either's classifier.
+    Unlike :class:`VisibleViT` it supports a relative position bias; unlike :class:`MaskTokenViT` it has no mask token,
+    which would receive no gradient.
     """
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """All patches with their positions, (B, L, D).
-
-        Raises:
-            ValueError: The mask hides something.
-        """
+        """Embed all patches and add positions, (B, L, D). Raises ValueError if the mask hides a patch."""
         shown = self.grid[0] * self.grid[1]
         if mask is not None and (mask.ids_keep_BV is None or mask.ids_keep_BV.shape[1] != shown):
             raise ValueError(
@@ -81,15 +77,15 @@ class PlainViT(VisionTransformer):
 
 @MODELS.register_module()
 class ClassifierViT(VisionTransformer):
-    """Mean of the last block's patch tokens, then a *new* LayerNorm: what mmpretrain's ``ImageClassifier`` needs.
+    """Backbone for mmpretrain's ``ImageClassifier``: mean of the last block's patch tokens, then a *new* LayerNorm.
 
-    dBOT's and MAE's fine-tuning (their ``global_pool``): the encoder's own final norm (``ln1``) is left out, ``ln2`` is
-    new. Keys agree with mmpretrain's ``VisionTransformer(out_type='avg_featmap', final_norm=False)``. Takes the options
-    of :class:`VisionTransformer`; positions are trained by default, as in the papers.
+    Used by dBOT and MAE for fine-tuning (``global_pool``): ``ln2`` replaces the encoder's final norm ``ln1``. Keys match
+    mmpretrain's ``VisionTransformer(out_type='avg_featmap', final_norm=False)``. Takes the options of
+    :class:`VisionTransformer`; positions are learned by default, as in the papers.
 
     Args:
-        position: As there.
-        frozen_patch_embed: Keep the patch projection as it was loaded (fine-tuning of CLIP itself).
+        position: Absolute positions, as in :class:`VisionTransformer`.
+        frozen_patch_embed: Freeze the patch embedding (fine-tuning of CLIP itself).
     """
 
     may_be_new = ('ln2.weight', 'ln2.bias')  # not in a pre-training checkpoint
@@ -101,6 +97,6 @@ class ClassifierViT(VisionTransformer):
         self.ln2 = nn.LayerNorm(self.arch.width, eps=1e-6)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        """(B, D), in the tuple that mmpretrain's necks and heads expect."""
+        """Compute image features (B, D), in the tuple that mmpretrain's necks and heads expect."""
         tokens = super().forward(images_BCHW, taps=('block:-1',)).tokens('block:-1')
         return (self.ln2(tokens[:, self.num_prefix :].mean(dim=1)),)

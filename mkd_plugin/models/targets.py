@@ -1,4 +1,4 @@
-"""Target normalizations, N in the equation: (..., R, D) -> (..., R, D)."""
+"""Target normalizations, N in the equation: (…, R, D) → (…, R, D)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TokenStandardize(nn.Module):
 
     Args:
         unbiased: Divide the variance by D − 1, as dBOT and MAE do (True), or by D, as LayerNorm does (False).
-        eps: Inside the root.
+        eps: Added to the variance.
     """
 
     def __init__(self, *, unbiased: bool = True, eps: float = 1e-6) -> None:
@@ -30,7 +30,7 @@ class TokenStandardize(nn.Module):
 
 @MODELS.register_module()
 class L2Normalize(nn.Module):
-    """Every token to unit length over its channels (DMAE's reference code, MVP, MaskFeat)."""
+    """Scale every token to unit L2 norm over its channels (DMAE's reference code, MVP, MaskFeat)."""
 
     def forward(self, target: Tensor) -> Tensor:
         """Normalise every token."""
@@ -39,13 +39,12 @@ class L2Normalize(nn.Module):
 
 @MODELS.register_module()
 class BatchStandardize(nn.Module):
-    """(x − mean) / √(variance + eps) over all tokens of the batch, channel by channel: BatchNorm without affine.
+    """(x − mean) / √(variance + eps) per channel over all tokens of the batch: BatchNorm without affine parameters.
 
-    Every rank uses its own tokens. Where the number of hidden patches differs between images, the tokens that fill the
-    rectangle count as well.
+    Each rank uses its own tokens. If the number of hidden patches differs between images, padding tokens count as well.
 
     Args:
-        eps: Inside the root.
+        eps: Added to the variance.
     """
 
     def __init__(self, *, eps: float = 1e-5) -> None:

@@ -1,4 +1,4 @@
-"""What the command-line tools share: arguments, process groups, the dry run, what a checkpoint holds.
+"""Everything that is read, checked and adapted before a run: configs, data, devices, process groups, the dry run.
 
-Nothing of it is needed to train: every config also runs with the hosts' own tools.
+None of it is needed to train: every config also runs with the hosts' own tools.
 """

@@ -1,181 +1,106 @@
-"""Whether the heads of a config are for as many classes as its data have."""
+"""Read a config for this machine: its name, the changes of the command line, what the device can run."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
 
-from mkd_plugin.preflight.strategies import check_strategy, fit_strategy_to_cpu
-from mkd_plugin.utils.configs import get_ablation
-
-# they tell other things apart than the data's classes: objects from background, stuff
-OTHERS = ('rpn_head', 'semantic_head')
+from mkd_plugin.compat.hosts import explain_missing_host
+from mkd_plugin.preflight.checks import LOADERS, check_classes, check_hosts_of, check_strategy, items_of, strategy_name
+from mkd_plugin.utils.configs import find_config, get_ablation
 
 
-def check_classes(cfg: Config) -> None:
-    """Refuse a config whose heads and data do not have the same number of classes, before anything is built.
-
-    mmdet would train on without a word, mmseg until a label is met that its head does not have. Data whose classes are only
-    known from their files, and models without heads, are let through.
+def read_config(name: str, options: Mapping[str, Any]) -> Config:
+    """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it.
 
     Raises:
-        ValueError: The numbers differ; both are named, and where they are said.
-    """
-    heads = {
-        where: number
-        for key, part in (cfg.get('model') or {}).items()
-        if key.endswith('head') and key not in OTHERS
-        for where, number in numbers_of(part, f'model.{key}')
-    }
-    if not heads:
-        return
-    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for dataset in datasets_of((cfg.get(loader) or {}).get('dataset')):
-            classes = classes_of(dataset, cfg.get('default_scope') or 'mmengine')
-            wrong = [f'{where}.num_classes={number}' for where, number in heads.items() if number != len(classes or ())]
-            if classes is not None and wrong:
-                raise ValueError(
-                    f'{", ".join(wrong)}: but the {dataset["type"]} of {loader} has {len(classes)} classes, '
-                    f'{", ".join(map(str, classes[:3]))}{", …" if len(classes) > 3 else ""}. Let the heads have as many, or '
-                    "name the data's own with metainfo=dict(classes=(…)) in every dataset."
-                )
-
-
-def numbers_of(node: Any, where: str) -> Iterator[tuple[str, int]]:
-    """Every ``num_classes`` in a head, with its place."""
-    if isinstance(node, (list, tuple)):
-        for index, part in enumerate(node):
-            yield from numbers_of(part, f'{where}.{index}')
-    elif isinstance(node, dict):
-        if isinstance(node.get('num_classes'), int):
-            yield where, node['num_classes']
-        for key, part in node.items():
-            if key not in OTHERS:
-                yield from numbers_of(part, f'{where}.{key}')
-
-
-def datasets_of(node: Any) -> Iterator[dict[str, Any]]:
-    """A dataset's config, or those that it wraps."""
-    if not isinstance(node, dict):
-        return
-    inner = [*(node.get('datasets') or []), *([node['dataset']] if 'dataset' in node else [])]
-    for part in inner:
-        yield from datasets_of(part)
-    if not inner:
-        yield node
-
-
-def classes_of(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
-    """What a dataset tells apart: its config's ``metainfo``, else its class's; None if neither says."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        kind = dataset['type']
-        if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(scope) as registry:
-                kind = registry.get(kind)
-        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
-    return tuple(classes) if isinstance(classes, (list, tuple)) else None
-
-
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of train.py and test.py, named as in the hosts' own tools."""
-    parser.add_argument('config', help='a config file, or METHOD:ROW for an ablation')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go; work_dirs/<config> by default')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='changes of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torch.distributed.launch, which mim uses, passes the rank on; torchrun sets the variable instead
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def read_config(name: str, options: dict[str, Any]) -> Config:
-    """A config, or METHOD:ROW of an ablation, with the changes of ``--cfg-options``.
-
-    Raises:
-        ValueError: There is no such config file or ablation row.
+        ValueError: There is no such config or ablation row, or the package that it inherits from is not installed.
     """
     method, _, row = name.partition(':')
-    if not row and not Path(name).is_file():
-        raise ValueError(f'{name}: there is no such config file. Give a path, or METHOD:ROW for an ablation.')
-    cfg = get_ablation(method, row) if row else Config.fromfile(name)
+    try:
+        cfg = get_ablation(method, row) if row else Config.fromfile(find_config(name))
+    except ModuleNotFoundError as error:  # a base such as 'mmseg::…'
+        message = explain_missing_host(str(error).split()[0].strip("'`"), f'the config {name}')
+        if message is None:
+            raise
+        raise ValueError(message) from error
     data_root = cfg.get('data_root')
-    cfg.merge_from_dict(options)
+    cfg.merge_from_dict(dict(options))
     if 'data_root' in options:
         move_data_root(cfg, data_root)
     return cfg
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The config with the command line's changes, for this machine.
+def load_config(
+    name: str, *, work_dir: str | None = None, options: Mapping[str, Any] | None = None, launcher: str = 'none'
+) -> Config:
+    """Read a config, check it, and adapt it to this machine.
+
+    Args:
+        name: Config file, shipped config, or ``METHOD:ROW``.
+        work_dir: Folder of logs and checkpoints; the config's own or ``work_dirs/<name>`` by default.
+        options: Values by dotted key.
+        launcher: mmengine's name of what started this process.
 
     Raises:
-        ValueError: There is no such config file or ablation row, its strategy cannot be used, or its heads are not for the
-            classes of its data.
+        ValueError: There is no such config, a host or strategy cannot be used, or heads and data have different classes.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config, args.cfg_options)
-    cfg.launcher = args.launcher
-    method, _, row = args.config.partition(':')
-    name = f'{method}_{row}' if row else Path(args.config).stem
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    cfg = read_config(name, options or {})
+    cfg.launcher = launcher
+    method, _, row = name.partition(':')
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{f"{method}_{row}" if row else Path(name).stem}'
+    check_hosts_of(cfg, name)
     check_strategy(cfg)
     check_classes(cfg)
     fit_to_device(cfg)
     return cfg
 
 
-def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
-    """Bring the options that only training has into the config.
+def apply_training_options(
+    cfg: Config, *, amp: bool = False, validate: bool = True, auto_scale_lr: bool = False, resume: str | None = None
+) -> None:
+    """Apply the options of ``mkd train``; ``resume`` is a checkpoint, or 'auto' for the newest of the work dir.
 
     Raises:
-        ValueError: --auto-scale-lr although the config does not say which batch size its rate is for.
+        ValueError: ``auto_scale_lr`` for a config that does not state the batch size of its learning rate.
     """
-    if args.amp:
+    if amp:
         # mmdet hands boxes to RoIAlign in the type of the features, and bfloat16 moves a corner by up to four pixels
         coarse = 'roi_head' in cfg.get('model', {})
         precision = dict(dtype='float16', loss_scale='dynamic') if coarse else dict(dtype='bfloat16', loss_scale=1.0)
         cfg.optim_wrapper.update(type='AmpOptimWrapper', **precision)
         fit_to_device(cfg)
-    if args.no_validate:
+    if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.auto_scale_lr:
+    if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(
-                f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=…) to scale from.'
-            )
-        # mmengine scales by images a step and process, and forgets that accumulated steps are one update
+            raise ValueError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=…) to scale from.')
+        # mmengine scales by the images of a step on all processes, and ignores accumulated steps
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    if resume:
+        cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
 
 
 def move_data_root(cfg: Config, before: str | None) -> None:
-    """Let ``data_root`` of a command line reach the datasets, and the annotations of the evaluators.
+    """Apply ``data_root`` of the command line to the datasets and to the annotation files of the evaluators.
 
-    A config file uses the variable while it is read; what is merged later would change nothing but the variable itself.
+    A config file uses the variable while it is read; what is merged later changes the variable alone.
     """
 
     def move(node: Any) -> None:
-        if isinstance(node, dict):
-            if 'data_root' in node and before in (None, node['data_root']):
-                node['data_root'] = cfg.data_root
-            for value in node.values():
-                move(value)
-        elif isinstance(node, (list, tuple)):
-            for value in node:
-                move(value)
+        if isinstance(node, dict) and 'data_root' in node and before in (None, node['data_root']):
+            node['data_root'] = cfg.data_root
+        for _, value in items_of(node):
+            move(value)
 
     for loader in LOADERS:
         move(cfg.get(loader))
@@ -188,19 +113,17 @@ def move_data_root(cfg: Config, before: str | None) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether mmengine would train on something else than the CPU."""
-    from mmengine.device import get_device
-
+    """Whether mmengine would train on anything but the CPU."""
     return get_device() != 'cpu'
 
 
 def has_bfloat16() -> bool:
-    """Whether the accelerator computes in bfloat16 itself; that of an older GPU is emulated, and slow."""
+    """Whether the accelerator has bfloat16 in hardware; older GPUs emulate it slowly."""
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def fit_to_device(cfg: Config) -> None:
-    """Change what this machine cannot run: mixed precision, and on a CPU SyncBN and the number of a GPU that DDP is given."""
+    """Replace what this machine cannot run: mixed precision, SyncBN on a CPU, and DDP's GPU number on a CPU."""
     wrapper = cfg.get('optim_wrapper') or {}
     mixed = wrapper.get('type') == 'AmpOptimWrapper'
     if has_accelerator():
@@ -213,22 +136,35 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.pop(key, None)
         wrapper['type'] = 'OptimWrapper'
         print_log('There is no GPU: training in float32 instead of mixed precision.', level=logging.WARNING)
-    if without_sync(cfg.get('model')):
-        print_log('There is no GPU: BN instead of SyncBN, each process with its own statistics.', level=logging.WARNING)
+    if replace_sync_bn(cfg.get('model')):
+        print_log('There is no GPU: BN replaces SyncBN; each process has its own statistics.', level=logging.WARNING)
     fit_strategy_to_cpu(cfg)
     if cfg.launcher != 'none' and cfg.get('model_wrapper_cfg') is None:
-        unused = cfg.get('find_unused_parameters', False)
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False, find_unused_parameters=unused
-        )
+        cfg.model_wrapper_cfg = dict(ddp_options(cfg), device_ids=None)
 
 
-def without_sync(node: Any) -> bool:
-    """Turn every SyncBN of a model's config into BN, which is what it computes in one process; True if there was any."""
-    parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else []
+def ddp_options(cfg: Config) -> dict[str, Any]:
+    """Return the options of DDP that mmengine would take from a config."""
+    unused = cfg.get('find_unused_parameters', False)
+    return dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+
+
+def replace_sync_bn(node: Any) -> bool:
+    """Replace every SyncBN of a model's config by BN, its equal in one process; return whether there was any."""
     found = isinstance(node, dict) and node.get('type') == 'SyncBN'
     if found:
         node['type'] = 'BN'
-    for part in parts:
-        found |= without_sync(part)
+    for _, part in list(items_of(node)):
+        found |= replace_sync_bn(part)
     return found
+
+
+def fit_strategy_to_cpu(cfg: Config) -> None:
+    """Keep DDP's model on the CPU; mmengine's strategy passes it the number of a GPU."""
+    strategy = cfg.get('strategy')
+    if strategy is None and cfg.get('launcher', 'none') != 'none' and 'runner_type' in cfg:
+        strategy = cfg.strategy = dict(type='DDPStrategy')  # mmengine's default
+    if strategy is None or strategy_name(strategy) != 'DDPStrategy':
+        return
+    wrapper = {**ddp_options(cfg), **(strategy.get('model_wrapper') or {}), 'device_ids': None}
+    cfg.strategy = {**strategy, 'model_wrapper': wrapper}

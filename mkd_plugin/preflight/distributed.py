@@ -1,4 +1,4 @@
-"""Process groups on machines without a GPU."""
+"""Process groups without a GPU, and the runner that a config names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import torch.distributed
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from mkd_plugin.preflight.config import has_accelerator
 
-# What a launcher calls rank, number of processes and rank in the node.
+# What each launcher calls rank, number of processes and rank in the node.
 VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -22,11 +24,7 @@ VARIABLES = {
 
 
 def processes_from_environment(launcher: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(rank, number of processes) that a launcher has told this process.
-
-    Raises:
-        ValueError: It has told nothing: this process was not started by that launcher.
-    """
+    """Return (rank, number of processes) as the launcher set them. Raises ValueError if it did not start this process."""
     if launcher == 'none':
         return 0, 1
     rank, size, _ = VARIABLES[launcher]
@@ -38,14 +36,17 @@ def processes_from_environment(launcher: str, environment: Mapping[str, str] = o
     return int(environment[rank]), int(environment[size])
 
 
+def build_runner(cfg: Config) -> Any:
+    """Start the process group if that is needed, and build the runner that the config names."""
+    start_process_group(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
 def start_process_group(cfg: Config) -> None:
-    """Make the process group before the Runner does, if there is no GPU.
+    """Start the process group before the Runner does, if there is no GPU.
 
-    mmengine's ``init_dist`` selects a GPU whatever the backend is, and raises where there is no driver. With a GPU nothing
-    is done here: the Runner makes the group itself.
-
-    Raises:
-        ValueError: This process was not started by the launcher it was told of.
+    mmengine's ``init_dist`` selects a GPU for any backend, and raises where there is no driver. With a GPU this does
+    nothing: the Runner starts the group itself.
     """
     rank, size = processes_from_environment(cfg.launcher)
     if cfg.launcher == 'none' or has_accelerator() or torch.distributed.is_initialized():
@@ -56,7 +57,7 @@ def start_process_group(cfg: Config) -> None:
         os.environ['LOCAL_RANK'] = local_rank
     os.environ.setdefault('MASTER_PORT', '29500')
     if 'MASTER_ADDR' not in os.environ:
-        os.environ['MASTER_ADDR'] = first_node() if cfg.launcher == 'slurm' else '127.0.0.1'
+        os.environ['MASTER_ADDR'] = first_slurm_node() if cfg.launcher == 'slurm' else '127.0.0.1'
     options: dict[str, Any] = {}
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     if timeout is not None:
@@ -64,7 +65,7 @@ def start_process_group(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo', **options)
 
 
-def first_node() -> str:
-    """The first host of a SLURM job."""
+def first_slurm_node() -> str:
+    """Return the first host of a SLURM job."""
     command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]

@@ -1,4 +1,4 @@
-"""``tools/train.py CONFIG --dry-run``: what would run, what is missing, and one step on made-up images."""
+"""``mkd train CONFIG --dry-run``: report what would run and what is missing, and try one step on random images."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from rich.table import Table
 from torch import nn
 
 from mkd_plugin.engine.optim import group_table
-from mkd_plugin.preflight.config import LOADERS
-from mkd_plugin.preflight.data import check_work_dir, missing_files, missing_tree, without_missing_checkpoints
-from mkd_plugin.preflight.fake import fake_batch, run_step
-from mkd_plugin.preflight.plan import batch_of, memory_of, stages_of
+from mkd_plugin.preflight.checks import (
+    LOADERS,
+    check_work_dir,
+    missing_files,
+    missing_tree,
+    without_missing_checkpoints,
+)
+from mkd_plugin.preflight.plan import batch_of, fake_batch, memory_of, run_step, stages_of
 
 CPU_IMAGES = 4
 MIB = 2**20
 
 
 class DryRun:
-    """The report. Each part is printed even if one before it failed.
+    """The report. Each part is printed even if an earlier one failed.
 
-    Args:
-        cfg: The config, with the command line's changes.
-        processes: How many processes the run will have.
-        images: Of the one step; 0 for the batch size on a GPU and ``CPU_IMAGES`` on a CPU.
-        console: Where it is printed.
+    ``images`` is the number of images of the one step; 0 for the batch size on a GPU and ``CPU_IMAGES`` on a CPU.
     """
 
     def __init__(self, cfg: Config, *, processes: int, images: int, console: Console) -> None:
@@ -48,8 +48,8 @@ class DryRun:
         self.optim_wrapper: Any = None
 
     def run(self) -> int:
-        """Print everything; 1 if anything is missing or wrong, else 0."""
-        if not MMLogger.check_instance_created('dry_run'):  # mmengine logs a line for every tensor without decay
+        """Print everything; return 1 if anything is missing or wrong, else 0."""
+        if not MMLogger.check_instance_created('dry_run'):  # mmengine logs a line for every tensor without weight decay
             MMLogger.get_instance('dry_run', log_level='WARNING')
         init_default_scope(self.cfg.get('default_scope', 'mmengine'))
         if self.cfg.get('custom_imports'):
@@ -69,18 +69,18 @@ class DryRun:
         return 1 if self.problems else 0
 
     def say(self, text: Any) -> None:
-        """Print; text is never cut."""
+        """Print without cutting text."""
         self.console.print(text, soft_wrap=isinstance(text, str), highlight=False)
 
     def attempt(self, title: str, part: Callable[[], None]) -> None:
-        """Run a part of the report; an error becomes a problem."""
+        """Run a part of the report; list an error as a problem."""
         try:
             part()
-        except Exception as error:  # whatever a config does wrong belongs in the report
+        except Exception as error:  # every error of a config belongs in the report
             self.problems.append(f'{title}: {type(error).__name__}: {error}')
 
     def show_files(self) -> None:
-        """What is missing."""
+        """Show what is missing."""
         check_work_dir(self.cfg.get('work_dir') or '.')
         missing = missing_files(self.cfg)
         if not missing:
@@ -92,7 +92,7 @@ class DryRun:
             self.say(escape(tree))
 
     def show_data(self) -> None:
-        """How many images there are; whatever is wrong with the folder comes up here."""
+        """Show the number of images; a problem of the folder appears here."""
         if any(entry.option.startswith('train_dataloader') for entry in missing_files(self.cfg)):
             return
         images = len(DATASETS.build(self.cfg.train_dataloader.dataset))
@@ -100,7 +100,7 @@ class DryRun:
         self.say(f'data: {images:,} images, {steps:,.1f} steps an epoch')
 
     def show_stages(self) -> None:
-        """Lengths and rates."""
+        """Show the lengths and learning rates of the stages."""
         rate = self.cfg.optim_wrapper.optimizer.lr * self.batch.ratio
         table = Table('stage', 'length', 'peak rate', 'reached at', 'final rate', title='schedule')
         for number, stage in enumerate(stages_of(self.cfg, rate), 1):
@@ -109,7 +109,7 @@ class DryRun:
         self.say(table)
 
     def show_batch(self) -> None:
-        """The effective batch, and whether the rate is for it."""
+        """Show the effective batch, and whether the learning rate fits it."""
         batch = self.batch
         self.say(
             f'effective batch: {batch.images} images × {batch.accumulation} accumulated × {batch.processes} processes '
@@ -123,7 +123,7 @@ class DryRun:
             )
 
     def build(self) -> None:
-        """Build model and optimiser, and show groups and memory."""
+        """Build model and optimiser; show parameter groups and memory."""
         cfg = self.cfg
         model_cfg = {
             'data_preprocessor': cfg.get('data_preprocessor'),
@@ -133,12 +133,12 @@ class DryRun:
         model: nn.Module = MODELS.build(ConfigDict(model_cfg))  # detectors read their options as attributes
         if hasattr(model, 'init_weights'):
             model.init_weights()  # type: ignore[operator]
-        if get_device() == 'cpu':  # where SyncBN does not run
+        if get_device() == 'cpu':  # SyncBN needs a GPU
             model = revert_sync_batchnorm(model)
         self.model = model.to(get_device()).train()
         wrapper = copy.deepcopy(cfg.optim_wrapper)
         wrapper.optimizer.lr *= self.batch.ratio
-        wrapper.pop('accumulative_counts', None)  # the one step is to update the weights
+        wrapper.pop('accumulative_counts', None)  # the one step must update the weights
         self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
         self.say(group_table(self.optim_wrapper.optimizer))
         memory = memory_of(self.model, self.optim_wrapper.optimizer)
@@ -149,7 +149,7 @@ class DryRun:
         )
 
     def show_step(self) -> None:
-        """Two steps on made-up images; the second one's time."""
+        """Run two steps on random images; show the time of the second."""
         if self.model is None or self.optim_wrapper is None:
             return
         result = run_step(self.model, self.optim_wrapper, fake_batch(self.cfg, self.images))
@@ -166,9 +166,5 @@ class DryRun:
 
 
 def dry_run(cfg: Config, *, processes: int = 1, images: int = 0, console: Console | None = None) -> int:
-    """Report what a config would do. See :class:`DryRun`.
-
-    Returns:
-        The exit code: 1 if anything is missing or wrong.
-    """
+    """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`."""
     return DryRun(cfg, processes=processes, images=images, console=console or Console()).run()

@@ -1,22 +1,33 @@
-"""What a config would do: stages, rates, batch, memory."""
+"""What a config would do: stages, learning rates, batch, memory, and a training step on random images."""
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.dataset import Compose
+from mmengine.registry import FUNCTIONS, PARAM_SCHEDULERS, DefaultScope
+from PIL import Image
 from torch import nn
 
-from mkd_plugin.engine.schedules import fit_schedule, schedule_of
-from mkd_plugin.models.protocols import Stages
+from mkd_plugin.engine.guards import check_next_backward
+from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.protocols import Progress, Stages
 
-TICKS = 1000  # a schedule is followed at so many points: its shape does not depend on how many steps an epoch has
+TICKS = 1000  # points of a schedule; its shape does not depend on the steps of an epoch
 
-# How many numbers the optimiser keeps for each weight.
+HEIGHT, WIDTH = 256, 320  # of a random image
+
+# Numbers that an optimiser keeps for each weight.
 STATES = {'Adam': 2, 'AdamW': 2, 'NAdam': 2, 'RAdam': 2, 'Lamb': 2, 'LAMB': 2, 'Adamax': 2, 'Lion': 1, 'RMSprop': 1}
 
 
@@ -25,11 +36,11 @@ class Stage:
     """A stage of a run; a run without stages is one.
 
     Attributes:
-        length: Epochs or iterations.
-        unit: Which of them.
-        peak: The highest rate that the schedule reaches.
-        peak_at: When, in ``unit``.
-        final: The rate at the end.
+        length: Length in ``unit``.
+        unit: 'epochs' or 'iterations'.
+        peak: Highest learning rate.
+        peak_at: When it is reached, in ``unit``.
+        final: Learning rate at the end.
     """
 
     length: int
@@ -41,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images behind one update."""
+    """The images of one update."""
 
     images: int
     accumulation: int
@@ -51,18 +62,18 @@ class Batch:
 
     @property
     def effective(self) -> int:
-        """Images an update."""
+        """Images for each update."""
         return self.images * self.accumulation * self.processes
 
     @property
     def ratio(self) -> float:
-        """What ``--auto-scale-lr`` multiplies the rate by; 1 without it."""
+        """Factor of ``--auto-scale-lr`` on the learning rate; 1 without it."""
         return self.effective / self.base if self.scaled and self.base else 1.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process, apart from activations."""
+    """Bytes of one process, without activations."""
 
     weights: int
     gradients: int
@@ -71,30 +82,26 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return self.weights + self.gradients + self.optimizer + self.teachers
 
 
 def batch_of(cfg: Config, processes: int) -> Batch:
-    """The effective batch of a config."""
+    """Return the effective batch of a config."""
     scaling = cfg.get('auto_scale_lr') or {}
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
     base, enabled = scaling.get('base_batch_size'), bool(scaling.get('enable', False))
     if enabled and base is not None:
-        base = round(base * accumulation)  # divided by --auto-scale-lr, for mmengine forgets accumulation
+        base = round(base * accumulation)  # --auto-scale-lr divided it, because mmengine ignores accumulation
     return Batch(cfg.train_dataloader.batch_size, accumulation, processes, base, enabled)
 
 
 def stages_of(cfg: Config, rate: float) -> list[Stage]:
-    """The stages of a run, with the rates that mmengine's own schedulers give.
-
-    Raises:
-        ValueError: The schedule does not fit into a stage.
-    """
+    """Return the stages of a run, with the learning rates that mmengine's own schedulers give."""
     by_epoch = cfg.train_cfg.get('max_epochs') is not None
     total = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
     schedule = schedule_of(cfg)
-    if by_epoch:  # how many epochs some iterations are depends on the data: such a warm-up is not shown
+    if by_epoch:  # a warm-up in iterations is left out: its epochs depend on the data
         schedule = [entry for entry in schedule if entry.get('by_epoch', True)]
     distills = 'teachers' in cfg.get('model', {})
     lengths = stages_asked_for(cfg).lengths(total)
@@ -119,7 +126,7 @@ def stages_asked_for(cfg: Config) -> Stages:
 
 
 def follow(schedule: Sequence[dict[str, Any]], rate: float, length: int) -> list[float]:
-    """The rate at ``TICKS`` points of a stage."""
+    """Return the learning rate at ``TICKS`` points of a stage."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
     schedulers = []
     for entry in schedule:
@@ -144,14 +151,113 @@ def follow(schedule: Sequence[dict[str, Any]], rate: float, length: int) -> list
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes."""
+    """Return the bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Memory:
-    """What weights, gradients, optimiser and teachers (all that is not trained) take, estimated."""
+    """Estimate the memory of weights, gradients, optimiser and teachers (all that is not trained)."""
     trained = size_of(parameter for parameter in model.parameters() if parameter.requires_grad)
     frozen = size_of(parameter for parameter in model.parameters() if not parameter.requires_grad)
     kind = type(optimizer).__name__
     states = STATES.get(kind, 1 if optimizer.defaults.get('momentum') else 0)
     return Memory(trained, trained, states * trained, frozen + size_of(model.buffers()))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Result of a step.
+
+    Attributes:
+        shape: Shape of the images that reached the model.
+        seconds: Time of the second step; the first includes allocations and the compilation of kernels.
+        losses: Losses by name.
+        peak: Bytes: the device's peak; on a CPU the growth of the process.
+        optimizer: Bytes of the optimiser's states.
+    """
+
+    shape: tuple[int, ...]
+    seconds: float
+    losses: dict[str, float]
+    peak: int
+    optimizer: int
+
+
+def fake_batch(cfg: Config, images: int) -> Any:
+    """Return a batch as the training pipeline and the loader make it, from image files of noise."""
+    compose = Compose(cfg.train_dataloader.dataset.pipeline)
+    generator = np.random.default_rng(0)
+    with TemporaryDirectory() as folder:
+        samples = []
+        for number in range(images):
+            path = Path(folder, f'{number}.png')
+            Image.fromarray(generator.integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+            samples.append(compose(fake_sample(cfg, path, number)))
+    collate = dict(cfg.train_dataloader.get('collate_fn') or {'type': 'pseudo_collate'})
+    collate.pop('_scope_', None)  # mmengine's mark of a base's package
+    return FUNCTIONS.get(collate.pop('type'))(samples, **collate)
+
+
+def fake_sample(cfg: Config, path: Path, number: int) -> dict[str, Any]:
+    """Return a sample as the dataset of the host gives it: a class, two objects, or a label map of two halves."""
+    sample = dict(img_path=str(path), sample_idx=number)
+    scope, dataset = cfg.get('default_scope'), cfg.train_dataloader.dataset
+    if scope == 'mmdet':
+        boxes = [(40, 30, 200, 180), (150, 60, 300, 240)]
+        instances = [
+            dict(ignore_flag=0, bbox=[x1, y1, x2, y2], bbox_label=0, mask=[[x1, y1, x2, y1, x2, y2, x1, y2]])
+            for x1, y1, x2, y2 in boxes
+        ]
+        return dict(sample, img_id=number, height=HEIGHT, width=WIDTH, instances=instances)
+    if scope == 'mmseg':
+        labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        labels[:, WIDTH // 2 :] = 1
+        Image.fromarray(labels).save(path.with_suffix('.labels.png'))
+        reduce = dataset.get('reduce_zero_label', str(dataset.type).endswith('ADE20KDataset'))
+        maps = dict(seg_map_path=str(path.with_suffix('.labels.png')), label_map=None, reduce_zero_label=reduce)
+        return dict(sample, **maps, seg_fields=[])
+    return dict(sample, gt_label=number % (cfg.model.get('head', {}).get('num_classes') or 2))
+
+
+def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
+    """Run two training steps; time the second. Raises ValueError if a loss is not finite or a parameter gets no gradient."""
+    device = next(model.parameters()).device
+    shapes: list[tuple[int, ...]] = []
+
+    def note_shape(module: nn.Module, given: Any, made: Any) -> None:
+        inputs = made['inputs']  # a batch, or one for each view
+        shapes.append(tuple((inputs if isinstance(inputs, torch.Tensor) else inputs[0]).shape))
+
+    probe = model.get_submodule('data_preprocessor').register_forward_hook(note_shape)
+    before = used_memory(device)
+    check_next_backward(model, optim_wrapper)
+    if isinstance(model, MaskedDistiller):
+        model.begin_training(Progress(0, 2))
+    for _ in range(2):
+        synchronize(device)
+        start = time.perf_counter()
+        logged = model.train_step(batch, optim_wrapper)  # type: ignore[operator]
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    probe.remove()
+    losses = {name: float(torch.as_tensor(value).detach()) for name, value in logged.items()}
+    broken = {name: value for name, value in losses.items() if 'loss' in name and not np.isfinite(value)}
+    if broken:
+        raise ValueError(f'The losses of a step on noise are not finite: {broken}.')
+    peak = used_memory(device) - (before if device.type == 'cpu' else 0)
+    states = [value for state in optim_wrapper.optimizer.state.values() for value in state.values()]
+    optimizer = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+    return StepResult(shapes[-1], seconds, losses, peak, optimizer)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def used_memory(device: torch.device) -> int:
+    """Return the peak memory so far, of the GPU or of this process, in bytes."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,62 +1,118 @@
-"""Pictures of networks: masked inputs, and what a student attends to."""
+"""Predictions of detectors and segmentors, drawn by the hosts' visualizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-
-import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.fileio import get
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope
+from mmengine.runner import load_checkpoint
 from torch import Tensor
 
-from mkd_plugin.interop.student import LoadedStudent, load_student
-from mkd_plugin.models.masking.guided import attention_of_cls
-from mkd_plugin.structures import QueryKey
+SIDE = 384  # pixels: small images are enlarged to about this, so that class names fit in
+BACKGROUND = 'background'  # name of a class that is not coloured
+IGNORED = 255  # label of pixels without a class
+OPACITY = 0.6  # of the colours of classes over the image
+
+Picture = npt.NDArray[np.uint8]
 
 
-@torch.no_grad()
-def attention_map_of_cls(student: LoadedStudent, images_BCHW: Tensor) -> Tensor:
-    """What the cls token of the last block attends to, averaged over heads, (B, rows, columns); images are RGB in [0, 1]."""
-    backbone = student.backbone
-    logits = backbone(student.normalise(images_BCHW), taps=('logit:-1',)).taps['logit:-1']
-    assert isinstance(logits, QueryKey)
-    return attention_of_cls(logits, backbone.num_prefix).view(-1, *backbone.grid)
+def draw_predictions(cfg: Config, checkpoint: str, count: int) -> Iterator[tuple[Picture, Picture, Picture]]:
+    """Yield image, annotation and prediction, (H, W, 3) RGB each, of images spread evenly over the validation set.
 
-
-def plot_attention(checkpoints: Mapping[str, Path], folder: Path, out: Path, num_images: int = 8) -> None:
-    """Draw, for one image of each of the first classes: input, a random 75 % masked input, and each network's attention.
-
-    Args:
-        checkpoints: Name of a row → checkpoint of a pre-training run.
-        folder: Image folder with one sub-folder a class.
-        out: PNG file.
-        num_images: Columns.
+    The config is that of a detector of mmdet or of a segmentor of mmseg. Boxes with a score below the visualizer's threshold
+    (mmdet: 0.3) are left out. Raises ValueError if the checkpoint does not fit the network.
     """
-    students = {name: load_student(path) for name, path in checkpoints.items()}
-    backbone = next(iter(students.values())).backbone
-    files = [sorted(kind.glob('*.png'))[0] for kind in sorted(folder.iterdir())[:num_images]]
-    size = backbone.image_hw[::-1]
-    pictures = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
-    images_BCHW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    length = backbone.grid[0] * backbone.grid[1]
-    order = np.random.default_rng(0).random((len(files), length)).argsort(axis=1)
-    hidden = (
-        (order >= length // 4).reshape(-1, *backbone.grid).repeat(backbone.patch_size, 1).repeat(backbone.patch_size, 2)
-    )
-    rows = {'input': images_BCHW.permute(0, 2, 3, 1).numpy()}
-    rows['masked'] = np.where(hidden[..., None], 0.5, rows['input'])
-    rows.update({name: attention_map_of_cls(student, images_BCHW).numpy() for name, student in students.items()})
-    figure, axes = plt.subplots(len(rows), len(files), figsize=(len(files), len(rows) + 0.2), layout='constrained')
-    for line, (name, row) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(name, fontsize='small')
-        for axis, picture in zip(line, row, strict=True):
-            axis.imshow(picture, cmap=None if picture.ndim == 3 else 'magma')
-            axis.set(xticks=[], yticks=[])
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
+        model = build_trained(cfg, checkpoint)
+        options = dict(copy.deepcopy(cfg.visualizer), name=f'draw {checkpoint}', vis_backends=[])
+        visualizer = VISUALIZERS.build(options)
+        visualizer.dataset_meta = dataset.metainfo
+        for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))}):
+            with torch.no_grad():
+                (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+            yield draw_sample(visualizer, read_image(sample.img_path), sample.cpu())
+
+
+def build_trained(cfg: Config, checkpoint: str) -> Any:
+    """Build the network of a checkpoint, for inference."""
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None  # the checkpoint has every weight
+    model_cfg.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    network: Any = MODELS.build(model_cfg)
+    model = revert_sync_batchnorm(network).to(get_device()).eval()
+    try:
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True, logger='silent')
+    except RuntimeError as error:
+        raise ValueError(f'{checkpoint} does not fit this network: {error}') from error
+    return model
+
+
+def read_image(path: str) -> Picture:
+    """Read an image as (H, W, 3), RGB."""
+    import mmcv
+
+    return np.asarray(mmcv.imfrombytes(get(path), channel_order='rgb'))
+
+
+def draw_sample(visualizer: Any, image_HW3: Picture, sample: Any) -> tuple[Picture, Picture, Picture]:
+    """The enlarged image, and its annotation and prediction drawn on copies."""
+    factor = max(1, SIDE // max(image_HW3.shape[:2]))
+    image = np.ascontiguousarray(image_HW3.repeat(factor, axis=0).repeat(factor, axis=1))
+    sample = enlarge_sample(sample, factor)
+    segmented = 'pred_sem_seg' in sample
+    if segmented:
+        visualizer.alpha = OPACITY
+        for name in ('gt_sem_seg', 'pred_sem_seg'):
+            ignore_background(sample.get(name).data, visualizer.dataset_meta['classes'])
+    drawn = []
+    for truth in (True, False):
+        visualizer.add_datasample('', image.copy(), sample, draw_gt=truth, draw_pred=not truth, show=False)
+        picture = np.asarray(visualizer.get_image())
+        if segmented:
+            labels_HW = sample.get('gt_sem_seg' if truth else 'pred_sem_seg').data[0].numpy()
+            picture = reveal_ignored(picture, image, labels_HW == IGNORED)
+        drawn.append(picture)
+    return image, drawn[0], drawn[1]
+
+
+def ignore_background(labels_1HW: Tensor, classes: Sequence[str]) -> None:
+    """Replace the background class by the ignored label, in place."""
+    for index, name in enumerate(classes):
+        if name.lower() == BACKGROUND:
+            labels_1HW[labels_1HW == index] = IGNORED
+
+
+def reveal_ignored(drawn_HW3: Picture, image_HW3: Picture, ignored_HW: npt.NDArray[np.bool_]) -> Picture:
+    """Show the image at ignored pixels, which mmseg's visualizer darkens. Labels of classes that reach there stay."""
+    darkened_HW = (np.abs(drawn_HW3 - image_HW3 * (1 - OPACITY)) < 2).all(axis=-1)
+    return np.where((ignored_HW & darkened_HW)[..., None], image_HW3, drawn_HW3)
+
+
+def enlarge_sample(sample: Any, factor: int) -> Any:
+    """Scale boxes, masks and label maps of a data sample to the enlarged image."""
+
+    def enlarge(maps_NHW: Tensor) -> Tensor:
+        return maps_NHW.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+    for name in ('gt_sem_seg', 'pred_sem_seg'):
+        if name in sample:
+            setattr(sample, name, type(sample.get(name))(data=enlarge(sample.get(name).data)))
+    for name in ('gt_instances', 'pred_instances'):
+        if name in sample:
+            instances = sample.get(name)
+            instances.bboxes = getattr(instances.bboxes, 'tensor', instances.bboxes) * factor
+            if 'masks' in instances:
+                masks = instances.masks
+                instances.masks = enlarge(masks if isinstance(masks, Tensor) else masks.to_tensor(torch.bool, 'cpu'))
+    return sample

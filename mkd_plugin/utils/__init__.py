@@ -1,1 +1,1 @@
-"""Files and configs, shared by all rooms."""
+"""Files and configs, used by all packages."""

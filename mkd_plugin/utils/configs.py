@@ -1,45 +1,60 @@
-"""Finds the shipped configs, in an installation and in a checkout alike."""
+"""Find and read the shipped configs, in an installation and in a checkout alike."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_root() -> Path:
-    """The folder of the configs: `mkd_plugin/.mim/configs` if installed, else `configs` of the checkout."""
+    """Return the folder of the configs: `mkd_plugin/.mim/configs` if installed, else `configs` of the checkout."""
     installed = _PACKAGE / '.mim' / 'configs'
     return installed if installed.is_dir() else _PACKAGE.parent / 'configs'
 
 
+def find_config(name: str) -> Path:
+    """Find a config by its path, or by its path below `config_root()`.
+
+    Args:
+        name: `'configs/dbot/dbot_digits.py'` or `'dbot/dbot_digits'`, with or without `.py`.
+
+    Raises:
+        ValueError: There is no such config; the message names the nearest ones.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    root, wanted = config_root(), name.removesuffix('.py').removeprefix('configs/')
+    known = {path.relative_to(root).with_suffix('').as_posix(): path for path in sorted(root.rglob('*.py'))}
+    if wanted in known:
+        return known[wanted]
+    close = get_close_matches(wanted, known, n=3, cutoff=0.4)
+    hint = f'the nearest are {", ".join(close)}' if close else 'no name is close to it'
+    raise ValueError(f'no config is named {name!r}, neither as a file nor below {root}: {hint}.')
+
+
 def get_config(name: str) -> Config:
-    """Read a shipped config.
+    """Read a shipped config, or a config file.
 
     Args:
         name: Its path below `config_root()`, with or without `.py`:
             `'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'`.
 
     Raises:
-        ValueError: There is no such config; the message lists the closest names.
+        ValueError: There is no such config; the message names the nearest ones.
     """
-    root = config_root()
-    wanted = name.removesuffix('.py')
-    known = {path.relative_to(root).with_suffix('').as_posix(): path for path in sorted(root.rglob('*.py'))}
-    if wanted not in known:
-        close = get_close_matches(wanted, known, n=5, cutoff=0.4)
-        hint = f'the closest are {", ".join(close)}' if close else 'no name is close to it'
-        raise ValueError(f'no config is named {wanted!r} below {root}: {hint}')
-    return Config.fromfile(known[wanted])
+    return Config.fromfile(find_config(name))
 
 
 def ablations(method: str) -> dict[str, Any]:
-    """The ablation rows of a method: name → dict(config, options, paper, source).
+    """Return the ablation rows of a method: name → dict(config, options, paper, source).
 
     Raises:
         ValueError: The method has none; the message lists those that do.
@@ -53,18 +68,35 @@ def ablations(method: str) -> dict[str, Any]:
 
 
 def get_ablation(method: str, row: str) -> Config:
-    """The config of one ablation row.
+    """Return the config of one ablation row.
 
     Args:
         method: Folder of the method below `config_root()`, such as `'dbot'`.
         row: Name of the row in its `ablations.yml`.
 
     Raises:
-        ValueError: There is no such method or row; the message lists those there are.
+        ValueError: There is no such method or row; the message names the nearest one and lists all.
     """
     rows = ablations(method)
     if row not in rows:
-        raise ValueError(f'no ablation {row!r} of {method!r}: there are {sorted(rows)}')
+        close = get_close_matches(row, rows, n=1)
+        hint = f' Did you mean {close[0]!r}?' if close else ''
+        raise ValueError(f'no ablation {row!r} of {method!r}.{hint} There are {sorted(rows)}.')
     cfg = get_config(rows[row]['config'])
     cfg.merge_from_dict(rows[row]['options'])
     return cfg
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``KEY=VALUE`` as mmengine's ``--cfg-options`` does.
+
+    Raises:
+        ValueError: There is no ``=``.
+    """
+    wrong = [pair for pair in pairs if '=' not in pair]
+    if wrong:
+        raise ValueError(f'{wrong[0]!r}: give options as KEY=VALUE.')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction, default={})
+    options: dict[str, Any] = parser.parse_args(['--options', *pairs]).options if pairs else {}
+    return options

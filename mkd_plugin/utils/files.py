@@ -1,25 +1,95 @@
-"""Reports on the disk."""
+"""Atomic writes, hashes of files, and values that JSON can hold."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from torch import Tensor
 
+TEMPORARY = '.tmp'  # ending of files that are being written
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: Literal['w', 'wb'] = 'w') -> Iterator[IO[Any]]:
+    """Open a file that appears under its name only once it is complete.
+
+    The content goes to a temporary file in the same folder. When the block ends it is flushed to disk and renamed to
+    ``path``. If the block raises, the temporary file is deleted and ``path`` stays as it was.
+
+    Args:
+        path: The file; its folder must exist.
+        mode: ``'w'`` for text (UTF-8), ``'wb'`` for bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    # processes that write the same file each have their own temporary one
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}{TEMPORARY}')
+    try:
+        with temporary.open(mode, encoding=None if mode == 'wb' else 'utf-8') as file:
+            yield file
+        move_into_place(temporary, path)
+    except BaseException:
+        remove_path(temporary)
+        raise
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Flush a file, or a folder of files, to disk and rename it to ``path``, replacing what is there."""
+    for file in [temporary, *temporary.rglob('*')]:
+        _flush(file)
+    if path.is_dir():  # os.replace refuses to replace a folder
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    if path.is_dir() and os.name != 'posix':
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_path(path: Path) -> None:
+    """Delete a file or folder, if it exists and can be deleted."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step: it is whole or not there."""
-    half = path.with_name(f'{path.name}.{os.getpid()}')
-    half.write_text(text, encoding='utf-8')
-    half.replace(path)
+    """Write a text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; for a folder, that of the list of its files' names and hashes."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        listing = '\n'.join(f'{file.name} {sha256_of(file)}' for file in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """The same for JSON: tensors as lists, and None for what is no finite number."""
+    """Convert a value for JSON: tensors to lists, numbers that are not finite to None."""
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Tiny networks with everything that a checkpoint can have, and random weights that hide nothing."""
+"""Tiny networks with every optional part, and random weights under which every mistake shows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mkd_plugin.interop.libraries import Kind
-from mkd_plugin.interop.libraries.kinds import (
+from mkd_plugin.interop.export import (
     DISTILLED,
     NO_TABLE,
     NOT_SQUARE,
@@ -19,6 +18,7 @@ from mkd_plugin.interop.libraries.kinds import (
     REGISTERS,
     SCALE,
     SHARED,
+    ForeignClass,
 )
 from mkd_plugin.models.vit import VisionTransformer
 
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def options_with(features: frozenset[str]) -> dict[str, Any]:
-    """Options of a tiny network with these features."""
+    """Return options of a tiny network with these features."""
     options = dict(TINY)
     for feature in sorted(features):
         options |= OPTIONS[feature]
@@ -46,21 +46,21 @@ def options_with(features: frozenset[str]) -> dict[str, Any]:
 
 
 def scattered(network: nn.Module, std: float = 0.2) -> nn.Module:
-    """Normal weights everywhere: zero biases and unit norms would hide mistakes."""
+    """Draw all weights from a normal distribution: zero biases and unit norms would hide mistakes."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=std)
     network.eval()
     return network
 
 
-def tiny(features: frozenset[str] = frozenset(), kind: Kind | None = None) -> VisionTransformer:
-    """A tiny network of random weights; those that a library's class cannot have are zero."""
+def tiny(features: frozenset[str] = frozenset(), foreign: ForeignClass | None = None) -> VisionTransformer:
+    """Build a tiny network with random weights; those that a library's class cannot have are zero."""
     network = scattered(VisionTransformer(**options_with(features)))
     width = network.arch.width
     with torch.no_grad():
         if PRE_NORM in features:
             network.patch_embed.projection.bias.zero_()
-        if kind is not None and 'beit' in kind.format.name:
+        if foreign is not None and 'beit' in foreign.format.name:
             for block in network.layers:
                 block.attn.qkv.bias[width : 2 * width] = 0
         if REGISTERS in features:

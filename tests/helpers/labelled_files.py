@@ -1,4 +1,4 @@
-"""Tiny image folders, and files of tiny networks."""
+"""Write tiny image folders and checkpoints of tiny networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mkd_plugin.models.students import VisibleViT
 def write_images(
     root: Path, name: str, classes: Sequence[str] = ('ant', 'bee', 'cat'), count: int = 4, side: int = 20
 ) -> Path:
-    """Write ``count`` noisy images for each class into ``root/name/<class>``: a class is a colour, hard to miss."""
+    """Write ``count`` noisy images per class into ``root/name/<class>``; each class has its own colour."""
     generator = np.random.default_rng(len(name))
     for index, label in enumerate(classes):
         folder = root / name / label

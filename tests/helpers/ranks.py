@@ -1,10 +1,9 @@
-"""For tests of several processes: tools/train.py as each of them would be started, but with the imports done once."""
+"""Training on several processes for tests: `mkd train` as torchrun would start it, with the imports done once."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import signal
 import socket
 import sys
@@ -97,7 +96,7 @@ def train(config: Path, work_dir: Path, *options: str, ranks: int = 2) -> list[i
 
 
 def one_rank(rank: int, ranks: int, port: int, arguments: list[str]) -> None:
-    """What torchrun would start."""
+    """Train as one of torchrun's processes would."""
     log = os.open(Path(arguments[2], f'rank_{rank}.txt'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -106,5 +105,6 @@ def one_rank(rank: int, ranks: int, port: int, arguments: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    sys.argv = ['train.py', *arguments]
-    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    from mkd_cli.train import main
+
+    sys.exit(main(arguments))

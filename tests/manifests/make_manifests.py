@@ -1,10 +1,10 @@
-"""Writes the manifests beside it: names and shapes of the tensors in official releases.
+"""Write the manifests in this folder: names and shapes of the tensors in official releases.
 
-python tests/manifests/make_manifests.py            # all but Hugging Face's
-python tests/manifests/make_manifests.py --hf       # Hugging Face's, by the installed transformers: 4 or 5
+python tests/manifests/make_manifests.py            # all except Hugging Face's
+python tests/manifests/make_manifests.py --hf       # Hugging Face's, with the installed transformers 4 or 5
 
-`class` in a manifest's head names the package's class that gave the names on the meta device. Where no package has it,
-they are put together after the repository's public code, and the head says `unverified`: no released file has been seen.
+`class` in the head of a manifest is the class that gave the names on the meta device. If no package has such a class, the
+names are taken from the repository's public code and the head says `unverified`: no released file was available.
 """
 
 from __future__ import annotations

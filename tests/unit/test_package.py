@@ -1,6 +1,7 @@
 """The package around the models: hosts, shipped configs, what a wheel contains."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,18 @@ print([name for name in unwanted if name in sys.modules])
     assert run_python(script) == '[]'
 
 
+def test_import__costs_what_its_hosts_cost():
+    """Beside its own small modules it imports nothing that the hosts do not, but `packaging` for their versions."""
+    script = """
+import sys
+import mmengine.runner, mmpretrain.registry
+before = set(sys.modules)
+import mkd_plugin
+print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - {'mkd_plugin', 'packaging'}))
+"""
+    assert run_python(script) == '[]'
+
+
 def test_getattr__load_student_is_imported_on_first_use():
     from mkd_plugin.interop.student import load_student
 
@@ -230,7 +243,7 @@ def test_get_ablation__is_the_config_with_the_rows_options(ablations):
 
 
 def test_get_ablation__unknown_row_or_method_lists_those_there_are(ablations):
-    with pytest.raises(ValueError, match=r"no ablation 'long' of 'dbot': there are \['short'\]"):
+    with pytest.raises(ValueError, match=r"no ablation 'long' of 'dbot'\. There are \['short'\]"):
         mkd_plugin.get_ablation('dbot', 'long')
     with pytest.raises(ValueError, match=r"no ablations for 'mae': there are some for \['dbot'\]"):
         mkd_plugin.get_ablation('mae', 'short')
@@ -253,7 +266,7 @@ def test_model_index__imports_every_metafile():
 
 def test_wheel__ships_what_mim_and_get_config_need(tmp_path):
     source = tmp_path / 'source'  # a build leaves mkd_plugin.egg-info behind
-    for name in ('mkd_plugin', 'configs', 'tools', 'tests', 'requirements'):
+    for name in ('mkd_plugin', 'mkd_cli', 'configs', 'tools', 'tests', 'benchmarks', 'projects', 'requirements'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy2(ROOT / name, source)
@@ -265,10 +278,15 @@ def test_wheel__ships_what_mim_and_get_config_need(tmp_path):
         archive.extractall(tmp_path / 'site')
         files = set(archive.namelist())
     metadata = f'mkd_plugin-{mkd_plugin.__version__}.dist-info'
-    assert {name.split('/')[0] for name in files} == {'mkd_plugin', metadata}
-    assert {name for name in files if name.startswith('mkd_plugin/') and not name.startswith('mkd_plugin/.mim/')} == {
-        path.relative_to(source).as_posix() for path in (source / 'mkd_plugin').rglob('*') if path.is_file()
+    assert {name.split('/')[0] for name in files} == {'mkd_plugin', 'mkd_cli', metadata}
+    assert {name for name in files if name.startswith(('mkd_plugin/', 'mkd_cli/')) and '/.mim/' not in name} == {
+        path.relative_to(source).as_posix()
+        for package in ('mkd_plugin', 'mkd_cli')
+        for path in (source / package).rglob('*')
+        if path.is_file()
     }
+    assert 'mkd_plugin/py.typed' in files
+    assert 'mkd = mkd_cli.main:main' in (tmp_path / 'site' / metadata / 'entry_points.txt').read_text()
     shipped = {
         path.relative_to(source).as_posix()
         for folder in ('configs', 'tools')
@@ -281,8 +299,13 @@ def test_wheel__ships_what_mim_and_get_config_need(tmp_path):
 
     script = 'import json, mkd_plugin.utils.configs as c; print(json.dumps([c.__file__, str(c.config_root())]))'
     module, configs = json.loads(run_python(script, cwd=tmp_path / 'site'))
-    assert Path(module) == tmp_path / 'site' / 'mkd_plugin' / 'config.py'
+    assert Path(module) == tmp_path / 'site' / 'mkd_plugin' / 'utils' / 'configs.py'
     assert Path(configs) == tmp_path / 'site' / 'mkd_plugin' / '.mim' / 'configs'
+    tool = tmp_path / 'site' / 'mkd_plugin' / '.mim' / 'tools' / 'print_config.py'
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'site')}
+    command = [sys.executable, tool, 'dbot/dbot_digits']
+    printed = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert 'mkd_plugin.MaskedDistiller' in printed
 
 
 def run_python(script, cwd=ROOT):

@@ -23,25 +23,25 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
 def test_prefixed_name__resolves_from_the_scope_of_a_host(scope):
-    """In a fresh process that has not imported the plugin, as a config without custom_imports would have it."""
+    """In a new process that has not imported the plugin, as with a config without custom_imports."""
     if scope != 'mmpretrain':
         pytest.importorskip({'mmdet': 'mmdet.registry', 'mmseg': 'mmseg.registry'}[scope])
     done = python(f"""
         from {scope}.registry import HOOKS, MODELS
         import sys
         assert 'mkd_plugin' not in sys.modules
-        if {scope!r} == 'mmdet':  # mmdet's own models need mmcv's compiled ops; here only the look-up is of interest
+        if {scope!r} == 'mmdet':  # mmdet's own models need mmcv's compiled ops, but only the look-up is tested
             HOOKS._imported = MODELS._imported = True
         backbone = MODELS.build(dict(
             type='mkd_plugin.VisibleViT', arch=dict(width=8, depth=1, num_heads=1), img_size=8, patch_size=4))
         print(type(backbone).__module__, HOOKS.get('mkd_plugin.TeacherUpdateHook').__module__)
     """)
-    assert done.stdout.split()[-2:] == ['mkd_plugin.models.students', 'mkd_plugin.engine.stages'], done.stderr
+    assert done.stdout.split()[-2:] == ['mkd_plugin.models.students', 'mkd_plugin.engine.teacher_updates'], done.stderr
 
 
 @pytest.mark.parametrize('look_up_first', [False, True])
 def test_plain_name__resolves_in_mmpretrain_after_one_import(look_up_first):
-    """Also when mmpretrain has imported its own members already."""
+    """Also if mmpretrain has already imported its own members."""
     done = python(f"""
         from mmpretrain.registry import HOOKS, MODELS
         if {look_up_first}:
@@ -56,7 +56,7 @@ def test_plain_name__resolves_in_mmpretrain_after_one_import(look_up_first):
 
 def test_mirrored_registry__name_clash_is_an_error_that_names_both():
     host = Registry('host model', parent=MMENGINE_MODELS, scope='some_host')
-    root = Registry('another root', scope='another')  # mmengine's has a child of our scope already
+    root = Registry('another root', scope='another')  # mmengine's root already has a child of our scope
     ours = registry.MirroredRegistry('our model', parent=root, locations=[])
     ours.mirror_into(host)
 
@@ -96,7 +96,6 @@ SMALL_RUN = [
     'model.backbone.patch_size=8',
     'train_dataloader.batch_size=4',
     'train_dataloader.dataset.indices=8',
-    'custom_hooks.0.lengths=[1,1]',
     'train_cfg.max_epochs=2',
     'param_scheduler=[]',
 ]
@@ -131,10 +130,11 @@ def test_tools_train__resumes_a_finished_run_and_runs_an_ablation_row(digits, tm
 
 
 def test_plain_python__trains_without_a_runner():
-    """The algorithm is an ordinary module: build it, call loss, step."""
+    """The algorithm is a plain module: build it, call loss, step, and tell it the progress."""
     import torch
 
     import mkd_plugin
+    from mkd_plugin.models.protocols import Progress
     from mkd_plugin.registry import MODELS
 
     cfg = mkd_plugin.get_config('dbot/dbot_digits')
@@ -142,10 +142,12 @@ def test_plain_python__trains_without_a_runner():
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     images = torch.randn(8, 3, 24, 24)
     losses = []
-    for _ in range(20):
+    model.begin_training(Progress(0, 20))
+    for step in range(1, 21):
         loss = model.loss(images)['loss_feature']
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        model.after_step(Progress(step, 20))
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]

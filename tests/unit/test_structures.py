@@ -14,7 +14,7 @@ RAGGED_BL = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0
 
 
 def patches_of(hidden_BL, kind):
-    """Ids of an image's hidden, visible or all patches, image by image."""
+    """List the ids of hidden, visible or all patches, image by image."""
     wanted = {'hidden': (True,), 'visible': (False,), 'all': (True, False)}[kind]
     return [[index for index, hidden in enumerate(row) if hidden in wanted] for row in hidden_BL.tolist()]
 
@@ -45,7 +45,7 @@ def test_from_kept__order_of_the_ids_does_not_matter():
 
 @pytest.mark.parametrize('text', ['masked', '', '+cls', 'hidden+cls+cls', 'hidden+register', 'Hidden', 'hidden cls'])
 def test_parse__unknown_region(text):
-    with pytest.raises(ValueError, match="use one of 'hidden', 'visible', 'all', each with"):
+    with pytest.raises(ValueError, match="use one of 'hidden', 'visible', 'all', optionally with"):
         Region.parse(text)
 
 
@@ -77,7 +77,7 @@ def test_tokens__ragged_masks_weigh_the_full_grid(patches, cls):
 
 
 def mean_by_loops(loss, hidden_BL, patches, cls):
-    """Mean over the region's tokens of the batch; every channel counts alike."""
+    """Mean over the region's tokens of the batch and over channels."""
     values = []
     for row, ids in zip(loss, patches_of(hidden_BL, patches), strict=True):
         for token in ([0] if cls else []) + [index + cls for index in ids]:
@@ -98,7 +98,7 @@ def test_mean__without_weights_is_the_plain_mean():
     region = RegionTokens('hidden', True, torch.zeros(2, 3, dtype=torch.long))
     loss = torch.rand(2, 4, 5)
     assert torch.equal(region.mean(loss), loss.mean())
-    assert torch.equal(region.mean(torch.tensor(1.5)), torch.tensor(1.5))  # a host's loss has averaged already
+    assert torch.equal(region.mean(torch.tensor(1.5)), torch.tensor(1.5))  # the loss is already averaged
 
 
 @pytest.mark.parametrize('shape', [(), (3,), (3, 5), (3, 4, 6, 6)], ids=['scalar', 'B', 'other R', 'relation'])
@@ -120,7 +120,7 @@ def test_mean__empty_region_is_0():
 
 
 def selected_by_loops(x_BND, num_prefix, region_ids, cls, computed_ids):
-    """Tokens of a region from features that hold the patches ``computed_ids`` after the prefix."""
+    """Select a region's tokens from features of the patches ``computed_ids`` after the prefix."""
     rows = []
     for x_ND, wanted, computed in zip(x_BND, region_ids, computed_ids, strict=True):
         places = ([0] if cls else []) + [num_prefix + computed.index(patch) for patch in wanted]
@@ -134,7 +134,7 @@ def selected_by_loops(x_BND, num_prefix, region_ids, cls, computed_ids):
     [('all', 'hidden'), ('all', 'visible'), ('all', 'all'), ('visible', 'visible'), ('visible', 'all')],
 )
 def test_select__every_combination(features_of, patches, cls, num_prefix):
-    """Features of the full grid, or of visible patches only (then 'all' can be asked for if nothing is hidden)."""
+    """Features of the full grid, or of visible patches only ('all' is then allowed if nothing is hidden)."""
     num_visible = 16 if (features_of, patches) == ('visible', 'all') else 4
     hidden_BL = hidden_masks(visible=num_visible)
     mask = TokenMask.from_hidden(hidden_BL, num_visible)

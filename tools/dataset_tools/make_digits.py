@@ -1,11 +1,10 @@
-"""Write the embedded digits as an image folder, which the *_digits configs read:
-
-python tools/dataset_tools/make_digits.py [data/digits]
-"""
+"""Write the embedded digits as an image folder: the same as `mkd make-digits`."""
 
 import sys
+from pathlib import Path
 
-from mkd_plugin.datasets import write_digits
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout works without being installed
+from mkd_cli.make_digits import main  # noqa: E402
 
 if __name__ == '__main__':
-    print(f'The digits are in {write_digits(*sys.argv[1:] or ["data/digits"])}.')
+    sys.exit(main())

@@ -1,9 +1,10 @@
-"""What docs/analysis.md shows of a report: its tables, a few figures, a JSON small enough for the repository.
+"""Make the tables, figures and JSON files of docs/analysis.md from a report and an evaluation.
 
     python tools/docs/analysis.py REPORT EVALUATION [--out docs/analysis]
 
-REPORT is a folder of tools/analyze.py, EVALUATION one of tools/evaluate.py. Both tables are printed, and put between the marks
-of the page beside the folder if it is there; tests/integration/docs/test_docs_analysis.py compares them with the JSON.
+REPORT is an output folder of tools/analyze.py, EVALUATION one of tools/evaluate.py; both may be docs/analysis itself. The
+tables are printed, and put between the marks of the page next to the output folder if it exists.
+tests/integration/docs/test_docs_analysis.py compares them with the JSON.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from mkd_plugin.analysis.report import Report
-from mkd_plugin.analysis.report.images import ImageSet
-from mkd_plugin.analysis.report.sections import sections_of
+from mkd_plugin.reporting.analysis import Report
+from mkd_plugin.reporting.analysis.sections import sections_of
+from mkd_plugin.reporting.page import without_folders
 from mkd_plugin.utils.files import write_whole
 
-DIGITS = 5  # that are kept of a number
-# Figure of the page → section of the report, which panel of it.
+DIGITS = 5  # significant digits that are kept
+# Figure of the page → section of the report, index of the panel.
 FIGURES = {
     'distance': ('Attention distance', 0),
     'nmi': ('NMI of queries and keys', 0),
@@ -32,18 +33,18 @@ FIGURES = {
     'landscape_teacher0': ('Loss landscapes', 1),
     'landscape_stage1': ('Loss landscapes', 2),
 }
-RING = 0.2  # where the rise of the loss is read
+RING = 0.2  # distance at which the rise of the loss is read
 
 Found = Mapping[str, Any]
 
 
 def mean_of(layer: Found, key: str) -> float:
-    """Over heads."""
+    """Mean over heads."""
     return float(np.mean(layer[key]))
 
 
 def rise(landscape: Found) -> float:
-    """Mean loss at ±0.2 along either direction, over that in the middle."""
+    """Mean loss at ±0.2 along either direction, minus the loss in the middle."""
     losses, steps = np.array(landscape['losses']), np.array(landscape['steps'])
     middle = len(steps) // 2
     ring = [index for index, step in enumerate(steps) if math.isclose(abs(step), RING, abs_tol=1e-6)]
@@ -52,7 +53,7 @@ def rise(landscape: Found) -> float:
 
 
 def first_and_last(layers: Found, value: Callable[[Any], float], form: str) -> str:
-    """Of the first and last block."""
+    """Values of the first and last block."""
     blocks = [layer for name, layer in layers.items() if name.startswith('block:')]
     return f'{value(blocks[0]):{form}} → {value(blocks[-1]):{form}}'
 
@@ -77,7 +78,7 @@ NEEDS = {'largest eigenvalue': 'hessian', 'trace': 'hessian', 'rise at 0.2': 'la
 
 
 def numbers_table(report: Found) -> str:
-    """A row a network; curvature is there if all have it."""
+    """One row per network; curvature is included if all networks have it."""
     results = report['results']
     columns = [name for name in COLUMNS if all(NEEDS.get(name, 'attention') in of for of in results.values())]
     rows = [['', *columns], ['---', *['---'] * len(columns)]]
@@ -86,7 +87,7 @@ def numbers_table(report: Found) -> str:
 
 
 def evaluation_table(found: Found) -> str:
-    """A column a network, a row a number."""
+    """One column per network, one row per number."""
     names = list(found['checkpoints'])
     rows: dict[str, dict[str, str]] = {}
     for row in found['rows']:
@@ -99,42 +100,43 @@ def evaluation_table(found: Found) -> str:
 
 
 def fill(page: str, mark: str, table: str) -> str:
-    """The page with a table between its marks. Raises ValueError if there are none."""
+    """Put a table between the marks of a page. Raises ValueError if there are none."""
     pattern = rf'(<!-- {mark} -->\n).*?(<!-- end -->)'
     filled, count = re.subn(pattern, lambda match: f'{match[1]}\n{table}\n\n{match[2]}', page, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f'The page has {count} places <!-- {mark} --> … <!-- end -->, and needs one.')
+        raise ValueError(f'The page has {count} places <!-- {mark} --> … <!-- end -->; it needs one.')
     return filled
 
 
 def shortened(value: Any) -> Any:
-    """The same with fewer digits."""
+    """Shorten numbers to five digits and absolute paths to file names."""
     if isinstance(value, dict):
         return {key: shortened(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [shortened(inner) for inner in value]
+    if isinstance(value, str):
+        return without_folders(value)
     return float(f'{value:.{DIGITS}g}') if isinstance(value, float) else value
 
 
 def trimmed(report: dict[str, Any]) -> dict[str, Any]:
-    """Without attention maps and what follows from the rest."""
+    """Drop attention maps and everything that follows from the rest."""
     for found in report['results'].values():
         found.pop('maps', None)
-        found.get('hessian', {}).pop('curve', None)  # the nodes' Gaussians
+        found.get('hessian', {}).pop('curve', None)  # computed from the nodes
         for layers in (found['token-spectrum']['layers'], found['image-spectrum']):
             for layer in layers.values():
-                layer.pop('log_R')
-    report['data'].pop('files')
+                layer.pop('log_R', None)
+    report['data'].pop('files', None)
     short: dict[str, Any] = shortened(report)
     return short
 
 
 def save_figures(report: Report, out: Path) -> None:
-    """The panels of ``FIGURES`` as PNG."""
-    sections = {
-        section.caption.title: section
-        for section in sections_of(report, ImageSet(report.data['root'], report.data['wanted']))
-    }
+    """Save the panels of ``FIGURES`` as PNG."""
+    for results in report.results.values():
+        results.pop('maps', None)  # the only figures that need the images
+    sections = {section.title: section for section in sections_of(report, None)}
     for name, (title, place) in FIGURES.items():
         sections[title].panels[place].figure.savefig(out / f'{name}.png', dpi=90)
 
@@ -142,9 +144,9 @@ def save_figures(report: Report, out: Path) -> None:
 def main() -> None:
     """Write figures, JSON and tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('report', type=Path)
-    parser.add_argument('evaluation', type=Path)
-    parser.add_argument('--out', type=Path, default=Path('docs/analysis'))
+    parser.add_argument('report', type=Path, help='output folder of tools/analyze.py')
+    parser.add_argument('evaluation', type=Path, help='output folder of tools/evaluate.py')
+    parser.add_argument('--out', type=Path, default=Path('docs/analysis'), help='default: %(default)s')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     found = json.loads((args.report / 'report.json').read_text())

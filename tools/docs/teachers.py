@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,27 @@ from mkd_plugin.models.teachers.vit import CLIP_NETWORK
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'teachers.md'
 
-HEAD = """<!-- Made by tools/docs/teachers.py from mkd_plugin/checkpoint/releases.py: change those, not this page. -->
+HEAD = """<!-- Made by tools/docs/teachers.py from mkd_plugin/checkpoint/releases.yml: change those, not this page. -->
 # Teachers
 
 A teacher is a few lines of a config. It brings its own pixel statistics and input size: the student's batch is
-renormalised, and resized with antialiasing where the sizes differ, on the device. It is frozen, stays in eval mode, out of
-the optimizer, out of DDP and (when it came from a file) out of our checkpoints, and it computes no further than the last
-tap that something reads.
+renormalised, and resized with antialiasing where the sizes differ, on the device. It is frozen and stays in eval mode, out of
+the optimizer, out of DDP and (when it came from a file) out of our checkpoints. It computes no further than the last tap that
+an objective reads.
 
-No weights are published here. Download the file from its authors, put the path into `checkpoint=`; any of the formats
-below is recognised from its keys, and a file that does not cover the network stops the run with a table of what is missing.
-`seed=0` instead of `checkpoint=…` draws random weights: dBOT's first teacher.
+No weights are published here. Download the file from its authors and put its path into `checkpoint=`. The formats below are
+recognised from the names of the tensors, and a file that does not cover the network stops the run with a table of what is
+missing. `seed=0` instead of `checkpoint=…` draws random weights, as for dBOT's first teacher.
 
-## What a tap can be
+## Taps: places to read
 
-| tap | what it gives |
+| tap | features |
 |---|---|
 | `output` | tokens after the last block and the final norm |
 | `projected` | the same after the network's projection (CLIP) |
-| `block:i`, `input:i` | raw output of block i, what enters it; `i` from 0, negative from the end |
+| `block:i`, `input:i` | raw output of block i, its input; `i` from 0, negative from the end |
 | `mean:last-k` | mean of the raw outputs of the last k blocks |
-| `attention:i` | what the attention of block i adds to the tokens (MSA output) |
+| `attention:i` | output of block i's attention (MSA), before the residual sum |
 | `qkv:i` | queries, keys and values of block i |
 | `relation:i`, `logit:i` | Q·Kᵀ per head, unscaled; over √K |
 
@@ -53,8 +54,8 @@ OWN = """
 
 ## A network of your own
 
-Register an `nn.Module` that maps normalised images (B, C, H, W) to one vector a patch, (B, L, D) or with a cls token first
-(B, 1 + L, D), or to one class number a patch, (B, L), and wrap it:
+Register an `nn.Module` that maps normalised images (B, C, H, W) to one vector per patch, (B, L, D) or with a cls token first
+(B, 1 + L, D), or to one class number per patch, (B, L), and wrap it:
 
 ```python
 from mkd_plugin.registry import MODELS
@@ -68,9 +69,8 @@ teachers = dict(mine=dict(
     pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375]))
 ```
 
-It is tried on one empty image when the model is built, which tells its width and whether its grid is the student's. For
-several taps, or to see the student's mask, subclass `mkd_plugin.models.teachers.Teacher` and implement `tap_spec` and
-`forward`.
+It is run on one empty image when the model is built, to learn its width and check that its grid is the student's. For several
+taps, or to see the student's mask, subclass `mkd_plugin.models.protocols.Teacher` and implement `tap_spec` and `forward`.
 """
 
 
@@ -145,6 +145,14 @@ def page() -> str:
     return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + OWN
 
 
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=PAGE, help='page to write (default: %(default)s)')
+    out = parser.parse_args().out
+    out.write_text(page(), encoding='utf-8')
+    print(f'wrote {out}')
+
+
 if __name__ == '__main__':
-    PAGE.write_text(page())
-    print(f'wrote {PAGE}')
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,10 @@ HEAD = """<!-- Made by tools/docs/unified_view.py from the configs: change those
 
     loss = L( N( T(image) ),  H( S(masked image) ) )          (MaskDistill, eq. 1)
 
-T teacher, S student, H head, N normalisation of the target, L loss. MaskDistill's Table 1 writes 24 published methods beside
-itself as rows of that equation. Each row below has the paper's words first, and under them what our config says, read out of
-the config itself. A row's config holds what the row says and no more; what the method has beside it is named in the config's
-first lines. The configs of `configs/unified_view` share student and schedule, so that what differs between two of them is what
+T is the teacher, S the student, H the head, N the normalisation of the target, L the loss. MaskDistill's Table 1 lists 24
+published methods beside itself as rows of that equation. Each row below gives the paper's words first, and under them our
+config's, read from the config itself. A row's config has what the row says and no more; the first lines of the config name
+what else the method has. The configs of `configs/unified_view` share student and schedule, so two of them differ only in what
 the table says; the methods' own schedules differ. Nothing here was trained at ImageNet scale.
 
 """
@@ -174,6 +175,14 @@ def page() -> str:
     )
 
 
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', type=Path, default=PAGE, help='page to write (default: %(default)s)')
+    out = parser.parse_args().out
+    out.write_text(page(), encoding='utf-8')
+    print(f'wrote {out}')
+
+
 if __name__ == '__main__':
-    PAGE.write_text(page())
-    print(f'wrote {PAGE}')
+    main()

@@ -1,6 +1,6 @@
-# mmdet's COCO with the augmentation of dBOT's reference code: flip, then a short side of 480 to 800 pixels and a long one of at
-# most 1333, or, as DETR has it, short side 400, 500 or 600, a crop with sides of 384 to 600, and the resize again. That the
-# long side is at most 1333 before the crop as well is our choice (DETR's own code sets no bound there).
+# mmdet's COCO with the augmentation of dBOT's reference code: flip, then either resize (short side 480 to 800 pixels,
+# long side at most 1333), or, as in DETR, resize (short side 400, 500 or 600), crop (sides of 384 to 600) and resize as
+# before. Limiting the long side to 1333 before the crop as well is our choice (DETR's own code has no limit there).
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 resize = dict(type='RandomChoiceResize', scales=[(short, 1333) for short in range(480, 801, 32)], keep_ratio=True)

@@ -1,5 +1,5 @@
-# What the boxes of the scenes of digits hold (written by tools/dataset_tools/make_digit_scenes.py), for classifiers: the first
-# 500 of the crops for training have labels, `train_dataloader.dataset.indices`; they are those of the first 80 scenes or so.
+# Crops of the boxes in scenes of digits (written by tools/dataset_tools/make_digit_scenes.py), for classifiers. Only the first
+# 500 training crops, from about 80 scenes, are used as labelled images: `train_dataloader.dataset.indices`.
 data_root = 'data/digit_scenes/'
 data_preprocessor = dict(num_classes=10, mean=[60, 60, 60], std=[48, 48, 48], to_rgb=True)
 classes = list('0123456789')

@@ -1,6 +1,6 @@
-# The scenes of digits (written by tools/dataset_tools/make_digit_scenes.py) for detectors and instance segmentation: the
-# first 100 of the 1,000 scenes for training have labels here, `train_dataloader.dataset.indices`. No flips: a mirrored digit
-# is another sign. Pictures keep their size in the test; the identity is there because mmdet wants a scale.
+# Scenes of digits (written by tools/dataset_tools/make_digit_scenes.py) for detectors and instance segmentation. Only the first
+# 100 of the 1,000 training scenes are used as labelled images: `train_dataloader.dataset.indices`. No flips, because a mirrored
+# digit is not a digit. Images keep their size in the test; the identity scale is there because mmdet requires one.
 data_root = 'data/digit_scenes/'
 metainfo = dict(
     classes=tuple('0123456789'),

@@ -1,4 +1,4 @@
-# The scenes of digits (written by tools/dataset_tools/make_digit_scenes.py), unlabelled; no flips, as with the digits.
+# Scenes of digits (written by tools/dataset_tools/make_digit_scenes.py) without labels and without flips.
 data_root = 'data/digit_scenes/'
 data_preprocessor = dict(
     type='mkd_plugin.CropPreprocessor', mean=[60, 60, 60], std=[48, 48, 48], to_rgb=True)
@@ -16,5 +16,5 @@ train_dataloader = dict(
         pipeline=[
             dict(type='mkd_plugin.LoadAnyImage'),
             dict(type='mkd_plugin.CropForDevice', scale=80, crop_ratio_range=(0.15, 0.8)),
-            dict(type='PackInputs'),
+            dict(type='mkd_plugin.PackCrops'),
         ]))

@@ -1,6 +1,6 @@
-# The scenes of digits (written by tools/dataset_tools/make_digit_scenes.py) for segmentors. As in ADE20K's files label 0 is
-# what is no object, but here it is a class of its own, the first of eleven: to tell a digit from the clutter is part of the
-# task. The first 100 of the 1,000 scenes for training have labels, `train_dataloader.dataset.indices`. No flips.
+# Scenes of digits (written by tools/dataset_tools/make_digit_scenes.py) for segmentors. As in ADE20K's files, label 0 is
+# the background; here it is a class, the first of eleven, because telling digits from clutter is part of the task. Only the
+# first 100 of the 1,000 training scenes are used as labelled images: `train_dataloader.dataset.indices`. No flips.
 data_root = 'data/digit_scenes/'
 metainfo = dict(
     classes=('background', *'0123456789'),

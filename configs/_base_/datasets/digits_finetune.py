@@ -1,4 +1,4 @@
-# The embedded digits with labels; `ann_file` names the list of labelled images (mkd_plugin.datasets.draw_labelled).
+# scikit-learn's digits with labels; `ann_file` is the list of labelled images (mkd_plugin.datasets.draw_labelled).
 data_root = 'data/digits/'
 data_preprocessor = dict(num_classes=10, mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)
 classes = [str(digit) for digit in range(10)]

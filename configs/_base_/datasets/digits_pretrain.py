@@ -1,4 +1,5 @@
-# The embedded digits (written by tools/dataset_tools/make_digits.py), unlabelled, no flips: a mirrored digit is another sign.
+# scikit-learn's digits (written by tools/dataset_tools/make_digits.py), unlabelled. No flips, because a mirrored digit is
+# a different symbol.
 data_root = 'data/digits/'
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor', mean=[77.9, 77.9, 77.9], std=[92.8, 92.8, 92.8], to_rgb=True)

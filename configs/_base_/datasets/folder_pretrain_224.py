@@ -1,5 +1,5 @@
-# Any folder of images, nested as it may be, unlabelled, of any mode and size: `--cfg-options data_root=DIR` is all it needs.
-# Crops and statistics are those of in1k_pretrain_224.py.
+# Any folder of unlabelled images, nested or not, of any mode and size: set `--cfg-options data_root=DIR`. Crops and
+# pixel statistics are those of in1k_pretrain_224.py.
 data_root = 'data/images/'
 data_preprocessor = dict(
     type='mkd_plugin.CropPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -17,5 +17,5 @@ train_dataloader = dict(
             dict(type='mkd_plugin.LoadAnyImage'),
             dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),  # bicubic, on the device
             dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
-            dict(type='PackInputs'),
+            dict(type='mkd_plugin.PackCrops'),
         ]))

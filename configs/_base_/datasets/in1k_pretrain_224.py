@@ -1,5 +1,5 @@
-# ImageNet-1K, RandomResizedCrop (0.2, 1) bicubic + flip: dBOT's Table A1, MAE and DMAE; mmpretrain's own config has it.
-# Ours draws the same boxes and flips, and leaves resizing and mirroring to the device.
+# ImageNet-1K, RandomResizedCrop (0.2, 1) bicubic + flip: as in dBOT's Table A1, MAE, DMAE and mmpretrain's config. The
+# same boxes and flips are drawn here, but resizing and flipping run on the device.
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs512_mae.py'
 
 data_preprocessor = dict(type='mkd_plugin.CropPreprocessor')
@@ -7,7 +7,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),
     dict(type='mkd_plugin.FlipOnDevice', prob=0.5),
-    dict(type='PackInputs'),
+    dict(type='mkd_plugin.PackCrops'),
 ]
 train_dataloader = dict(
     collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'), dataset=dict(pipeline=train_pipeline))

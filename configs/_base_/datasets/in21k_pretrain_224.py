@@ -1,5 +1,5 @@
-# ImageNet-21K as a folder of class folders, unlabelled; crops and statistics are those of in1k_pretrain_224.py. No list is
-# needed: whatever images lie below the folder are taken.
+# ImageNet-21K as a folder of class folders, unlabelled. Crops and pixel statistics are those of in1k_pretrain_224.py.
+# No list is needed: all images below the folder are used.
 _base_ = 'folder_pretrain_224.py'
 
 data_root = 'data/imagenet21k/train/'

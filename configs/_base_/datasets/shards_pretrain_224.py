@@ -1,5 +1,5 @@
 # A folder of tar shards (tools/dataset_tools/make_shards.py, or WebDataset's): `--cfg-options data_root=DIR`. Otherwise
-# as folder_pretrain_224.py.
+# identical to folder_pretrain_224.py.
 _base_ = 'folder_pretrain_224.py'
 
 data_root = 'data/shards/'

@@ -1,4 +1,4 @@
-# MAE's student: an encoder of the visible patches, 75 % hidden at random.
+# MAE's student: an encoder of the visible patches, with 75 % of the patches hidden at random.
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(type='VisibleViT', arch='b', patch_size=16),

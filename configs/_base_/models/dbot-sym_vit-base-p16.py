@@ -1,6 +1,6 @@
-# dBOT's symmetric variant, Table A1's column for data-rich teachers, and the reference code's second branch: mask tokens in
-# the encoder, a linear head, shared relative bias and no absolute embedding, layer scale 0.1 at all sizes, negative cosine on
-# hidden patches. CLIP's tokens are projected. 0.4 is 78 of 196 patches at most.
+# dBOT's symmetric variant: Table A1's column for data-rich teachers and the reference code's second branch. It has mask
+# tokens in the encoder, a linear head, shared relative bias and no absolute embedding, layer scale 0.1 at all sizes,
+# negative cosine on hidden patches. CLIP's tokens are projected. A ratio of 0.4 is at most 78 of 196 patches.
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(

@@ -1,6 +1,6 @@
 # Plain distillation of one teacher, on which Hybrid Distill builds: no masking, no decoder, the last layer's features.
-# Our choices where the paper is silent: the features are taken after the teacher's final norm; dBOT's standardisation and
-# beta 2.0 (the authors built on its code); one linear head on the student's side; cls counts; no drop path.
+# Our choices where the paper gives no details: features after the teacher's final norm; dBOT's standardisation and beta
+# 2.0 (the authors built on its code); one linear head on the student; cls included; no drop path.
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(type='VisibleViT', arch='b', patch_size=16),

@@ -1,7 +1,7 @@
-# DMAE with ViT-B/16 and MAE's ViT-L/16: MAE's student, decoder and pixels, and block ¾ · depth (9th of 12) aligned with the
-# teacher's (18th of 24). The teacher gets the student's visible tokens only and runs up to that block.
-# ★ reference code: both sides of the alignment L2-normalised over channels (the paper: raw); pixels not normalised.
-# ★ paper: two-layer projector (the reference script: one linear layer). Everything else is alike in both.
+# DMAE with ViT-B/16 and MAE's ViT-L/16: MAE's student, decoder and pixels, and block ¾ · depth (9th of 12) aligned with
+# the teacher's (18th of 24). The teacher sees the student's visible patches only and runs up to that block.
+# ★ reference code: both sides of the alignment are L2-normalised over channels (paper: raw); pixels are not normalised.
+# ★ paper: two-layer projector (reference script: one linear layer). Everything else is the same in both.
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(type='VisibleViT', arch='b', patch_size=16),

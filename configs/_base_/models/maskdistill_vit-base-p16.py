@@ -1,6 +1,6 @@
-# MaskDistill with ViT-B/16 and CLIP's ViT-B/16. The paper leaves two things open, which are our choice: tokens are projected
-# to 512 channels, as in the same authors' BEiT v2 (`tap='output'` is the other), and beta is 1.0. Positions are §4's, BEiT's
-# relative bias (§3 speaks of learnable positions).
+# MaskDistill with ViT-B/16 and CLIP's ViT-B/16. Our choices where the paper gives no details: tokens are projected to
+# 512 channels, as in the same authors' BEiT v2 (the alternative is `tap='output'`), and beta is 1.0. Positions follow
+# §4, BEiT's relative bias (§3 mentions learnable positions).
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(

@@ -1,5 +1,5 @@
-# The student that most rows of the unified view share: BEiT's ViT with mask tokens at full length, shared relative position
-# bias, layer scale 0.1, no absolute positions; block-wise masking of at most 78 of 196 patches (MaskDistill's student).
+# The student of most rows of the unified view: BEiT's ViT with mask tokens, shared relative position bias, layer scale
+# 0.1, no absolute positions; block-wise masking of at most 78 of 196 patches (MaskDistill's student).
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(

@@ -1,5 +1,5 @@
-# mmdet's 1x schedule (12 epochs, steps at 8 and 11, warm-up of 500 iterations from 1e-3 of the rate, batch 16) with AdamW and a
-# rate for every layer. No gradient clip. Betas are AdamW's own.
+# mmdet's 1x schedule (12 epochs, steps at 8 and 11, warm-up of 500 iterations from 1e-3 of the rate, batch 16) with
+# AdamW and layer-wise rates. No gradient clip. Betas are AdamW's defaults.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(

@@ -1,4 +1,4 @@
-# Fine-tuning on scenes of digits: 800 steps, single precision. A recipe gives rate and layer decay.
+# Fine-tuning on digit scenes: 800 steps, single precision. The recipe sets rate and layer decay.
 max_iters = 800
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -1,4 +1,4 @@
-# Pre-training on the digits for 100 epochs of 30 steps, single precision: it runs on a CPU.
+# Pre-training on the digits for 100 epochs of 30 steps, in single precision so that it runs on a CPU.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),

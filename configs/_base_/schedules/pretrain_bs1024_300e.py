@@ -1,5 +1,6 @@
 # Hybrid Distill's pre-training: AdamW, batch 1024, rate 6e-4, weight decay 0.05, cosine, 300 epochs. Betas, warm-up (5 % of
-# the run) and the end at 0 are not in the paper: our choice, dBOT's, on whose code the authors built. No gradient clip.
+# the run) and the final rate of 0 are not in the paper; we use dBOT's, on whose code the authors built. No
+# gradient clip.
 _base_ = 'pretrain_bs4096_800e.py'
 
 optim_wrapper = dict(optimizer=dict(lr=6e-4))

@@ -1,7 +1,7 @@
-# Cascade Mask R-CNN on COCO, 1x, on mmdet's own model, data and schedule: dBOT's recipe (Table A3 and its reference code). ViT
-# features after blocks 4, 6, 8 and 12, without final norm and cls, brought to strides 4, 8, 16, 32; three box heads of four
-# convolutions and a linear layer with SyncBN, boxes for every class, GIoU (weight 10) on decoded boxes. Absolute positions,
-# interpolated for every image. A method's config gives the checkpoint, and what it changes.
+# Cascade Mask R-CNN on COCO, 1x, on mmdet's own model, data and schedule: dBOT's recipe (Table A3 and its reference
+# code). ViT features after blocks 4, 6, 8 and 12, without final norm and cls, resampled to strides 4, 8, 16, 32; three
+# box heads of four convolutions and a linear layer with SyncBN, boxes for every class, GIoU (weight 10) on decoded
+# boxes. Absolute positions, interpolated for every image. The method's config sets the checkpoint and its own changes.
 _base_ = [
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../../_base_/datasets/coco_instance_multi_scale.py',
     '../../_base_/schedules/coco_adamw_1x.py', 'mmdet::_base_/default_runtime.py', '../../_base_/run.py']

@@ -1,6 +1,7 @@
-# Cascade Mask R-CNN on scenes of digits, from scratch: mmdet's own model, narrowed until a CPU trains it in minutes. Patches
-# of 8 pixels give strides 2, 4, 8, 16; anchors and the levels of regions are divided accordingly. GN for SyncBN, which a
-# CPU does not have. A method's config gives a checkpoint, and rate and layer decay for it.
+# Cascade Mask R-CNN on digit scenes, from scratch: mmdet's own model, small enough to train on a CPU in minutes.
+# Patches of 8 pixels give strides 2, 4, 8, 16; anchors and the scales of the region extractors are divided accordingly.
+# GN replaces SyncBN, which does not run on a CPU. The configs of the methods add a checkpoint with its learning rate
+# and layer decay.
 _base_ = [
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../../_base_/datasets/digit_scenes_detection.py',
     '../../_base_/schedules/digit_scenes_800.py', 'mmdet::_base_/default_runtime.py', '../../_base_/run.py']

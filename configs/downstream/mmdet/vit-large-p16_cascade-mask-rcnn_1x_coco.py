@@ -1,4 +1,4 @@
-# As ViT-B; features after blocks 8, 12, 16 and 24.
+# As for ViT-B, with features after blocks 8, 12, 16 and 24.
 _base_ = 'vit-base-p16_cascade-mask-rcnn_1x_coco.py'
 
 pyramid, fpn = _base_.model.neck

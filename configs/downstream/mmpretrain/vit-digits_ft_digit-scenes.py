@@ -1,5 +1,6 @@
-# Classification of what the boxes of the scenes of digits hold, from scratch: mean of patch tokens → new LayerNorm → linear,
-# by the network of the detector and segmentor. A method's config gives a checkpoint, and rate and layer decay for it.
+# Classification of the boxes in scenes of digits, from scratch: mean of patch tokens → new LayerNorm → linear, with the
+# network of the detector and segmentor. The configs of the methods add a checkpoint with its learning rate and layer
+# decay.
 _base_ = [
     '../../_base_/datasets/digit_scenes_classification.py', '../../_base_/schedules/digit_scenes_800.py',
     'mmpretrain::_base_/default_runtime.py', '../../_base_/run.py']

@@ -1,9 +1,10 @@
-# UperNet on ADE20K, 160k iterations at 512 px, on mmseg's own model (BEiT's), data and schedule: dBOT's reference code. A
-# relative bias per block and layer scale 1.0 trained from scratch on top of the pre-trained absolute positions, which are
-# trained too; AdamW, rate 1e-4 at batch 16, layer decay 0.65, drop path 0.2, weight decay 0.05; warm-up of 1500 iterations
-# from 1e-6 of the rate, then linear to 0; test in windows of 512 with stride 341. A method's config gives the checkpoint, and
-# what it changes. The tables of positions are for 512 px, so that neither training nor test resizes them.
-# (mmengine's PolyLR begins where the warm-up ends; begun at iteration 0 its rate would be up to 1 % lower.)
+# UperNet on ADE20K, 160k iterations at 512 px, on mmseg's own model (BEiT's), data and schedule: dBOT's reference code.
+# A relative bias per block and layer scale 1.0 trained from scratch in addition to the pre-trained absolute positions,
+# which are fine-tuned; AdamW, rate 1e-4 at batch 16, layer decay 0.65, drop path 0.2, weight decay 0.05; warm-up of
+# 1500 iterations from 1e-6 of the rate, then linear to 0; test in windows of 512 with stride 341. The method's config
+# sets the checkpoint and its own changes. The position tables are built for 512 px, so that neither training nor test
+# resizes them. (mmengine's PolyLR begins where the warm-up ends; starting at iteration 0 would lower its rate by up to
+# 1 %.)
 _base_ = [
     'mmseg::_base_/models/upernet_beit.py', 'mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py',
     'mmseg::_base_/schedules/schedule_160k.py', '../../_base_/run.py']
@@ -19,7 +20,8 @@ model = dict(
     neck=dict(_delete_=True, type='mkd_plugin.ScalePyramid', in_channels=768, norm_cfg=dict(type='SyncBN')),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
 train_dataloader = dict(batch_size=2)  # × 8 = 16
-# several scales and flips, for the configs with -ms: of the test's 2048 × 512, where mmseg's would be of the picture's own size
+# scales and flips of the configs with -ms: multiples of the test size 2048 × 512, whereas mmseg's would scale the
+# original size
 tta_pipeline = [
     _base_.tta_pipeline[0],
     dict(

@@ -1,15 +1,16 @@
-# UperNet on scenes of digits, from scratch: mmseg's own model, narrowed until a CPU trains it in minutes. Patches of 8 pixels
-# give strides 2, 4, 8, 16. GN for SyncBN, which a CPU does not have. In the test a picture is padded to whole patches, and
-# the padding is cut off again. A method's config gives a checkpoint, and rate and layer decay for it.
+# UperNet on digit scenes, from scratch: mmseg's own model, small enough to train on a CPU in minutes. Patches of 8
+# pixels give strides 2, 4, 8, 16. GN replaces SyncBN, which does not run on a CPU. In the test an image is padded to
+# whole patches, and the padding is removed from the prediction. The configs of the methods add a checkpoint with its
+# learning rate and layer decay.
 _base_ = [
     'mmseg::_base_/models/upernet_r50.py', '../../_base_/datasets/digit_scenes_segmentation.py',
     '../../_base_/schedules/digit_scenes_800.py', 'mmseg::_base_/default_runtime.py', '../../_base_/run.py']
 
 width, channels, norm_cfg, max_iters = 96, 32, dict(type='GN', num_groups=8), 2500
-loss = dict(class_weight=[0.1] + [1.0] * 10)  # of seven pixels six are background
+loss = dict(class_weight=[0.1] + [1.0] * 10)  # six of seven pixels are background
 data_preprocessor = dict(
     mean=[60, 60, 60], std=[48, 48, 48], size=(96, 96), test_cfg=dict(size_divisor=16),
-    seg_pad_val=0)  # background, not mmseg's 255: upstream's mmseg looks the padding's number up in class_weight
+    seg_pad_val=0)  # background instead of mmseg's 255, which upstream's mmseg would look up in class_weight
 model = dict(
     data_preprocessor=data_preprocessor,
     pretrained=None,
@@ -26,7 +27,7 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-default_hooks = dict(  # mmseg's runtime has none; its logger and its pictures, not mmengine's
+default_hooks = dict(  # mmseg's default runtime has none; these use mmseg's logger and visualiser
     _base_.run_hooks,
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     visualization=dict(type='SegVisualizationHook'),

@@ -1,4 +1,5 @@
-# As ViT-B; features after blocks 8, 12, 16 and 24, head 1024 wide; rate 3e-5, layer decay 0.95 (dBOT's reference code, ViT-L).
+# As for ViT-B, with features after blocks 8, 12, 16 and 24, head width 1024; rate 3e-5, layer decay 0.95 (dBOT's
+# reference code, ViT-L).
 _base_ = 'vit-base-p16_upernet_160k_ade20k-512.py'
 
 model = dict(

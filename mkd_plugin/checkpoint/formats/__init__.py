@@ -1,23 +1,22 @@
-"""How other libraries and repositories name a ViT's tensors, one table a format, usable forwards and backwards."""
+"""Names of a ViT's tensors in other libraries and repositories: one table per format, for import and export."""
 
 from mkd_plugin.checkpoint.formats.detect import (
-    COMPILED,
-    FORMATS,
-    Found,
+    DetectedNetwork,
     find_network,
     find_networks,
-    without_wrapper,
+    strip_compile_prefix,
 )
 from mkd_plugin.checkpoint.formats.rules import Converted, Format, Rule
+from mkd_plugin.checkpoint.formats.tables import EXPORTS, FORMATS
 
 __all__ = [
-    'COMPILED',
+    'EXPORTS',
     'FORMATS',
     'Converted',
+    'DetectedNetwork',
     'Format',
-    'Found',
     'Rule',
     'find_network',
     'find_networks',
-    'without_wrapper',
+    'strip_compile_prefix',
 ]

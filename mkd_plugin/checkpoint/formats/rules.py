@@ -1,4 +1,4 @@
-"""What changes in a tensor when it changes its format: nothing, its leading axes, its sides, or three become one."""
+"""Rules that map a foreign tensor to ours and back, and the formats made of them."""
 
 from __future__ import annotations
 
@@ -11,128 +11,99 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
+THREE = re.compile(r'\{([^{}]*\|[^{}]*)\}')
+PLACEHOLDERS = {r'\{i\}': r'(?P<i>\d+)', r'\{p\}': r'(?P<p>weight|bias)'}
 
-class Form(NamedTuple):
-    """How a foreign tensor is shaped, as a pair of functions that undo each other."""
+
+class Layout(NamedTuple):
+    """How the shape of a foreign tensor differs from ours, as two inverse functions."""
 
     to_ours: Callable[[Tensor], Tensor]
     to_theirs: Callable[[Tensor], Tensor]
 
 
-def unflatten(tensor: Tensor) -> Tensor:
-    """A token (D,) or a table of positions (N, D) → (1, 1, D) or (1, N, D); other shapes are kept."""
+def add_leading_axes(tensor: Tensor) -> Tensor:
+    """Reshape a token (D,) to (1, 1, D) or a position table (N, D) to (1, N, D); keep other shapes."""
     return tensor.view((1,) * (3 - tensor.ndim) + tensor.shape) if tensor.ndim < 3 else tensor
 
 
-def flatten(tensor: Tensor) -> Tensor:
-    """The inverse of :func:`unflatten`: a token loses both leading axes, a table the first."""
+def drop_leading_axes(tensor: Tensor) -> Tensor:
+    """Invert :func:`add_leading_axes`."""
     return tensor[0, 0] if tensor.shape[1] == 1 else tensor[0]
 
 
-def transpose(tensor: Tensor) -> Tensor:
-    """A matrix that stands on the right of a product ↔ one of a linear layer."""
-    return tensor.t()
-
-
-SAME = Form(lambda tensor: tensor, lambda tensor: tensor)
-FLAT = Form(unflatten, flatten)
-TRANSPOSED = Form(transpose, transpose)
-
-
-def join_qkv(query: Tensor, key: Tensor | None, value: Tensor) -> Tensor:
-    """Weights or biases of queries, keys and values, one behind the other; zeros if there are none of keys."""
-    return torch.cat([query, torch.zeros_like(query) if key is None else key, value])
-
-
-def split_qkv(joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of :func:`join_qkv`."""
-    query, key, value = joined.chunk(3)
-    return query, key, value
-
-
-Tensors = dict[str, Tensor]
-HOLES = {r'\{i\}': r'(?P<i>\d+)', r'\{p\}': r'(?P<p>weight|bias)'}
+SAME = Layout(lambda tensor: tensor, lambda tensor: tensor)
+FLAT = Layout(add_leading_axes, drop_leading_axes)
+TRANSPOSED = Layout(Tensor.t, Tensor.t)  # a matrix that is multiplied from the right
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a table.
+    """One line of a format's table.
 
     Attributes:
-        theirs: Pattern of the foreign name, or of the three names of queries, keys and values; None for keys stands for
-            zeros (BEiT has no bias there: it would add the same to all logits of a query, which changes no output).
+        theirs: Pattern of the foreign name, with the placeholders ``{i}`` for a number and ``{p}`` for weight or bias.
+            ``{query|key|value}`` are the names of queries, keys and values; an empty name for keys means zeros (BEiT has no
+            bias there: it would add the same value to all logits of a query, which does not change the output).
         ours: Pattern of our name.
-        form: How the foreign tensor is shaped.
+        layout: How the foreign tensor's shape differs.
     """
 
-    theirs: str | tuple[str, str | None, str]
+    theirs: str
     ours: str
-    form: Form = SAME
+    layout: Layout = SAME
 
     @cached_property
     def names(self) -> tuple[str | None, ...]:
         """Patterns of the foreign names: one, or three."""
-        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
-
-    @property
-    def expressions(self) -> tuple[str, ...]:
-        """Regular expressions of the foreign names."""
-        return tuple(expression_of(name) for name in self.names if name is not None)
+        three = THREE.search(self.theirs)
+        if three is None:
+            return (self.theirs,)
+        return tuple(self.theirs.replace(three[0], name) if name else None for name in three[1].split('|'))
 
     @cached_property
-    def _theirs(self) -> tuple[re.Pattern[str] | None, ...]:
-        return tuple(None if name is None else re.compile(expression_of(name)) for name in self.names)
+    def patterns(self) -> tuple[re.Pattern[str] | None, ...]:
+        """Regular expressions of the foreign names."""
+        return tuple(None if name is None else re.compile(regex_of(name)) for name in self.names)
 
     @cached_property
     def _ours(self) -> re.Pattern[str]:
-        return re.compile(expression_of(self.ours))
+        return re.compile(regex_of(self.ours))
 
-    def find_theirs(self, name: str) -> tuple[str, int] | None:
-        """Our name of a foreign tensor, and which of the rule's names it is; None if the rule is about others."""
-        for index, pattern in enumerate(self._theirs):
+    def match_theirs(self, name: str) -> tuple[str, int] | None:
+        """Return our name of a foreign tensor and the index of the pattern that matched; None if none did."""
+        for index, pattern in enumerate(self.patterns):
             if pattern is not None and (match := pattern.fullmatch(name)):
                 return self.ours.format(**match.groupdict()), index
         return None
 
     def to_theirs(self, name: str, tensor: Tensor) -> Tensors | None:
-        """The foreign tensors of one of ours; None if the rule is about others."""
+        """Convert one of our tensors; None if the rule does not apply to its name."""
         match = self._ours.fullmatch(name)
         if match is None:
             return None
-        tensors = [self.form.to_theirs(tensor)] if len(self.names) == 1 else split_qkv(tensor)
+        tensors = [self.layout.to_theirs(tensor)] if len(self.names) == 1 else tensor.chunk(3)
         pairs = zip(self.names, tensors, strict=True)
         return {theirs.format(**match.groupdict()): part for theirs, part in pairs if theirs is not None}
 
 
-def expression_of(pattern: str) -> str:
-    """The regular expression of a pattern's names."""
+def regex_of(pattern: str) -> str:
+    """Translate a pattern with placeholders to a regular expression."""
     expression = re.escape(pattern)
-    for hole, group in HOLES.items():
-        expression = expression.replace(hole, group)
+    for placeholder, group in PLACEHOLDERS.items():
+        expression = expression.replace(placeholder, group)
     return expression
-
-
-def under(module: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The same rules for a network that lies in a module of the foreign file."""
-
-    def inside(name: str | None) -> str | None:
-        return None if name is None else module + name
-
-    moved = []
-    for rule in rules:
-        names = tuple(inside(name) for name in rule.names)
-        moved.append(Rule(names[0] if len(names) == 1 else names, rule.ours, rule.form))  # type: ignore[arg-type]
-    return tuple(moved)
 
 
 @dataclass
 class Converted:
-    """What came of a foreign state dict.
+    """Result of importing a foreign state dict.
 
     Attributes:
-        tensors: In our names.
-        dropped: Foreign names that are known and have no place in our network, those of a head for example.
-        unknown: Foreign names that no rule knows.
+        tensors: By our names.
+        dropped: Foreign names that are known and have no place in our network, such as a head's.
+        unknown: Foreign names that no rule matches.
     """
 
     tensors: Tensors = field(default_factory=dict)
@@ -140,24 +111,24 @@ class Converted:
     unknown: list[str] = field(default_factory=list)
 
 
-def nothing(done: Any) -> None:
-    """No last step."""
+def do_nothing(converted: Any) -> None:
+    """Leave tensors unchanged: the default of a format's last and first step."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way of naming a ViT's tensors.
+    """One way to name a ViT's tensors.
 
     Attributes:
-        name: Short name.
-        title: For people.
-        mark: A name that such a state dict has; what stands before it is the network's prefix.
-        also: Expressions of further names under this prefix, all of which must be there too.
-        rules: The table. Where two rules have the same name of ours, the first is the one that is written.
-        dropped: Expressions of how names begin that are known and have no place in our network.
-        adjust: Last step of the import, on what came of it.
-        restore: Its inverse and the first step of the export, on tensors in our names; raises ValueError if the network
-            has what the format cannot have.
+        name: Key of ``FORMATS``.
+        title: Name for people.
+        mark: A name that every such state dict has; the text before it is the network's prefix.
+        also: Regular expressions of further names that must exist under this prefix.
+        rules: The table. If several rules have the same ``ours``, export uses the first.
+        dropped: Regular expressions of the beginnings of names that are known and have no place in our network.
+        adjust: Last step of the import.
+        restore: Inverse of ``adjust`` and first step of the export, on tensors in our names; raises ValueError if the
+            format cannot represent the network.
     """
 
     name: str
@@ -166,43 +137,44 @@ class Format:
     rules: tuple[Rule, ...]
     also: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    adjust: Callable[[Converted], None] = nothing
-    restore: Callable[[Tensors], None] = nothing
+    adjust: Callable[[Converted], None] = do_nothing
+    restore: Callable[[Tensors], None] = do_nothing
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> Converted:
-        """Foreign names → ours. Tensors are those of ``weights`` wherever nothing has to be joined."""
-        done = Converted()
+        """Import a state dict. Tensors are not copied unless queries, keys and values must be concatenated."""
+        converted = Converted()
         parts: dict[str, dict[int, str]] = {}
         for name, tensor in weights.items():
-            found = next(((rule, *hit) for rule in self.rules if (hit := rule.find_theirs(name))), None)
+            found = next(((rule, *match) for rule in self.rules if (match := rule.match_theirs(name))), None)
             if found is None:
                 known = any(re.match(pattern, name) for pattern in self.dropped)
-                (done.dropped if known else done.unknown).append(name)
+                (converted.dropped if known else converted.unknown).append(name)
                 continue
             rule, ours, index = found
             if len(rule.names) == 1:
-                done.tensors[ours] = rule.form.to_ours(tensor)
+                converted.tensors[ours] = rule.layout.to_ours(tensor)
             else:
                 parts.setdefault(ours, {})[index] = name
         for ours, three in parts.items():
             if {0, 2} <= three.keys() and (1 in three or ours.endswith('.bias')):
-                key = weights[three[1]] if 1 in three else None
-                done.tensors[ours] = join_qkv(weights[three[0]], key, weights[three[2]])
+                query, value = weights[three[0]], weights[three[2]]
+                key = weights[three[1]] if 1 in three else torch.zeros_like(query)
+                converted.tensors[ours] = torch.cat([query, key, value])
             else:
-                done.unknown += three.values()
-        self.adjust(done)
-        return done
+                converted.unknown += three.values()
+        self.adjust(converted)
+        return converted
 
     def to_theirs(self, tensors: Mapping[str, Tensor]) -> tuple[Tensors, list[str]]:
-        """Our names → foreign ones, and those of ours that the format has no name for."""
+        """Export tensors in our names; also return the names that the format cannot represent."""
         tensors = dict(tensors)
         self.restore(tensors)
-        done: Tensors = {}
+        exported: Tensors = {}
         left = []
         for name, tensor in tensors.items():
             found = next((hit for rule in self.rules if (hit := rule.to_theirs(name, tensor)) is not None), None)
             if found is None:
                 left.append(name)
             else:
-                done.update(found)
-        return done, left
+                exported.update(found)
+        return exported, left

@@ -1,7 +1,6 @@
-"""Tar shards in WebDataset's form: ``key.jpg`` and, if there are labels, ``key.cls`` beside each other in a tar file.
+"""Tar shards in WebDataset's form: ``key.jpg`` and, if there are labels, ``key.cls`` side by side in a tar file.
 
-``index.py`` finds the members, ``reading.py`` reads them, ``dataset.py`` is the data set; ``writing.py`` and ``checking.py``
-are what tools/dataset_tools/make_shards.py does.
+``members.py`` indexes and reads the members, ``dataset.py`` is the data set, ``writing.py`` is behind make_shards.py.
 """
 
 from mkd_plugin.datasets.shards.dataset import ShardDataset

@@ -1,4 +1,4 @@
-"""Training from tar shards, each image in its turn whatever the order."""
+"""A data set that reads single images from tar shards, in any order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mkd_plugin.datasets.folder import EXTENSIONS, ReplaceUnreadable
-from mkd_plugin.datasets.shards.index import ShardIndex, key_of, read_index, scan, write_index
-from mkd_plugin.datasets.shards.reading import member_uri
+from mkd_plugin.datasets.shards.members import ShardIndex, key_of, member_uri, read_index, scan, write_index
 from mkd_plugin.registry import DATASETS
 
 CLASSES = 'classes.txt'
@@ -24,26 +23,25 @@ CLASSES = 'classes.txt'
 class ShardDataset(ReplaceUnreadable):
     """The images in a folder's tar files, WebDataset's or any others.
 
-    The place of every image is known, from an index beside each tar file that is made when there is none. So it is an
-    ordinary data set: samplers shuffle all of it, and a resumed run goes on with the very next image. Every image member is
-    a sample; its label is in the ``.cls`` or ``.json`` member of the same key. ``img_path`` is an address that all loaders
-    of the hosts can read.
+    An index beside each tar file, made on first use, holds the position of every image. Samplers can therefore shuffle the
+    whole set, and a resumed run continues with the very next image. Every image member is a sample; its label is in the
+    ``.cls`` or ``.json`` member of the same key. ``img_path`` is an address that all loaders of the hosts can read.
 
     An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
 
     Args:
         data_root: The folder.
         data_prefix: A folder below it.
-        shards: Which files, as a pattern; in the order of their names. ``train/*.tar`` and ``**/*.tar`` are possible.
-        with_label: Whether to read labels: every image must have one.
-        classes: Names of the classes, or a file with one a line; ``classes.txt`` in the folder if it is there.
-        extensions: What counts as an image, in any case. ``('.jpg',)`` leaves ``key.seg.png`` out.
-        max_unreadable: How many different images may be unreadable; one more is an error.
+        shards: Pattern of the files, such as ``train/*.tar`` or ``**/*.tar``; they are read in the order of their names.
+        with_label: Whether to read labels; then every image must have one.
+        classes: Names of the classes, or a file with one per line; by default ``classes.txt`` in the folder if it exists.
+        extensions: Extensions of images, in any case. ``('.jpg',)`` leaves ``key.seg.png`` out.
+        max_unreadable: How many different images may be unreadable before an error is raised.
         options: Those of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ….
 
     Raises:
-        ValueError: There is no such folder, no tar file in it, one of them is damaged, there is no image in them, or an image
-            has no label.
+        ValueError: The folder does not exist, has no tar file or none with images, a tar file is damaged, or an image has no
+            label.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class ShardDataset(ReplaceUnreadable):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Address, and label, of every image: tar by tar, in their order there."""
+        """Address and label of every image, in the order of the tar files and their members."""
         images: list[dict[str, Any]] = []
         unlabelled: list[str] = []
         for tar, index in self._indexed_tars():
@@ -84,8 +82,8 @@ class ShardDataset(ReplaceUnreadable):
                     continue
                 image: dict[str, Any] = {'img_path': member_uri(tar, name, offset, size)}
                 if self.with_label:
-                    image['gt_label'] = index.labels.get(key_of(name), -1)
-                    if not 0 <= image['gt_label'] < len(self.CLASSES or [()] * (image['gt_label'] + 1)):
+                    image['gt_label'] = label = index.labels.get(key_of(name), -1)
+                    if label < 0 or (self.CLASSES and label >= len(self.CLASSES)):
                         unlabelled.append(f'{tar.name}: {name}')
                 images.append(image)
         if not images:
@@ -98,7 +96,7 @@ class ShardDataset(ReplaceUnreadable):
         return images
 
     def _indexed_tars(self) -> list[tuple[Path, ShardIndex]]:
-        """Every tar file with its index; those that have none are scanned."""
+        """Every tar file with its index; tar files without one are scanned."""
         folder = Path(self.img_prefix)
         if not folder.is_dir():
             raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
@@ -112,16 +110,12 @@ class ShardDataset(ReplaceUnreadable):
         return [(tar, index) for tar, index in found.items() if index is not None]
 
     def extra_repr(self) -> list[str]:
-        """For mmpretrain's ``repr``."""
+        """Lines for mmpretrain's ``repr``."""
         return [f'Tar files: \t{Path(self.img_prefix, self.shards)}']
 
 
 def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
-    """Scan tar files and keep what was found beside them, or in memory if that cannot be.
-
-    Raises:
-        ValueError: One of them is no whole tar file.
-    """
+    """Scan tar files, show the progress, and write the indexes beside them; a read-only folder only causes a warning."""
     print_log(f'Reading the headers of {len(tars)} tar files of {tars[0].parent}: once, they had no index.', 'current')
     indices, unwritten = {}, None
     columns = [TextColumn('index'), BarColumn(), DownloadColumn(), TimeRemainingColumn()]

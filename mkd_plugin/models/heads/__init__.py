@@ -1,4 +1,4 @@
-"""Heads, H in the equation: from student tokens to predictions of the target."""
+"""Heads, H in the equation: predict the target from student tokens."""
 
 from mkd_plugin.models.heads.decoder import NeckHead, TransformerDecoder
 from mkd_plugin.models.heads.pointwise import LinearHead, NoHead, ProjectorHead, RegroupedRelations

@@ -1,4 +1,4 @@
-"""MAE's transformer decoder, which dBOT shares (shape legend: ``mkd_plugin/structures.py``)."""
+"""Heads that predict hidden patches: MAE's transformer decoder, and mmpretrain's decoder necks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask, take
 
 
 def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
-    """Read the tokens of a tap without further prefix tokens (distillation, registers), (B, 1 + V, D)."""
+    """Read a tap's cls and patch tokens, without distillation token and registers, (B, 1 + V, D)."""
     tokens_BND = features.tokens(tap)
     if features.num_prefix == 1:
         return tokens_BND
@@ -25,20 +25,17 @@ def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
 
 @MODELS.register_module()
 class TransformerDecoder(Head):
-    """Fills hidden places with a mask token, adds positions, runs blocks, and predicts the region's tokens.
+    """MAE's decoder: inserts mask tokens, adds positions, runs transformer blocks, and predicts the region's tokens.
 
-    The last block and the prediction compute the region's tokens only: the others would be thrown away.
+    The last block and the prediction compute the region's tokens only.
 
     Args:
-        in_width: Width of the student's tokens.
-        out_width: Width of the target.
-        grid: The student's grid.
-        depth: Blocks.
+        depth: Number of blocks.
         width: Width of the decoder.
         num_heads: Attention heads.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0; dBOT's reference code uses the
             encoder's rate.
-        activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
+        activation_checkpointing: Recompute activations in the backward pass to save memory.
     """
 
     reaches_hidden = True
@@ -69,12 +66,12 @@ class TransformerDecoder(Head):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights: xavier-uniform linears, mask token normal(0.02)."""
+        """Draw new weights: linear layers xavier-uniform, mask token normal(0.02)."""
         init_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, R, out_width)."""
+        """Compute predictions, (B, R, out_width)."""
         tokens_BND = self.embed(cls_and_patches(features, taps[0]))
         if features.mask is not None:
             tokens_BND = self._fill_hidden(tokens_BND, features.mask)
@@ -85,7 +82,7 @@ class TransformerDecoder(Head):
         return self.predict(self.norm(tokens_BRD))
 
     def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:
-        """cls and visible tokens → cls and all L patches in row-major order."""
+        """Insert mask tokens: cls and visible tokens → cls and all L patches in row-major order."""
         assert mask.ids_restore_BL is not None
         cls, visible_BVD = tokens_BND[:, :1], tokens_BND[:, 1:]
         batch, visible, width = visible_BVD.shape
@@ -95,18 +92,15 @@ class TransformerDecoder(Head):
 
 @MODELS.register_module()
 class NeckHead(Head):
-    """Wraps ``neck(tokens, ids_restore)`` that gives one prediction a patch, such as mmpretrain's ``MAEPretrainDecoder``.
+    """Wraps a ``neck(tokens, ids_restore)`` with one prediction per patch, such as mmpretrain's ``MAEPretrainDecoder``.
 
-    Such necks drop the cls token, so the region must be without it. The neck is tried on empty tokens when it is built.
+    Such necks drop the cls token, so the region must not contain it. A trial run at construction checks the neck.
 
     Args:
-        in_width: Width of the student's tokens.
-        out_width: Width of the target; the neck must predict it.
-        grid: The student's grid.
-        neck: The host's config.
+        neck: Config of the neck.
 
     Raises:
-        ValueError: The neck does not take the student's tokens, or does not give ``out_width`` values for each patch.
+        ValueError: The neck rejects the student's tokens, or does not predict ``out_width`` values per patch.
     """
 
     reaches_hidden = True
@@ -122,17 +116,17 @@ class NeckHead(Head):
                 trial = self.neck(torch.zeros(1, 1 + length, in_width), torch.arange(length).unsqueeze(0))
         except RuntimeError as error:
             raise ValueError(
-                f"{type(self.neck).__name__} does not take the student's tokens, (1, 1 + {length}, {in_width}) for one "
+                f"{type(self.neck).__name__} rejects the student's tokens, (1, 1 + {length}, {in_width}) for one "
                 f'image: {error}'
             ) from error
         if trial.shape != (1, length, out_width):
             raise ValueError(
                 f'{type(self.neck).__name__} gives {tuple(trial.shape)} for one image; (1, {length}, {out_width}) is '
-                "needed: the target's width for each patch."
+                "needed: one prediction of the target's width per patch."
             )
 
     def reset_parameters(self) -> None:
-        """Let the neck draw new weights in its own way."""
+        """Let the neck draw new weights by its own initialisation."""
         for module in self.neck.modules():
             if hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
@@ -141,9 +135,9 @@ class NeckHead(Head):
             self.neck.init_weights()
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, R, out_width)."""
+        """Compute predictions, (B, R, out_width)."""
         tokens_BND = cls_and_patches(features, taps[0])
-        if features.mask is None:  # all patches are there, in order
+        if features.mask is None:  # the tokens are already all patches in order
             ids_restore_BL = torch.arange(tokens_BND.shape[1] - 1, device=tokens_BND.device).expand(len(tokens_BND), -1)
         else:
             assert features.mask.ids_restore_BL is not None

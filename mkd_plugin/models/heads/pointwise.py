@@ -1,4 +1,4 @@
-"""Heads that treat every token alone."""
+"""Heads without interaction between tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mkd_plugin.structures import QueryKey, RegionTokens, TokenFeatures
 
 @MODELS.register_module()
 class NoHead(Head):
-    """The student's features themselves, for targets of the same width and for relations of as many heads.
+    """Compares the student's features directly; they need the target's width (for relations, its number of heads).
 
     Raises:
         ValueError: The target has another width, or another number of heads.
@@ -27,19 +27,19 @@ class NoHead(Head):
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         if in_width != out_width:
             raise ValueError(
-                f'Without a head the student must have what the target has, but it has {in_width} channels (for relations: '
-                f'attention heads) and the target {out_width}. Give features a head; relations need networks with as many '
-                'heads.'
+                f'Without a head, student and target need the same number of channels (for relations: attention heads), '
+                f'but the student has {in_width} and the target {out_width}. Add a head; for relations, use networks with '
+                'the same number of heads, or RegroupedRelations.'
             )
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, R, D), or (B, H, R, R) for relations."""
+        """Read the features, (B, R, D), or (B, H, R, R) for relations."""
         return features.select(taps[0], region)
 
 
 @MODELS.register_module()
 class LinearHead(Head):
-    """One linear layer, xavier-uniform."""
+    """Linear layer, initialised xavier-uniform."""
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
@@ -51,19 +51,16 @@ class LinearHead(Head):
         init_linears(self)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, R, out_width)."""
+        """Compute predictions, (B, R, out_width)."""
         return self.linear(features.select(taps[0], region))
 
 
 @MODELS.register_module()
 class ProjectorHead(Head):
-    """DMAE's projector: an MLP as wide as the target, with GELU and PyTorch's default initialisation.
+    """DMAE's projector: an MLP with GELU, hidden layers of the target's width, and PyTorch's default initialisation.
 
     Args:
-        in_width: Width of the student's tokens.
-        out_width: Width of the target, and of the hidden layers.
-        grid: The student's grid.
-        num_layers: Linear layers; 2 is the paper's best (84.0; 1: 83.6, 3: 83.8).
+        num_layers: Number of linear layers; 2 is the paper's best (84.0; 1: 83.6, 3: 83.8).
 
     Raises:
         ValueError: ``num_layers`` is not positive.
@@ -72,7 +69,7 @@ class ProjectorHead(Head):
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int], num_layers: int = 2) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         if num_layers < 1:
-            raise ValueError(f'num_layers={num_layers}: a projector has at least one layer.')
+            raise ValueError(f'num_layers={num_layers}: it must be at least 1.')
         layers: list[nn.Module] = [nn.Linear(in_width, out_width)]
         for _ in range(num_layers - 1):
             layers += [nn.GELU(), nn.Linear(out_width, out_width)]
@@ -85,26 +82,26 @@ class ProjectorHead(Head):
                 layer.reset_parameters()
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, R, out_width)."""
+        """Compute predictions, (B, R, out_width)."""
         return self.layers(features.select(taps[0], region))
 
 
 @MODELS.register_module()
 class RegroupedRelations(Head):
-    """The student's relations with its queries and keys cut into as many heads as the teacher has (as MiniLM v2 does).
+    """Splits the student's queries and keys into the teacher's number of heads before comparing relations (MiniLM v2).
 
-    For a student whose number of heads differs from the teacher's. Nothing is learned: head j of the teacher is compared
-    with the relation over the j-th group of the student's channels. Relations over other numbers of channels differ in
-    scale; use the taps ``logit:i``, which divide by √K on both sides, with it.
+    Use it if student and teacher differ in their number of heads. There are no parameters: head j of the teacher is
+    compared with the relation over the j-th group of the student's channels. Use the taps ``logit:i``, which divide by √K,
+    because unscaled relations over different numbers of channels differ in scale.
 
     Raises:
-        ValueError: When the first batch comes: the student's width is not a multiple of the teacher's number of heads.
+        ValueError: At the first batch, if the student's width is not a multiple of the teacher's number of heads.
     """
 
     kinds = ('relation',)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
-        """(B, H of the teacher, R, R)."""
+        """Compute the student's relations, (B, teacher's H, R, R)."""
         relation = features.taps[taps[0]]
         assert isinstance(relation, QueryKey)
         return replace(features, taps={taps[0]: relation.regroup(self.out_width)}).select(taps[0], region)

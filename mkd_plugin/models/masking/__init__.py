@@ -1,4 +1,4 @@
-"""Maskings: which patches are hidden from the student."""
+"""Maskings: choose the patches that are hidden from the student."""
 
 from mkd_plugin.models.masking.block import BlockMasking
 from mkd_plugin.models.masking.guided import AttentionMasking, RedundancyMasking

@@ -1,4 +1,4 @@
-"""Block-wise masking (BEiT), drawn on the device."""
+"""BEiT's block-wise masking, drawn on the device."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
-ATTEMPTS = 10  # BEiT gives an image up when so many blocks in a row do not fit
+ATTEMPTS = 10  # BEiT stops after this many rejected blocks in a row
 
 
 def propose_blocks(area_B: Tensor, aspect_B: Tensor, place_2B: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """One rectangle an image.
+    """Propose one rectangle per image.
 
     Args:
-        area_B: Wanted area, patches.
-        aspect_B: Height over width.
-        place_2B: Where it stands, uniform in [0, 1): row, column.
+        area_B: Area, patches.
+        aspect_B: Height divided by width.
+        place_2B: Row and column of the rectangle, uniform in [0, 1).
         grid: Patches per column and row.
 
     Returns:
-        block_BL (True inside), and fits_B: whether it is smaller than the grid, both ways, as BEiT asks.
+        block_BL: True inside the rectangle.
+        fits_B: Whether the rectangle is smaller than the grid along both axes, as BEiT requires.
     """
     height_B, width_B = (area_B * aspect_B).sqrt().round(), (area_B / aspect_B).sqrt().round()
     rows, columns = grid
@@ -39,25 +40,23 @@ def propose_blocks(area_B: Tensor, aspect_B: Tensor, place_2B: Tensor, grid: tup
 
 @MODELS.register_module()
 class BlockMasking(Masking):
-    """Hides rectangles until *at most* ``num_hidden`` patches are hidden, so the number differs between images.
+    """Hides rectangular blocks of *at most* ``num_hidden`` patches in total, so the number varies between images.
 
-    As BEiT's generator: a block has an area U(min_block, what remains) and an aspect log-uniform in
-    (min_aspect, 1 / min_aspect); it counts if it hides something new and not more than remains; after ten failures in a
-    row an image is done. Here all images of a batch draw side by side, without reading anything back; ``max_draws`` blocks
-    are tried an image instead of as many as it takes (with 64 of them a second try for more changes one image in
-    thousands).
+    Follows BEiT's generator: a block's area is uniform between ``min_block`` and the number of patches still to hide, its
+    aspect ratio log-uniform in (min_aspect, 1 / min_aspect). A block is accepted if it hides a new patch and does not
+    exceed the limit; ten rejections in a row end an image. Unlike BEiT's, all images of a batch are drawn in parallel,
+    without synchronisation, and ``max_draws`` limits the blocks per image (more than 64 change one image in thousands).
 
     Args:
-        student: The student, for its grid; it must see the full length (:class:`MaskTokenViT`).
-        num_hidden: The most patches to hide; BEiT and MaskDistill 75–78 of 196.
-        ratio: The same as a share: floor(L · ratio).
-        min_block: Smallest area of a block, patches.
-        min_aspect: Smallest height over width.
-        max_draws: Blocks tried for an image.
+        num_hidden: Maximum number of hidden patches; BEiT and MaskDistill use 75–78 of 196.
+        ratio: Maximum share of hidden patches, instead of ``num_hidden``: floor(L · ratio).
+        min_block: Minimum area of a block, patches.
+        min_aspect: Minimum aspect ratio (height divided by width).
+        max_draws: Blocks proposed per image.
 
     Raises:
-        ValueError: Not exactly one of ``num_hidden`` and ``ratio`` is given, or it hides nothing or everything; the other
-            numbers make no block possible.
+        ValueError: Not exactly one of ``num_hidden`` and ``ratio`` is given, a value is out of range, or the student
+            computes visible patches only.
     """
 
     def __init__(
@@ -72,26 +71,28 @@ class BlockMasking(Masking):
     ) -> None:
         super().__init__(student=student)
         if (ratio is None) == (num_hidden is None):
-            raise ValueError(f'Give one of num_hidden and ratio, got num_hidden={num_hidden}, ratio={ratio}.')
+            raise ValueError(f'Set exactly one of num_hidden and ratio, got num_hidden={num_hidden}, ratio={ratio}.')
         most = int(round(self.num_patches * ratio, 6)) if ratio is not None else num_hidden
         assert most is not None
         if not 1 <= most < self.num_patches:
             given = f'ratio={ratio}' if num_hidden is None else f'num_hidden={num_hidden}'
             raise ValueError(
-                f'{given} hides {most} of {self.num_patches} patches; between 1 and {self.num_patches - 1} are possible. To '
-                'hide nothing, use NoMasking.'
+                f'{given} hides {most} of {self.num_patches} patches; the number must lie in [1, {self.num_patches - 1}]. '
+                'To hide nothing, use NoMasking.'
             )
         if not 1 <= min_block <= most:
-            raise ValueError(f'min_block={min_block}: it must lie in [1, {most}], the most patches to hide.')
+            raise ValueError(
+                f'min_block={min_block}: it must lie in [1, {most}], the maximum number of hidden patches.'
+            )
         if not 0 < min_aspect <= 1 or max_draws < 1:
-            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1], max_draws={max_draws} be positive.')
+            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1], and max_draws={max_draws} must be positive.')
         if not student.network.sees_all:
             raise ValueError(
-                f'BlockMasking hides another number of patches in every image, but {type(student.network).__name__} computes '
-                'the visible ones only. Use a MaskTokenViT, or RandomMasking.'
+                f'BlockMasking hides a different number of patches in each image, but {type(student.network).__name__} '
+                'needs the same number of visible patches in every image. Use a MaskTokenViT, or RandomMasking.'
             )
         self.grid, self.most_hidden = student.grid, most
-        self.num_visible = self.num_patches - most  # at least so many
+        self.num_visible = self.num_patches - most  # the minimum
         self.min_block, self.log_aspect, self.max_draws = min_block, math.log(min_aspect), max_draws
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:

@@ -1,4 +1,4 @@
-"""Attention-guided masking (MILAN)."""
+"""Maskings guided by a teacher: by its attention (MILAN) or by the redundancy of its tokens (Hybrid Distill)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from mkd_plugin.structures import QueryKey, TokenMask, take
 
 
 def attention_of_cls(logits: QueryKey, num_prefix: int) -> Tensor:
-    """How much cls attends to each patch, averaged over heads, (B, L); the rows do not sum to 1."""
+    """Compute the attention of cls to each patch, averaged over heads, (B, L); rows do not sum to 1."""
     logits_BHN = torch.einsum('bhk,bhnk->bhn', logits.q_BHNK[:, :, 0] * logits.scale, logits.k_BHNK)
     return logits_BHN.softmax(dim=-1).mean(dim=1)[:, num_prefix:]
 
 
 @MODELS.register_module()
 class AttentionMasking(Masking):
-    """Shows the student patches that a teacher's cls token attends to.
+    """Samples visible patches by a teacher's attention.
 
-    The visible patches are drawn without replacement with probabilities proportional to the attention of the teacher's
-    cls token in its last block (MILAN, Sec. 3.3).
+    Visible patches are drawn without replacement, with probabilities proportional to the attention of the teacher's cls
+    token in its last block (MILAN, Sec. 3.3).
 
     Args:
-        student: The student, for its grid.
-        teacher: Name of the teacher whose attention guides the draw; it must see the whole image.
+        teacher: Name of the teacher whose attention is used; it must see the whole image.
         ratio: Share of hidden patches; floor(L · (1 − ratio)) stay visible.
-        num_visible: The number of visible patches itself, instead of ``ratio``.
+        num_visible: Number of visible patches, instead of ``ratio``.
 
     Raises:
-        ValueError: As :class:`RandomMasking`; the teacher has no attention.
+        ValueError: Not exactly one of ``ratio`` and ``num_visible`` is given, or it is out of range.
     """
 
     tap = 'logit:-1'
@@ -47,30 +46,26 @@ class AttentionMasking(Masking):
         self.teacher = teacher
 
     def teacher_taps(self) -> Mapping[str, tuple[str, ...]]:
-        """The attention's logits of the last block."""
+        """Request the attention logits of the last block."""
         return {self.teacher: (self.tap,)}
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """Draw one mask an image."""
+        """Draw one mask per image."""
         features = teacher_features(self.teacher)
         logits = features.taps[self.tap]
         assert isinstance(logits, QueryKey)
         attention_BL = attention_of_cls(logits, features.num_prefix)
-        # the largest of log p + Gumbel noise are a draw without replacement
+        # Gumbel top-k: the largest of log p + Gumbel noise are a sample without replacement
         noise_BL = -torch.empty_like(attention_BL, dtype=torch.float32).exponential_().log()
         ids_BV = (attention_BL.float().log() + noise_BL).topk(self.num_visible, dim=1).indices
         return TokenMask.from_kept(ids_BV, self.num_patches)
 
 
 def drop_most_average(tokens_BLD: Tensor, ids_kept_BV: Tensor, num_keep: int) -> Tensor:
-    """Of the tokens still kept, keep the ``num_keep`` that are least like their average (cosine).
-
-    Args:
-        tokens_BLD: Patch tokens of the full grid.
-        ids_kept_BV: Patches still kept.
+    """Keep the ``num_keep`` of the tokens ``ids_kept_BV`` whose cosine similarity to their mean is lowest.
 
     Returns:
-        The ids that stay, (B, num_keep).
+        Ids of the remaining patches, (B, num_keep).
     """
     kept_BVD = take(tokens_BLD, ids_kept_BV)
     similarity_BV = F.cosine_similarity(kept_BVD, kept_BVD.mean(dim=1, keepdim=True), dim=-1)
@@ -79,21 +74,20 @@ def drop_most_average(tokens_BLD: Tensor, ids_kept_BV: Tensor, num_keep: int) ->
 
 @MODELS.register_module()
 class RedundancyMasking(Masking):
-    """Drops, at several layers of a teacher, the kept tokens that are most similar to their average.
+    """Hides redundant patches: drops, at several layers of a teacher, the tokens most similar to their mean.
 
-    The teacher always runs on the full image; only the student is masked. After i of n layers
-    round(L · (1 − drop)^i) patches are kept, so the student sees round(L · (1 − drop)^n). That similarity is the cosine
-    to the mean of the kept patch tokens, without cls, is inferred: the paper does not say.
+    The teacher always runs on the full image; only the student is masked. After i of n layers round(L · (1 − drop)^i)
+    patches remain, so the student sees round(L · (1 − drop)^n). The paper does not define the similarity; cosine
+    similarity to the mean of the remaining patch tokens, without cls, is inferred.
 
     Args:
-        student: The student, for its grid.
         teacher: Name of the teacher that ranks the tokens (T_m).
         drop: K, the share dropped at each layer.
-        at: Where tokens are ranked: a number is the *input* of that block, ``'last'`` the output of the last one (with
-            ``at=('last',)`` the paper's direct, single-shot masking).
+        at: Layers at which tokens are ranked: a number for the *input* of that block, ``'last'`` for the output of the
+            last block (``at=('last',)`` is the paper's direct, single-shot masking).
 
     Raises:
-        ValueError: ``drop`` is outside (0, 1), ``at`` is empty or holds something else, or no patch would be left.
+        ValueError: ``drop`` is outside (0, 1), ``at`` is empty or holds an invalid entry, or no patch would remain.
     """
 
     def __init__(
@@ -102,23 +96,23 @@ class RedundancyMasking(Masking):
         super().__init__(student=student)
         if not 0 < drop < 1:
             raise ValueError(
-                f'drop={drop}: the share dropped at a layer must lie in (0, 1). To drop nothing, use NoMasking.'
+                f'drop={drop}: the share dropped at each layer must lie in (0, 1). To hide nothing, use NoMasking.'
             )
         if not at or isinstance(at, str):
-            raise ValueError(f'at={at!r}: name at least one block of the teacher whose input is ranked, as a list.')
+            raise ValueError(f'at={at!r}: give a list of at least one block of the teacher.')
         self.counts = [round(self.num_patches * (1 - drop) ** (i + 1)) for i in range(len(at))]
         self.num_visible = self.counts[-1]
         if self.num_visible < 1:
-            raise ValueError(f'drop={drop} at {len(at)} layers leaves none of {self.num_patches} patches. Lower it.')
+            raise ValueError(f'drop={drop} at {len(at)} layers leaves none of {self.num_patches} patches. Lower drop.')
         self.teacher = teacher
         self.taps = tuple(tap_of(place) for place in at)
 
     def teacher_taps(self) -> Mapping[str, tuple[str, ...]]:
-        """The tokens that are ranked."""
+        """Request the tokens to rank."""
         return {self.teacher: self.taps}
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """Rank and drop, layer by layer."""
+        """Rank and drop tokens, layer by layer."""
         features = teacher_features(self.teacher)
         ids_BV = torch.arange(self.num_patches, device=images_BCHW.device).expand(len(images_BCHW), -1)
         for tap, count in zip(self.taps, self.counts, strict=True):
@@ -127,13 +121,9 @@ class RedundancyMasking(Masking):
 
 
 def tap_of(place: int | str) -> str:
-    """The tap of a place where tokens are ranked.
-
-    Raises:
-        ValueError: It is neither a whole number nor 'last'.
-    """
+    """Convert an entry of ``at`` to a tap. Raises ValueError if it is neither an integer nor 'last'."""
     if place == 'last':
         return 'block:-1'
     if not isinstance(place, int) or isinstance(place, bool):
-        raise ValueError(f"at holds {place!r}: use the number of a block, whose input is ranked, or 'last'.")
+        raise ValueError(f"at contains {place!r}: use the index of a block, or 'last'.")
     return f'input:{place}'

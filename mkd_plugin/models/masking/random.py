@@ -1,4 +1,4 @@
-"""No masking: plain knowledge distillation."""
+"""Random masking, and no masking (plain knowledge distillation)."""
 
 from __future__ import annotations
 
@@ -12,38 +12,34 @@ from mkd_plugin.structures import TokenMask
 
 @MODELS.register_module()
 class NoMasking(Masking):
-    """Shows every patch."""
+    """Hides no patch."""
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__(student=student)
         self.num_visible = self.num_patches
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """A mask that hides nothing."""
+        """Build a mask that hides nothing."""
         hidden_BL = torch.zeros(len(images_BCHW), self.num_patches, dtype=torch.bool, device=images_BCHW.device)
         return TokenMask.from_hidden(hidden_BL, self.num_patches)
 
 
 def count_visible(num_patches: int, ratio: float | None, num_visible: int | None) -> int:
-    """V, from the share of hidden patches or from the number itself.
-
-    Raises:
-        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden.
-    """
+    """Compute V from the share of hidden patches, or check the given number. Raises ValueError if out of range."""
     if (ratio is None) == (num_visible is None):
-        raise ValueError(f'Give one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
+        raise ValueError(f'Set exactly one of ratio and num_visible, got ratio={ratio}, num_visible={num_visible}.')
     if num_visible is not None and not isinstance(num_visible, int):
         raise ValueError(f'num_visible={num_visible}: it must be a whole number of patches.')
     if ratio is not None and not 0 < ratio < 1:
         raise ValueError(f'ratio={ratio}: it must lie in (0, 1). To hide nothing, use NoMasking.')
-    # The nearest integer wins over a rounding error such as 100 · (1 − 0.9) = 9.999…
+    # round first, so that 100 · (1 − 0.9) = 9.999… becomes 10
     visible = num_visible if ratio is None else int(round(num_patches * (1 - ratio), 6))
     assert visible is not None
     if not 1 <= visible < num_patches:
         given = f'ratio={ratio}' if num_visible is None else f'num_visible={num_visible}'
         raise ValueError(
-            f'{given} leaves {visible} of {num_patches} patches visible; between 1 and {num_patches - 1} '
-            f'are possible. Lower the ratio, or use a larger image or smaller patches.'
+            f'{given} leaves {visible} of {num_patches} patches visible; the number must lie in [1, {num_patches - 1}]. '
+            f'Lower the ratio, or use a larger image or smaller patches.'
         )
     return visible
 
@@ -53,15 +49,14 @@ class RandomMasking(Masking):
     """Hides a random subset of fixed size, uniformly over all subsets.
 
     Args:
-        student: The student, for its grid.
         ratio: Share of hidden patches; floor(L · (1 − ratio)) stay visible.
-        num_visible: The number of visible patches itself, instead of ``ratio``.
-        unit: Hide squares of unit × unit patches instead of single ones (SimMIM): floor(L / unit² · (1 − ratio)) squares
-            stay visible, and ``num_visible`` must be a whole number of squares.
+        num_visible: Number of visible patches, instead of ``ratio``.
+        unit: Side, in patches, of the squares that are hidden (SimMIM): floor(L / unit² · (1 − ratio)) squares stay
+            visible, and ``num_visible`` must be a multiple of unit².
 
     Raises:
-        ValueError: Not exactly one of the two is given, the ratio is outside (0, 1), or no patch stays visible or hidden;
-            the grid is not a whole number of units.
+        ValueError: Not exactly one of ``ratio`` and ``num_visible`` is given, one is out of range, or ``unit`` does not
+            divide the grid.
     """
 
     def __init__(
@@ -84,7 +79,7 @@ class RandomMasking(Masking):
         self.num_visible = self.units_visible * unit**2
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """Draw one random mask an image."""
+        """Draw one random mask per image."""
         noise_BU = torch.rand(len(images_BCHW), self.units[0] * self.units[1], device=images_BCHW.device)
         kept_BV = noise_BU.argsort(dim=1)[:, : self.units_visible]
         if self.unit == 1:

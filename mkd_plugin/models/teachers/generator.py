@@ -1,4 +1,4 @@
-"""Pixels as the teacher (MAE, SimMIM)."""
+"""Teachers that give fixed targets: pixels (MAE, SimMIM) and mmpretrain's target generators (HOG, VQ-KD, dVAE)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMas
 
 @MODELS.register_module()
 class PixelTeacher(Teacher):
-    """The student's own normalised pixels, one vector a patch: (row, column, channel), channel fastest, as MAE orders them.
+    """The student's normalised pixels, one vector per patch in MAE's order: (row, column, channel), channel fastest.
 
-    Its only tap is ``output``. There is no cls token.
+    The only tap is ``output``. There is no cls token.
     """
 
     def __init__(self, *, student: StudentContext) -> None:
@@ -29,9 +29,9 @@ class PixelTeacher(Teacher):
         self.patch_size, self.in_channels = student.network.patch_size, student.network.in_channels
 
     def tap_spec(self, name: str) -> TapSpec:
-        """``output``: patch² · channels values a patch."""
+        """Describe ``output``: patch² · channels values per patch."""
         if name != 'output':
-            raise ValueError(f"PixelTeacher has the tap 'output' only, got '{name}'.")
+            raise ValueError(f"PixelTeacher has only the tap 'output', got '{name}'.")
         return TapSpec('tokens', self.patch_size**2 * self.in_channels, cls=False)
 
     def forward(
@@ -43,17 +43,17 @@ class PixelTeacher(Teacher):
 
 
 def as_tokens(output: Any) -> Tensor:
-    """What a host's generator gives, as tokens (B, N, D); class numbers have D = 1 and an integer type.
+    """Convert the output of a target generator to tokens (B, N, D); class indices become (B, N, 1) integers.
 
     ==================================  =============================
     features (B, N, D)                  HOG
     (features (B, N, D), attention)     CLIP
-    class numbers (B, N)                VQ-KD
-    class scores (B, classes, h, w)     dVAE: the best class a place
+    class indices (B, N)                VQ-KD
+    class scores (B, classes, h, w)     dVAE; the argmax is taken
     ==================================  =============================
 
     Raises:
-        ValueError: Something else.
+        ValueError: The output has another form.
     """
     tokens = output[0] if isinstance(output, (tuple, list)) else output
     if isinstance(tokens, Tensor) and tokens.dim() == 4:
@@ -62,16 +62,12 @@ def as_tokens(output: Any) -> Tensor:
         tokens = tokens.unsqueeze(-1)
     if not isinstance(tokens, Tensor) or tokens.dim() != 3:
         got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f'A target generator gave {got}; (B, N, D), (B, N) or (B, classes, h, w) is understood.')
+        raise ValueError(f'The target generator returned {got}; expected (B, N, D), (B, N) or (B, classes, h, w).')
     return tokens
 
 
 def load_generator(generator: nn.Module, init_cfg: dict[str, Any] | None) -> None:
-    """Load what ``init_cfg`` names, strictly: the hosts' own loading only logs what a file does not have.
-
-    Raises:
-        ValueError: The file does not cover the generator.
-    """
+    """Load the checkpoint of ``init_cfg`` strictly; mmengine's own loading only logs missing keys."""
     if init_cfg is not None and init_cfg['type'] == 'Pretrained':
         load_module(generator, init_cfg['checkpoint'], prefix=init_cfg.get('prefix', ''))
     elif isinstance(generator, BaseModule):
@@ -80,21 +76,20 @@ def load_generator(generator: nn.Module, init_cfg: dict[str, Any] | None) -> Non
 
 @MODELS.register_module()
 class GeneratorTeacher(Teacher):
-    """Wraps ``generator(images)``. Its only tap is ``output``.
+    """Wraps a target generator, called as ``generator(images)``. The only tap is ``output``.
 
-    The generator is tried on one empty image when it is built, which tells its width, grid and whether it gives cls.
+    A trial run on an empty image at construction finds the generator's width and grid, and whether it gives cls.
 
     Args:
-        student: The student, for its grid and image size.
-        generator: Config of a module that maps normalised images (B, C, H, W) to something :func:`as_tokens` knows.
-        num_classes: For class numbers: how many classes there are, which is what the head must predict.
+        generator: Config of a module that maps normalised images (B, C, H, W) to an output of :func:`as_tokens`.
+        num_classes: Number of classes, if the generator gives class indices.
         img_size: Side of the generator's input, pixels; the student's by default.
-        pixel_mean: The generator's, per channel, 0 … 255; the student's by default.
-        pixel_std: Likewise.
+        pixel_mean: Mean per channel of the generator's input, 0 … 255; the student's by default.
+        pixel_std: Standard deviation likewise.
 
     Raises:
-        ValueError: The generator does not give one target for each of the student's patches; ``num_classes`` is missing
-            for class numbers, or given for features; the file that the generator's ``init_cfg`` names does not cover it.
+        ValueError: The generator does not give one target per patch of the student; ``num_classes`` is missing for class
+            indices, or given for features; the generator's checkpoint does not cover it.
     """
 
     def __init__(
@@ -122,17 +117,17 @@ class GeneratorTeacher(Teacher):
             raise ValueError(
                 f'{name} gives {trial.shape[1]} targets for one image of {height} × {width} px; the student has '
                 f'{student.grid[0]} × {student.grid[1]} = {student.num_patches} patches (with or without cls). '
-                'Choose img_size so that both grids agree.'
+                'Choose img_size so that the grids match.'
             )
         if (num_classes is not None) == trial.is_floating_point():
-            raise ValueError(f'{name} gives {trial.dtype}: num_classes belongs to class numbers, got {num_classes}.')
+            raise ValueError(f'{name} gives {trial.dtype}: set num_classes for class indices only, got {num_classes}.')
         self.classes = num_classes is not None
         self.channels = trial.shape[2] if num_classes is None else num_classes
 
     def tap_spec(self, name: str) -> TapSpec:
-        """``output``: the generator's width, or its number of classes."""
+        """Describe ``output``: the generator's width, or its number of classes."""
         if name != 'output':
-            raise ValueError(f"GeneratorTeacher has the tap 'output' only, got '{name}'.")
+            raise ValueError(f"GeneratorTeacher has only the tap 'output', got '{name}'.")
         return TapSpec('tokens', self.channels, cls=self.num_prefix == 1, classes=self.classes)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Teachers made of the student itself: its earlier stages (dBOT), or its moving average."""
+"""Teachers copied from the student: its earlier stages (dBOT), or its moving average."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMas
 
 
 class StudentCopy(Teacher):
-    """A teacher whose network has the student's architecture and is saved with the student."""
+    """Base class of teachers whose network is a copy of the student, saved in checkpoints."""
 
     network: VisionTransformer
 
@@ -30,11 +30,11 @@ class StudentCopy(Teacher):
 
     @property
     def complete(self) -> bool:
-        """Whether ``network``, as it is saved, is the present teacher."""
+        """Whether the saved ``network`` is the current teacher."""
         return True
 
     def tap_spec(self, name: str) -> TapSpec:
-        """Describe a tap, as the student does."""
+        """Describe a tap of the student."""
         return self.network.tap_spec(name)
 
     def forward(
@@ -53,24 +53,21 @@ class StudentCopy(Teacher):
 
 @MODELS.register_module()
 class BootstrappedTeacher(StudentCopy):
-    """Teacher 0, then the student of the stage before (dBOT, Sec. 3).
+    """Bootstrapped teacher: the student of the previous stage (dBOT, Sec. 3).
 
-    Stage s ≥ 1 trains student s from teacher s − 1; when it ends, student s becomes teacher s. The network is saved in
-    checkpoints, because from stage 2 on nothing else has it.
+    Stage s ≥ 1 trains student s from teacher s − 1; when it ends, student s becomes teacher s.
 
     Args:
-        student: The student.
-        start: Teacher 0: 'student' for a copy of the freshly initialised student (the reference code's "random"
-            teacher), or the config of another teacher, for example ``dict(type='ViTTeacher', checkpoint=…)``.
-        start_depth: With ``start='student'``, how many blocks teacher 0 has; the reference code uses 0 (patch embedding,
-            position and cls only) for L and H. None for all.
-        stages: Number of equal stages that the run is divided into, or their relative lengths.
-        reset_student: Draw new weights for student and heads at the start of a stage (84.5 against 84.2 without).
-        reset_optimizer: Also forget the optimiser's moments; the reference code keeps them.
+        start: Teacher 0: 'student' for a copy of the initial student (the reference code's "random" teacher), or the
+            config of another teacher, for example ``dict(type='ViTTeacher', checkpoint=…)``.
+        start_depth: Number of blocks of teacher 0 with ``start='student'``; None for all. The reference code uses 0
+            (patch embedding, positions and cls only) for L and H.
+        stages: Number of equal stages of the run, or their relative lengths.
+        reset_student: Draw new weights for student and heads at the start of a stage (84.5 instead of 84.2).
+        reset_optimizer: Also reset the optimiser's moments; the reference code keeps them.
 
     Raises:
-        ValueError: An unknown ``start``; a ``start_depth`` the network does not have; teacher 0 of another width, which
-            could not be followed by the student; stages that are not positive.
+        ValueError: An option has an invalid value, or teacher 0 does not see the whole image.
     """
 
     def __init__(
@@ -88,12 +85,11 @@ class BootstrappedTeacher(StudentCopy):
             raise ValueError(f"start='{start}': use 'student' or the config of a teacher.")
         if start_depth is not None and (start != 'student' or not 0 <= start_depth <= self.network.arch.depth):
             raise ValueError(
-                f"start_depth={start_depth}: with start='student' it may be 0 … {self.network.arch.depth}; "
-                'another teacher has its own depth.'
+                f"start_depth={start_depth}: it must lie in [0, {self.network.arch.depth}], and needs start='student'."
             )
         shares = (1,) * stages if isinstance(stages, int) else tuple(stages)
         if not shares or min(shares) < 1:
-            raise ValueError(f'stages={stages}: give the number of stages, or their relative lengths; all positive.')
+            raise ValueError(f'stages={stages}: give the number of stages, or their relative lengths, all positive.')
         self.stages = Stages(shares, reset_student, reset_optimizer)
         self.changes = len(shares) > 1
         self.first: Teacher | None = None if isinstance(start, str) else build(start, student=student)
@@ -103,29 +99,25 @@ class BootstrappedTeacher(StudentCopy):
         self.promotions = 0
 
     def promote(self, student: VisionTransformer) -> None:
-        """Copy the student."""
+        """Copy the student, which becomes the teacher."""
         self.start_from(student)
         self.promotions += 1
 
     def tap_spec(self, name: str) -> TapSpec:
-        """Describe a tap, the same for every stage.
-
-        Raises:
-            ValueError: Teacher 0 gives something else there than the student will.
-        """
+        """Describe a tap. Raises ValueError if teacher 0 does not give the same there as the student."""
         later = super().tap_spec(name)
         if self.start_depth is not None:
-            parse_tap(name, self.start_depth)  # raises if teacher 0 has no such tap
+            parse_tap(name, self.start_depth)  # raises if teacher 0 is too short
         if self.first is not None and self.first.tap_spec(name) != later:
             raise ValueError(
-                f"Teacher 0 gives {self.first.tap_spec(name)} at '{name}', but the student that follows it {later}. Train "
-                'one stage with a plain ViTTeacher of that size, then start new stages from its student.'
+                f"Teacher 0 gives {self.first.tap_spec(name)} at '{name}', but the student, the next teacher, gives {later}. "
+                'Train one stage with a plain ViTTeacher of that size, then start new stages from its student.'
             )
         return later
 
     @property
     def complete(self) -> bool:
-        """Whether ``network`` is the present teacher: not while teacher 0 is another network or a shortened one."""
+        """Whether ``network`` is the current teacher; False while teacher 0 is another or a shortened network."""
         return self.promotions > 0 or (self.first is None and self.start_depth is None)
 
     def forward(
@@ -137,7 +129,7 @@ class BootstrappedTeacher(StudentCopy):
         depth = self.start_depth if self.promotions == 0 else None
         return self.network(images_BCHW, None, taps, depth=depth, region=region)
 
-    # The count is a Python number, because reading a tensor in a step would synchronise; checkpoints hold a tensor.
+    # `promotions` is a Python number because reading a tensor would synchronise; checkpoints store it as a tensor.
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -153,11 +145,10 @@ class MomentumTeacher(StudentCopy):
     """teacher ← m · teacher + (1 − m) · student after every optimiser step (dBOT, Table 5; the step is inferred).
 
     Args:
-        student: The student, whose first weights the teacher copies.
         momentum: m, or the config of a ramp: ``dict(type='CosineRamp', start=0.996, end=1.0)``.
 
     Raises:
-        ValueError: A momentum outside [0, 1].
+        ValueError: The momentum lies outside [0, 1].
     """
 
     changes = True

@@ -1,4 +1,4 @@
-"""The student's images as a teacher wants them."""
+"""Frozen ViT teachers (including CLIP), and the conversion of the student's images to a teacher's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, check_options
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+
 
 class PixelView(nn.Module):
-    """Renormalises the student's batch with a teacher's statistics, and resizes it where the sizes differ.
+    """Renormalises the student's images with a teacher's statistics, and resizes them if the sizes differ.
 
     Args:
         student: The student, for its statistics.
         image_hw: Height and width of the teacher's input, pixels; None for the student's.
-        pixel_mean: The teacher's, per channel, 0 … 255; None for the student's.
-        pixel_std: Likewise.
+        pixel_mean: Mean per channel of the teacher's input, 0 … 255; None for the student's.
+        pixel_std: Standard deviation likewise.
     """
 
     scale: Tensor
@@ -40,7 +45,7 @@ class PixelView(nn.Module):
         super().__init__()
         self.image_hw = image_hw or student.network.image_hw
         student_mean, student_std, own_mean, own_std = (
-            torch.tensor(values, dtype=torch.float32).double().view(-1, 1, 1)  # as the preprocessor keeps them
+            torch.tensor(values, dtype=torch.float32).double().view(-1, 1, 1)  # same rounding as the preprocessor
             for values in (
                 student.pixel_mean,
                 student.pixel_std,
@@ -55,7 +60,7 @@ class PixelView(nn.Module):
         self.register_buffer('shift', shift.float(), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """The teacher's view; the very same tensor if nothing differs."""
+        """Convert images; returns the same tensor if nothing differs."""
         if not self.same_pixels:
             images_BCHW = images_BCHW * self.scale + self.shift
         if images_BCHW.shape[-2:] != self.image_hw:
@@ -63,31 +68,27 @@ class PixelView(nn.Module):
         return images_BCHW
 
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
 @MODELS.register_module()
 class ViTTeacher(Teacher):
-    """A frozen ViT from a file, which is not saved into our checkpoints.
+    """Frozen ViT loaded from a file; not saved in checkpoints.
 
-    It owns its pixel statistics and input size: the student's batch is renormalised, and resized with antialiasing where
-    the sizes differ, on the device.
+    The student's images are renormalised with the teacher's pixel statistics, and resized with antialiasing if the sizes
+    differ, on the device.
 
     Args:
         student: The student, for its grid and pixel statistics.
-        arch: Size, as the student's.
+        arch: Size, as for the student.
         patch_size: Side of a patch in the teacher's input, pixels.
-        img_size: Side of the teacher's input, pixels; by default that of the student scaled so that both grids match
-            (a /14 teacher of a 224-px /16 student gets 196 px).
+        img_size: Side of the teacher's input, pixels; by default chosen so that the grids match (196 for a /14 teacher of
+            a 224-px /16 student).
         network: Further options of :class:`~mkd_plugin.models.vit.VisionTransformer`, for example
             ``dict(position='none', relative_position='shared', layer_scale=0.1)`` for BEiT v2.
         checkpoint: File to load, strictly.
-        prefix: The network's prefix in the file, if it is not found by itself.
-        seed: Draw random weights with this seed instead of loading a file.
-        sees: 'all' patches, or only the 'visible' ones of the student (DMAE).
-        pixel_mean: Per channel, 0 … 255; ImageNet's by default.
-        pixel_std: Likewise.
+        prefix: Prefix of the network's keys in the file; inferred by default.
+        seed: Seed for random weights, instead of ``checkpoint``.
+        sees: Patches that the teacher computes: 'all', or the student's 'visible' ones (DMAE).
+        pixel_mean: Mean per channel of the teacher's input, 0 … 255; ImageNet's by default.
+        pixel_std: Standard deviation likewise.
 
     Raises:
         ValueError: Not exactly one of ``checkpoint`` and ``seed`` is given; the grids differ; the file does not cover the
@@ -110,10 +111,7 @@ class ViTTeacher(Teacher):
         pixel_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__(student=student)
-        if (checkpoint is None) == (seed is None):
-            raise ValueError(
-                f'Give a teacher either checkpoint=… or seed=… (random weights), got checkpoint={checkpoint}, seed={seed}.'
-            )
+        check_weights(checkpoint, seed)
         if sees not in ('all', 'visible'):
             raise ValueError(f"sees='{sees}': use 'all' or 'visible'.")
         self.sees_all = sees == 'all'
@@ -141,46 +139,44 @@ class ViTTeacher(Teacher):
             raise ValueError(
                 f'The teacher has a {grid[0]} × {grid[1]} grid (img_size={network.img_size}, '
                 f'patch_size={network.patch_size}), the student {student.grid[0]} × {student.grid[1]}. '
-                f'Give the teacher img_size={student.grid[0] * network.patch_size}, or leave img_size out.'
+                f"Set the teacher's img_size={student.grid[0] * network.patch_size}, or remove img_size."
             )
         if self.sees_all:
             return
         if network.image_hw != student.network.image_hw:
             raise ValueError(
                 f"sees='visible': the teacher's img_size={network.image_hw[0]} differs from the student's "
-                f'{student.network.image_hw[0]}, and resizing would mix hidden pixels into visible patches. Use a teacher of '
-                'the same patch size.'
+                f'{student.network.image_hw[0]}, and resizing would mix hidden pixels into visible patches. Use a teacher '
+                'with the same patch size.'
             )
         if network.relative_position is not None:
             raise ValueError("sees='visible': a relative position bias needs the full grid. Use sees='all'.")
 
     def tap_spec(self, name: str) -> TapSpec:
-        """As the network's."""
+        """Describe a tap of the network."""
         return self.network.tap_spec(name)
 
     def forward(
         self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
     ) -> TokenFeatures:
-        """Run the network up to the highest tap, its last block for the region only."""
+        """Run the network on the intact images, or on the visible patches with ``sees='visible'``."""
         return self.network(self.view(images_BCHW), None if self.sees_all else mask, taps, region=region)
 
 
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 CLIP_NETWORK = dict(position='learned', activation='quick_gelu', norm_eps=1e-5, pre_norm=True)
 PROJECTIONS = {'b': 512, 'l': 768}
 
 
 @MODELS.register_module()
 class CLIPTeacher(ViTTeacher):
-    """:class:`ViTTeacher` with the options of OpenAI's CLIP: its pixel statistics, ``ln_pre``, quick GELU, projection.
+    """:class:`ViTTeacher` with the defaults of OpenAI's CLIP: pixel statistics, ``ln_pre``, quick GELU, projection.
 
-    Taps: 'projected' gives ``ln_post`` on every token and then the projection; 'output' the same without the projection;
-    'block:-1' neither. Takes the options of :class:`ViTTeacher`.
+    The tap 'projected' is after ``ln_post`` and the projection, 'output' after ``ln_post``, 'block:-1' before both.
+    Further options are those of :class:`ViTTeacher`.
 
     Args:
         arch: 'b' (use ``patch_size=16`` or 32), 'l' (``patch_size=14``), or a dict.
-        network: Options that differ from OpenAI's, for example ``dict(activation='gelu')`` for most of OpenCLIP's.
+        network: Options that differ from OpenAI's, for example ``dict(activation='gelu')`` for most OpenCLIP models.
     """
 
     def __init__(
@@ -195,3 +191,12 @@ class CLIPTeacher(ViTTeacher):
         projection = PROJECTIONS.get(arch) if isinstance(arch, str) else None
         clip = {**CLIP_NETWORK, 'projection': projection, **(network or {})}
         super().__init__(arch=arch, network=clip, pixel_mean=pixel_mean, pixel_std=pixel_std, **options)
+
+
+def check_weights(checkpoint: str | None, seed: int | None) -> None:
+    """Raise ValueError unless exactly one source of a teacher's weights is given."""
+    if (checkpoint is None) == (seed is None):
+        raise ValueError(
+            "Set exactly one of the teacher's checkpoint and seed (random weights), got "
+            f'checkpoint={checkpoint}, seed={seed}.'
+        )

@@ -1,4 +1,4 @@
-"""The one Vision Transformer that students, teachers and the dense backbone share."""
+"""The Vision Transformer shared by students, teachers and the dense backbones."""
 
 from mkd_plugin.models.vit.block import Arch, Block, resolve_arch
 from mkd_plugin.models.vit.embeddings import cut_patches, sincos_positions

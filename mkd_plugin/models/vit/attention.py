@@ -1,4 +1,4 @@
-"""Multi-head self-attention on the fused kernel (shape legend: ``mkd_plugin/structures.py``)."""
+"""Multi-head self-attention with PyTorch's fused kernel (shape legend: ``mkd_plugin/structures.py``)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mkd_plugin.structures import QueryKey, take
 
 
 class AttentionOutput(NamedTuple):
-    """What one attention layer gives.
+    """Output of an attention layer.
 
     Attributes:
-        update_BRD: What it adds to the (chosen) tokens; None if the layer only made its queries, keys and values.
-        q_BHRK: Queries of the chosen tokens.
+        update_BRD: Residual update of the selected tokens; None if only queries, keys and values were computed.
+        q_BHRK: Queries of the selected tokens.
         k_BHNK: Keys.
-        v_BHNK: Values; None if nothing reads them.
+        v_BHNK: Values; None if no tap reads them.
     """
 
     update_BRD: Tensor | None
@@ -28,23 +28,18 @@ class AttentionOutput(NamedTuple):
     v_BHNK: Tensor | None
 
     def query_key(self) -> QueryKey:
-        """Queries and keys, for token relations."""
+        """Pair queries with keys, for token relations."""
         return QueryKey(self.q_BHRK, self.k_BHNK)
 
     def qkv_BNE(self) -> Tensor:
-        """Queries, keys and values as the layer's linear map gives them, (B, N, 3 · D)."""
+        """Concatenate queries, keys and values as the ``qkv`` layer outputs them, (B, N, 3 · D)."""
         assert self.v_BHNK is not None
         parts = (self.q_BHRK, self.k_BHNK, self.v_BHNK)
         return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1)
 
 
 class LayerScale(nn.Module):
-    """x · weight; the parameter's name is that of mmpretrain's and mmcv's ``LayerScale``.
-
-    Args:
-        width: Channels of a token.
-        start: First value of every factor.
-    """
+    """Scale each channel by a learned factor; parameter name as in mmpretrain's and mmcv's ``LayerScale``."""
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
@@ -52,11 +47,11 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), start))
 
     def reset_parameters(self) -> None:
-        """Back to the first value."""
+        """Reset every factor to its initial value."""
         nn.init.constant_(self.weight, self.start)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
+        """Scale tokens."""
         return x_BND * self.weight
 
 
@@ -66,8 +61,8 @@ class Attention(nn.Module):
     Args:
         width: Channels of a token.
         num_heads: Heads; each has ``width // num_heads`` channels.
-        relative_grid: Grid of a relative position bias of this layer's own; None for none.
-        layer_scale: First value of a learned factor per channel on the update; None for none.
+        relative_grid: Grid of this layer's own relative position bias; None for no bias.
+        layer_scale: Initial value of the update's layer scale; None for no layer scale.
     """
 
     def __init__(
@@ -92,8 +87,8 @@ class Attention(nn.Module):
 
         Args:
             x_BND: Normalised tokens.
-            rows_BR: Compute the output of these tokens only; they still attend to all N.
-            bias_1HNN: Added to the logits: the bias that all layers share.
+            rows_BR: Tokens to compute the output for; they still attend to all N. None for all.
+            bias_1HNN: Bias shared by all layers, added to the attention logits.
         """
         q, k, v = self._split(self.qkv(x_BND)) if rows_BR is None else self._heads_of_rows(x_BND, rows_BR)
         bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
@@ -105,7 +100,7 @@ class Attention(nn.Module):
         return AttentionOutput(self.gamma1(self.proj(out_BHNK.transpose(1, 2).flatten(2))), q, k, v)
 
     def project(self, x_BND: Tensor, *, values: bool) -> AttentionOutput:
-        """Queries and keys, and values if wanted, for a network that stops here."""
+        """Compute only queries and keys, and values if requested, when no later layer is needed."""
         parts = self._split(self._part_of_qkv(x_BND, 0, 3 if values else 2))
         return AttentionOutput(None, parts[0], parts[1], parts[2] if values else None)
 
@@ -114,13 +109,13 @@ class Attention(nn.Module):
         return (*self._split(queries), *self._split(keys_values))
 
     def _part_of_qkv(self, x_BND: Tensor, first: int, end: int) -> Tensor:
-        """Of (query, key, value) only those from ``first`` to before ``end``, (B, N, (end − first) · D)."""
+        """Apply the rows of ``qkv`` for (query, key, value)[first:end], (B, N, (end − first) · D)."""
         rows = slice(first * x_BND.shape[-1], end * x_BND.shape[-1])
         return F.linear(x_BND, self.qkv.weight[rows], self.qkv.bias[rows])
 
     def _split(self, packed_BNE: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values that lie one behind the other, each (B, H, N, K)."""
+        """Split concatenated queries, keys and values into one (B, H, N, K) tensor each."""
         batch, length, _ = packed_BNE.shape
-        # taken apart first and transposed then: so their gradients are put together where the linear layer reads them
+        # unbind before transposing: the backward pass then writes all gradients into one contiguous tensor
         parts = packed_BNE.view(batch, length, -1, self.num_heads, self.proj.in_features // self.num_heads).unbind(2)
         return tuple(part_BNHK.transpose(1, 2) for part_BNHK in parts)

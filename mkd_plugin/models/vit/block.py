@@ -1,4 +1,4 @@
-"""Sizes of Vision Transformers, in one place: ViT-B → L → tiny is one override of ``arch``."""
+"""Transformer block, its initialisation, and the standard ViT sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Arch:
     """Size of a transformer.
 
     Raises:
-        ValueError: The width is not a multiple of the number of heads, or a size is not positive.
+        ValueError: A size is not positive, or ``width`` is not a multiple of ``num_heads``.
     """
 
     width: int
@@ -31,7 +31,7 @@ class Arch:
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.num_heads, self.mlp_ratio) <= 0 or self.width % self.num_heads:
-            raise ValueError(f'{self}: sizes must be positive and width a multiple of num_heads.')
+            raise ValueError(f'{self}: all sizes must be positive, and width must be a multiple of num_heads.')
 
 
 ARCHS = {
@@ -44,23 +44,16 @@ ARCHS = {
 
 
 def resolve_arch(arch: str | dict[str, Any] | Arch) -> Arch:
-    """Turn a config's ``arch`` into sizes.
-
-    Args:
-        arch: One of ``ARCHS`` or ``dict(width=…, depth=…, num_heads=…[, mlp_ratio=…])``.
-
-    Raises:
-        ValueError: An unknown name or key.
-    """
+    """Resolve a config's ``arch``: a key of ``ARCHS`` or a dict. Raises ValueError for unknown names or keys."""
     if isinstance(arch, Arch):
         return arch
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f"arch='{arch}' is not known: choose from {sorted(ARCHS)} or give a dict.")
+            raise ValueError(f"Unknown arch='{arch}': choose from {sorted(ARCHS)} or give a dict.")
         return ARCHS[arch]
     allowed = {field.name for field in fields(Arch)}
     if not {'width', 'depth', 'num_heads'} <= set(arch) <= allowed:
-        raise ValueError(f'arch={dict(arch)}: a dict needs width, depth, num_heads and may have mlp_ratio.')
+        raise ValueError(f'arch={dict(arch)}: the dict needs width, depth and num_heads; mlp_ratio is optional.')
     return Arch(**arch)
 
 
@@ -68,7 +61,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'quick_gelu': QuickG
 
 
 class FeedForward(nn.Module):
-    """Two-layer perceptron; nested as mmcv's ``FFN`` so that the keys agree."""
+    """Two-layer MLP, nested like mmcv's ``FFN`` so that state-dict keys match."""
 
     def __init__(self, *, width: int, hidden: int, activation: str = 'gelu', layer_scale: float | None = None) -> None:
         super().__init__()
@@ -77,24 +70,24 @@ class FeedForward(nn.Module):
         self.gamma2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
+        """Apply the MLP to every token."""
         return self.gamma2(self.layers(x_BND))
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x), each branch with stochastic depth per image.
+    """Pre-norm transformer block: attention, then MLP, each a residual branch with per-image stochastic depth.
 
     Args:
         width: Channels of a token.
         num_heads: Attention heads.
-        mlp_ratio: Hidden width of the perceptron over ``width``.
-        drop_path: Probability that a branch is skipped for an image.
-        norm_eps: Of the two LayerNorms.
-        activation: Of the perceptron, one of ``ACTIVATIONS``.
-        layer_scale: First value of a learned factor per channel on both branches; None for none.
-        relative_grid: Grid of a relative position bias of this block's own; None for none.
-        recompute: Keep only the block's input for the backward pass and compute the rest again (activation checkpointing:
-            about a third more time, a fraction of the memory).
+        mlp_ratio: Hidden width of the MLP divided by ``width``.
+        drop_path: Probability of skipping a branch for an image.
+        norm_eps: Epsilon of both LayerNorms.
+        activation: Activation of the MLP, a key of ``ACTIVATIONS``.
+        layer_scale: Initial value of both branches' layer scale; None for no layer scale.
+        relative_grid: Grid of this block's own relative position bias; None for no bias.
+        recompute: Recompute activations in the backward pass (activation checkpointing): about a third more time for a
+            fraction of the memory.
     """
 
     attention_class: ClassVar[type[Attention]] = Attention
@@ -130,14 +123,14 @@ class Block(nn.Module):
 
         Args:
             x_BND: Tokens.
-            rows_BR: Give these tokens only, (B, R, D): exactly the same rows, computed without the rest.
-            bias_1HNN: A relative position bias that all blocks share.
+            rows_BR: Tokens to return, computed without the others; None for all.
+            bias_1HNN: Relative position bias shared by all blocks.
 
         Returns:
-            The new tokens, and what its attention gave.
+            The updated tokens (B, R, D), and the output of the attention layer.
         """
         if self.recompute and torch.is_grad_enabled():
-            # not mmengine's `activation_checkpointing`: it wraps with the re-entrant form, which loses relation taps
+            # mmengine's `activation_checkpointing` uses the re-entrant form, which drops the gradients of relation taps
             result: tuple[Tensor, AttentionOutput] = checkpoint(
                 self._forward, x_BND, rows_BR, bias_1HNN, use_reentrant=False
             )
@@ -153,13 +146,12 @@ class Block(nn.Module):
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Rates that grow linearly from 0 at the first block to ``rate`` at the last."""
+    """Stochastic depth per block, growing linearly from 0 at the first block to ``rate`` at the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def init_linears(module: nn.Module) -> None:
-    """MAE's initialisation: linears xavier-uniform with zero bias, norms to identity; layer scales and relative position
-    biases to their first values."""
+    """Initialise as MAE does: linear layers xavier-uniform with zero bias; reset norms, layer scales and position biases."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.xavier_uniform_(child.weight)

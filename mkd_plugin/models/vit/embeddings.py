@@ -1,4 +1,4 @@
-"""Patches and how they are embedded."""
+"""Patch embedding and fixed sine-cosine positions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
 
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Patches per column and row of an image.
-
-    Raises:
-        ValueError: The image is not a whole number of patches.
-    """
+    """Count the patches per column and row of an image. Raises ValueError if a side is not a multiple."""
     for side in image_hw:
         if side <= 0 or side % patch_size:
             near = max(side // patch_size, 1) * patch_size
@@ -32,7 +28,7 @@ def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches. The weight is kept as a convolution's, which is how every checkpoint has it."""
+    """Linear patch embedding, stored as a convolution because checkpoints store it that way."""
 
     def __init__(self, *, patch_size: int, in_channels: int, width: int) -> None:
         super().__init__()
@@ -40,7 +36,7 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(in_channels, width, patch_size, patch_size)
 
     def forward(self, images_BCHW: Tensor, ids_keep_BV: Tensor | None = None) -> Tensor:
-        """Embed all L patches, or the chosen V: the others are never multiplied. (B, L or V, D)."""
+        """Embed all patches (B, L, D), or only the selected ones (B, V, D)."""
         patches_BLC = cut_patches(images_BCHW, self.patch_size).flatten(2)
         if ids_keep_BV is not None:
             patches_BLC = take(patches_BLC, ids_keep_BV)
@@ -48,10 +44,10 @@ class PatchEmbed(nn.Module):
 
 
 def sincos_positions(grid: tuple[int, int], width: int, num_prefix: int = 1) -> Tensor:
-    """MAE's fixed two-dimensional sine-cosine table, (1, P + L, D) float32, zero for prefix tokens.
+    """Build MAE's fixed 2-D sine-cosine position table, (1, P + L, D) float32, zero for prefix tokens.
 
-    The first half of the channels codes the column, the second the row, each as [sin, cos] with
-    frequencies 10000^(−2i / (D/2)).
+    The first half of the channels encodes the column, the second half the row, each as [sin, cos] with frequencies
+    10000^(−2i / (D/2)).
 
     Raises:
         ValueError: ``width`` is not a multiple of 4.

@@ -1,4 +1,4 @@
-"""BEiT's relative position bias (shape legend: ``mkd_plugin/structures.py``)."""
+"""BEiT's relative position bias, resizable to other grids (shape legend: ``mkd_plugin/structures.py``)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 
 def table_length(grid: tuple[int, int]) -> int:
-    """Entries of a head: one for each offset between two patches of the grid, then cls→patch, patch→cls and cls→cls."""
+    """Count the table entries per head: one per offset between two patches, then cls→patch, patch→cls and cls→cls."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
 class RelativePositionBias(nn.Module):
-    """A learned number per head and offset between two tokens, added to the attention's logits; zero at first.
+    """Learned bias per head and per offset between two tokens, added to the attention logits; initially zero.
 
-    The table has the layout of BEiT's, timm's and mmpretrain's checkpoints. A network has one for all blocks ('shared',
-    in pre-training) or each block its own ('per_block', in fine-tuning).
+    The table has the layout used in checkpoints of BEiT, timm and mmpretrain. All blocks share one bias in pre-training;
+    each block has its own in fine-tuning.
 
     Args:
         grid: Patches per column and row.
@@ -33,18 +33,18 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_length(grid), num_heads))
 
     def reset_parameters(self) -> None:
-        """No preference for any offset."""
+        """Reset the table to zero."""
         nn.init.zeros_(self.relative_position_bias_table)
 
     def forward(self) -> Tensor:
-        """The bias, (1, H, N, N) for cls and the grid's patches."""
+        """Compute the bias for cls and the patches of the grid, (1, H, N, N)."""
         return spread(self.offsets(self.grid), self.of_cls()).unsqueeze(0)
 
     def offsets(self, grid: tuple[int, int]) -> Tensor:
-        """The entry of every offset between two patches of any grid, (H, 2h − 1, 2w − 1), from (1 − h, 1 − w) on.
+        """Compute the bias per offset between two patches of a grid (h, w): (H, 2h − 1, 2w − 1), first (1 − h, 1 − w).
 
-        For another grid than the table's they are interpolated as timm's ``resize_rel_pos_bias_table`` does it, but
-        differentiably: linearly along each axis, the table's entries standing at distances that grow geometrically.
+        For a grid other than the table's, interpolate like timm's ``resize_rel_pos_bias_table``, but differentiably:
+        linearly along each axis, with the table's entries placed at geometrically growing distances.
         """
         rows, columns = (2 * side - 1 for side in self.grid)
         table_Hab = self.relative_position_bias_table[:-3].T.view(-1, rows, columns)
@@ -57,23 +57,25 @@ class RelativePositionBias(nn.Module):
             return down @ table_Hab @ across.T
 
     def within(self, grid: tuple[int, int]) -> Tensor:
-        """The same for a window of a plane: its offsets mean in patches what they mean in the plane, so that the table's
-        own entries are taken as far as it has them."""
+        """Compute the bias per offset for a window of a larger image: crop the table where it is large enough.
+
+        Unlike :meth:`offsets`, this keeps distances in patches instead of stretching the table to the window.
+        """
         table_Hab = self.offsets((max(self.grid[0], grid[0]), max(self.grid[1], grid[1])))
         middle = table_Hab.shape[1] // 2, table_Hab.shape[2] // 2
         rows, columns = (slice(at + 1 - side, at + side) for at, side in zip(middle, grid, strict=True))
         return table_Hab[:, rows, columns]
 
     def of_cls(self) -> Tensor:
-        """The entries of cls→patch, patch→cls and cls→cls, (3, H)."""
+        """Read the entries of cls→patch, patch→cls and cls→cls, (3, H)."""
         return self.relative_position_bias_table[-3:]
 
 
 def spread(offsets_Hab: Tensor, cls_3H: Tensor | None) -> Tensor:
-    """The bias of every pair of tokens, (H, N, N), row-major patches, behind cls if ``cls_3H`` is given."""
+    """Expand the bias per offset to every pair of tokens, (H, N, N): cls first if ``cls_3H`` is given, then patches."""
     sides = (offsets_Hab.shape[1] + 1) // 2, (offsets_Hab.shape[2] + 1) // 2
     length = sides[0] * sides[1]
-    # entry (i, j) of a window that slides over the table is that of patch i and, counted from the end, patch j
+    # entry j of sliding window i is the bias of patch i and, counted from the end, patch j
     bias_HLL = F.unfold(offsets_Hab.unsqueeze(0), sides).view(-1, length, length).flip(2)
     if cls_3H is None:
         return bias_HLL
@@ -84,10 +86,10 @@ def spread(offsets_Hab: Tensor, cls_3H: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=512)
 def interpolation(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Weights (2 new − 1, 2 old − 1) of the offsets 1 − old … old − 1 in each of the offsets 1 − new … new − 1.
+    """Compute interpolation weights (2 new − 1, 2 old − 1) from the old offsets to the new ones along one axis.
 
-    The old offset k stands at the new distance 1 + q + … + q^(k − 1), with q between 1.01 and 1.5 such that the outermost
-    stands at new − 1. Further out than the outermost, its value holds.
+    Old offset k is placed at the new distance 1 + q + … + q^(k − 1), with q in [1.01, 1.5] such that the outermost lies
+    at new − 1. Beyond the outermost, its value is repeated.
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:

@@ -1,16 +1,16 @@
-"""Taps: the places of a transformer whose features can be read.
+"""Taps: named features of a transformer.
 
 ========================  ================================================================================
-``input:i``               tokens that enter block i (``input:0`` are the embeddings)
+``input:i``               input tokens of block i (``input:0`` are the embeddings)
 ``block:i``               raw output of block i, before any final norm
 ``mean:last-k``           mean of the raw outputs of the last k blocks
-``attention:i``           what the attention of block i adds to the tokens, before stochastic depth (MSA output)
-``qkv:i``                 queries, keys and values of block i, one behind the other
+``attention:i``           attention output of block i (its residual update, before stochastic depth)
+``qkv:i``                 concatenated queries, keys and values of block i
 ``relation:i``            token relations Q·Kᵀ per head of block i, unscaled (Hybrid Distill)
-``logit:i``               the same over √K, as the softmax reads them (without a relative position bias)
-``value:i``               V·Vᵀ over √K per head of block i (TinyMIM, MiniLM v2)
+``logit:i``               attention logits Q·Kᵀ / √K per head of block i, without a relative position bias
+``value:i``               value relations V·Vᵀ / √K per head of block i (TinyMIM, MiniLM v2)
 ``output``                tokens after the last block and the final norm
-``projected``             the same after the network's projection (CLIP)
+``projected``             ``output`` after the network's projection (CLIP)
 ========================  ================================================================================
 
 ``i`` counts from 0; negative values count from the end.
@@ -38,10 +38,10 @@ class Tap:
     """A parsed tap.
 
     Attributes:
-        name: As it was written.
+        name: The tap's name in the config.
         kind: 'tokens', 'mean', 'output', 'projected' or one of ``INNER``.
-        position: How many blocks have run when the tap can be read; for ``INNER``, the block they belong to.
-        first: For 'mean', the first position that counts.
+        position: Number of blocks that run before the tap is read; for ``INNER``, the index of its block.
+        first: For 'mean', the first position of the average.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Tap:
 
     @property
     def inner(self) -> bool:
-        """Whether it is read inside a block rather than between two."""
+        """Whether the tap is read inside a block rather than between two blocks."""
         return self.kind in INNER
 
 
 def parse_tap(name: str, depth: int) -> Tap:
-    """Read a tap's name for a network of ``depth`` blocks.
+    """Parse the name of a tap for a network of ``depth`` blocks.
 
-    In a network cut to depth 0 ``block:-1`` is what enters its first block: dBOT's teacher 0 of depth 0.
+    At depth 0, ``block:-1`` stands for the embeddings (dBOT's teacher 0).
 
     Raises:
         ValueError: The name is not a tap, or the block is out of range.
@@ -67,7 +67,12 @@ def parse_tap(name: str, depth: int) -> Tap:
         return Tap(name, name, depth)
     mean = re.fullmatch(r'mean:last-([0-9]+)', name)
     if mean:
-        return Tap(name, 'mean', depth, first=depth - count_of(name, int(mean[1]), depth) + 1)
+        count = int(mean[1])
+        if not 1 <= count <= depth:
+            raise ValueError(
+                f"Tap '{name}' is out of range: the network has {depth} blocks, so k must lie in [1, {depth}]."
+            )
+        return Tap(name, 'mean', depth, first=depth - count + 1)
     found = re.fullmatch(rf'(input|block|{"|".join(INNER)}):(-?[0-9]+)', name)
     if found is None:
         raise ValueError(
@@ -86,24 +91,15 @@ def parse_tap(name: str, depth: int) -> Tap:
     return Tap(name, 'tokens', index + (kind == 'block'))
 
 
-def count_of(name: str, count: int, depth: int) -> int:
-    """How many blocks a mean is over. Raises ValueError if the network has not so many."""
-    if not 1 <= count <= depth:
-        raise ValueError(
-            f"Tap '{name}' is out of range: the network has {depth} blocks, so k must lie in [1, {depth}]."
-        )
-    return count
-
-
 def end_at_one_block(taps: Sequence[Tap]) -> bool:
-    """Whether nothing is read but the tokens that the last block needed gives: then it need not compute the others."""
+    """Whether all taps read the output of one block, so that its unread tokens can be skipped."""
     return len({tap.position for tap in taps}) == 1 and all(
         not tap.inner and tap.kind != 'mean' and tap.position > 0 for tap in taps
     )
 
 
 class TransformerParts(Protocol):
-    """The parts of a network that taps read."""
+    """Parts of a network that taps read."""
 
     layers: nn.ModuleList
     ln1: nn.Module
@@ -114,13 +110,13 @@ class TransformerParts(Protocol):
 def run_blocks(
     network: TransformerParts, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None
 ) -> dict[str, TapValue]:
-    """Run up to the highest tap and no further; the last of these blocks for ``rows_BR`` only.
+    """Run the blocks up to the highest tap and read all taps.
 
     Args:
-        network: Whose blocks run.
-        x_BND: Tokens that enter the first block.
-        taps: What to read.
-        rows_BR: The only tokens that will be read of the last block's output; None for all.
+        network: Network whose blocks run.
+        x_BND: Input tokens of the first block.
+        taps: Taps to read.
+        rows_BR: Tokens to compute in the last of these blocks; None for all.
     """
     values: dict[str, TapValue] = {}
     bias_1HNN = None if network.rel_pos_bias is None else network.rel_pos_bias()
@@ -144,7 +140,7 @@ def run_blocks(
 
 
 def read_between(network: TransformerParts, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
-    """A tap between two blocks."""
+    """Read a tap between two blocks."""
     if tap.kind == 'mean':
         return Tokens(sums.pop(tap.name) / (tap.position - tap.first + 1))
     if tap.kind == 'tokens':
@@ -154,7 +150,7 @@ def read_between(network: TransformerParts, tap: Tap, x_BND: Tensor, sums: dict[
 
 
 def stop_inside(block: Block, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
-    """As much of a block's attention as these kinds of taps read."""
+    """Compute only as much of a block's attention as these kinds of taps need."""
     x_BND = block.ln1(x_BND)
     if 'attention' in kinds:
         return block.attn(x_BND, None, bias_1HNN)
@@ -162,7 +158,7 @@ def stop_inside(block: Block, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: se
 
 
 def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:
-    """A tap inside a block."""
+    """Read a tap inside a block."""
     if tap.kind == 'attention':
         assert attention.update_BRD is not None
         return Tokens(attention.update_BRD)

@@ -1,4 +1,4 @@
-"""The Vision Transformer of student, teacher and backbone (shape legend: ``mkd_plugin/structures.py``)."""
+"""Vision Transformer for students, teachers and backbones (shape legend: ``mkd_plugin/structures.py``)."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mkd_plugin.checkpoint.load import load_backbone
 from mkd_plugin.models.vit.block import ACTIVATIONS, Arch, Block, drop_path_rates, init_linears, resolve_arch
 from mkd_plugin.models.vit.embeddings import PatchEmbed, grid_of, sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
-# what comes before the first block: layer 0 of layer-wise rate decay
+# parameters before the first block: layer 0 of layer-wise learning rate decay
 EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'pre_norm', 'mask_token')
 
 
 class VisionTransformer(BaseModule):
-    """A plain pre-norm ViT with a cls token, parameter names as in mmpretrain's ``VisionTransformer``.
+    """Plain pre-norm ViT with a cls token, parameter names as in mmpretrain's ``VisionTransformer``.
 
-    Under a mask it computes the visible patches only. The defaults are MAE's encoder; the options below the patch
-    embedding's are what BEiT, CLIP, DeiT and DINOv2 have instead or beside.
+    With a mask, only visible patches are computed. The defaults are MAE's encoder; further options cover BEiT, CLIP, DeiT
+    and DINOv2.
 
     Args:
         arch: Size: 'ti', 's', 'b', 'l', 'h' or ``dict(width=, depth=, num_heads=)``.
         img_size: Side of the square input, or (height, width), pixels.
         patch_size: Side of a patch, pixels.
-        in_channels: Colour channels.
-        drop_path_rate: Stochastic depth of the last block; earlier blocks have less, linearly from 0.
-        position: 'sincos' (fixed), 'learned' (which starts from the same table) or 'none'.
-        relative_position: BEiT's bias on the attention's logits: 'shared' by all blocks (pre-training), 'per_block'
+        in_channels: Image channels.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        position: Absolute positions: 'sincos' (fixed), 'learned' (initialised from the same table) or 'none'.
+        relative_position: BEiT's relative position bias: 'shared' by all blocks (pre-training), 'per_block'
             (fine-tuning), or None.
-        layer_scale: First value of a learned factor per channel on every branch; None for none.
-        activation: Of the perceptrons: 'gelu', or CLIP's 'quick_gelu'.
-        norm_eps: Of every LayerNorm; CLIP has 1e-5.
-        pre_norm: A LayerNorm before the first block (CLIP's ``ln_pre``).
-        projection: Width of a linear map after the final norm, read at the tap 'projected' (CLIP); None for none.
-        distillation_token: A second prefix token with a position (DeiT).
-        num_registers: Further prefix tokens without a position (DINOv2).
-        activation_checkpointing: Compute every block again in the backward pass instead of keeping its activations.
-        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly, with a report;
-            ``allow_missing=[…]`` names, by patterns such as '*.rel_pos_bias.*', what need not be in the file.
+        layer_scale: Initial value of layer scale on every branch; None for no layer scale.
+        activation: Activation of the MLPs: 'gelu', or 'quick_gelu' (CLIP).
+        norm_eps: Epsilon of every LayerNorm; CLIP uses 1e-5.
+        pre_norm: Add a LayerNorm before the first block (CLIP's ``ln_pre``).
+        projection: Width of a linear layer after the final norm, read at the tap 'projected' (CLIP); None for no layer.
+        distillation_token: Add a second prefix token, with a position (DeiT).
+        num_registers: Number of register tokens, without a position (DINOv2).
+        activation_checkpointing: Recompute activations in the backward pass to save memory.
+        init_cfg: mmengine's ``init_cfg``. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly;
+            ``allow_missing=[…]`` lists patterns of keys that may be missing, such as '*.rel_pos_bias.*'.
 
     Attributes:
-        num_prefix: P, the tokens before the patches; the first is cls.
-        options: The plain options this network can be built from again.
+        num_prefix: P, the number of tokens before the patches; the first is cls.
+        options: Options to build the same network again.
 
     Raises:
-        ValueError: The image is not a whole number of patches; an option is not among those allowed; a relative position
-            bias beside more prefix tokens than cls.
+        ValueError: The image size is not a multiple of the patch size; an option has an unknown value; a relative
+            position bias is combined with prefix tokens other than cls.
     """
 
     pos_embed: Tensor | None
     block_class: ClassVar[type[Block]] = Block
-    sees_all = False  # under a mask, only the visible patches are computed
+    sees_all = False  # with a mask, only visible patches are computed
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class VisionTransformer(BaseModule):
             num_registers=num_registers,
         )
         width = self.arch.width
-        self.num_placed = 2 if distillation_token else 1  # prefix tokens that have a position
+        self.num_placed = 2 if distillation_token else 1  # prefix tokens with a position
         self.num_prefix = self.num_placed + num_registers
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, width=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -142,15 +143,15 @@ class VisionTransformer(BaseModule):
             self.register_buffer('pos_embed', table)
         if self.relative_position is not None and self.num_prefix != 1:
             raise ValueError(
-                f'relative_position={self.relative_position!r} knows cls and patches only; it cannot go with a distillation '
-                'token or registers.'
+                f'relative_position={self.relative_position!r} supports cls and patches only: remove distillation_token '
+                'and num_registers.'
             )
         self.rel_pos_bias: RelativePositionBias | None = None
         if self.relative_position == 'shared':
             self.rel_pos_bias = RelativePositionBias(grid=self.grid, num_heads=self.arch.num_heads)
 
     def reset_parameters(self) -> None:
-        """Draw new weights: xavier-uniform linears, the patch embedding as a linear, prefix tokens normal(0.02)."""
+        """Draw new weights: linear layers and patch embedding xavier-uniform, prefix tokens normal(0.02)."""
         init_linears(self)
         projection = self.patch_embed.projection
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
@@ -160,66 +161,60 @@ class VisionTransformer(BaseModule):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
         if self.pos_embed is not None:
-            with torch.no_grad():  # the fixed table as well: a checkpoint may have brought another
+            with torch.no_grad():  # also the fixed table: a checkpoint may have replaced it
                 self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width, self.num_placed))
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names. New weights were drawn when the network was built.
-
-        Raises:
-            ValueError: The checkpoint does not cover the network.
-        """
+        """Load the checkpoint of ``init_cfg``, if there is one. Raises ValueError if it does not cover the network."""
         entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         pretrained = [entry for entry in entries if entry['type'] == 'Pretrained']
         if not pretrained:
             super().init_weights()
         for entry in pretrained:
-            from mkd_plugin.checkpoint.load import load_backbone  # a network can be built without a checkpoint's code
-
             new = entry.get('allow_missing', ())
             load_backbone(self, entry['checkpoint'], prefix=entry.get('prefix'), allow_missing=new)
             self._is_init = True
 
     def tap_spec(self, name: str) -> TapSpec:
-        """What a tap of this network gives. Raises ValueError if there is no such tap."""
+        """Describe a tap of this network. Raises ValueError for an unknown tap."""
         kind = parse_tap(name, self.arch.depth).kind
         if kind in ('relation', 'logit', 'value'):
             return TapSpec('relation', self.arch.num_heads)
         if kind == 'projected':
             if self.proj is None:
-                raise ValueError(f"Tap '{name}': the network has no projection; give it projection=…, or use 'output'.")
+                raise ValueError(f"Tap '{name}': the network has no projection. Set projection=…, or use 'output'.")
             return TapSpec('tokens', self.proj.out_features)
         return TapSpec('tokens', self.arch.width * (3 if kind == 'qkv' else 1))
 
     def embed(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """Tokens that enter the first block: prefix tokens, then the visible patches (all without a mask), (B, P + V, D).
+        """Compute the input tokens of the first block: prefix tokens, then the visible patches, (B, P + V, D).
 
         Raises:
-            ValueError: Images of another size; a mask whose number of visible patches differs between images.
+            ValueError: The images have another size, or the number of visible patches differs between images.
         """
         if images_BCHW.shape[-2:] != self.image_hw:
             raise ValueError(
                 f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
-                "Set the backbone's img_size, or the pipeline's crop, so that they agree."
+                "Change the backbone's img_size or the pipeline's crop size."
             )
         patches_BVD = self._embed_patches(images_BCHW, mask)
         return self.pre_norm(torch.cat([self._prefix().expand(len(images_BCHW), -1, -1), patches_BVD], dim=1))
 
     def _prefix(self) -> Tensor:
-        """The tokens before the patches, with the positions of those that have one, (1, P, D)."""
+        """Build the prefix tokens with their positions, (1, P, D)."""
         placed = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
         if self.pos_embed is not None:
             placed = placed + self.pos_embed[:, : self.num_placed]
         return placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
-        """The visible patches with their positions, (B, V, D)."""
+        """Embed the visible patches and add positions, (B, V, D)."""
         if mask is None:
             return self._with_positions(self.patch_embed(images_BCHW))
         if mask.ids_keep_BV is None:
             raise ValueError(
-                'A network that computes visible patches only needs the same number of them in every image. Use a masking '
-                'with a fixed number, or a MaskTokenViT.'
+                'A network that computes visible patches only needs the same number of visible patches in every image. Use '
+                'a masking with a fixed number of visible patches, or a MaskTokenViT.'
             )
         patches_BVD = self.patch_embed(images_BCHW, mask.ids_keep_BV)
         if self.pos_embed is None:
@@ -238,18 +233,14 @@ class VisionTransformer(BaseModule):
         depth: int | None = None,
         region: RegionTokens | None = None,
     ) -> TokenFeatures:
-        """Compute features, and nothing that no tap reads.
+        """Compute the features of the requested taps, and no more blocks than they need.
 
         Args:
             images_BCHW: Normalised images of ``img_size``.
-            mask: What is hidden; None shows everything.
+            mask: Mask of hidden patches; None shows every patch.
             taps: Names of the features to return.
-            depth: Take the network as if it had only this many blocks; None for all.
-            region: The only tokens that will be read, None for all. The last block leaves out the others if all taps are
-                its output.
-
-        Returns:
-            The taps' values.
+            depth: Number of blocks to use, as if the network had no others; None for all.
+            region: Tokens that will be read, None for all; the last block skips the others if all taps are its output.
         """
         depth = self.arch.depth if depth is None else depth
         tokens_BND = self.embed(images_BCHW, mask)
@@ -261,11 +252,11 @@ class VisionTransformer(BaseModule):
         return TokenFeatures(values, self.num_prefix, region=region)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Layer of a parameter for layer-wise rate decay, as mmpretrain's constructor asks for it.
+        """Look up the layer of a parameter, for mmpretrain's layer-wise learning rate decay.
 
         Returns:
-            (i, depth + 2): i = 0 for patch embedding, prefix tokens and position, k for block k (1-based), depth + 1 for
-            the rest.
+            (i, depth + 2): i = 0 for patch embedding, prefix tokens and positions, k for block k (1-based), depth + 1 for
+            other parameters.
         """
         num_layers = self.arch.depth + 2
         if not param_name.startswith(prefix):
@@ -279,6 +270,6 @@ class VisionTransformer(BaseModule):
 
 
 def check_choice(option: str, given: str | None, allowed: Sequence[str | None]) -> None:
-    """Raise ValueError unless an option has one of the values it may have."""
+    """Raise ValueError unless an option has an allowed value."""
     if given not in allowed:
         raise ValueError(f'{option}={given!r}: use one of {list(allowed)}.')

@@ -1,4 +1,4 @@
-"""tools/benchmark_all.py: what is done and not done again, what fails, the numbers, the page; and one real small run."""
+"""tools/benchmark_all.py: skipped, resumed and failed trainings, the numbers, the page, and one small run for real."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from PIL import Image
 from rich.console import Console
 
 import mkd_plugin
-from mkd_plugin.benchmark import Settings, benchmark, figures, jobs, report, scores, suites
-from mkd_plugin.benchmark import run as benchmark_run
-from mkd_plugin.benchmark.jobs import LOCK, Job, Trainings
-from mkd_plugin.benchmark.page import write_page
-from mkd_plugin.benchmark.settings import SCRATCH, read_starts
-from mkd_plugin.datasets.digit_scenes import write_digit_scenes
 from mkd_plugin.registry import MODELS
+from mkd_plugin.reporting.benchmark import Settings, benchmark, jobs, results, suites
+from mkd_plugin.reporting.benchmark import run as benchmark_run
+from mkd_plugin.reporting.benchmark.jobs import Training, Trainings
+from mkd_plugin.reporting.benchmark.suites import SCRATCH, read_starts
+from mkd_plugin.reporting.figures import mean_curve
+from mkd_plugin.reporting.page import write_page
+from mkd_plugin.reporting.store import LOCK
+from projects.digit_scenes.writing import write_digit_scenes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -85,11 +87,11 @@ def stubbed(tmp_path, monkeypatch):
         )
     tasks = {name: suites.Task(name, tmp_path / f'{name}.py') for name in suites.TASKS}
     monkeypatch.setitem(suites.SUITES, 'digit-scenes', lambda recipe, arch: suites.Suite(tasks, seeds=2))
-    monkeypatch.setattr(benchmark_run, 'write_page', lambda path, report, pictures: None)
+    monkeypatch.setattr(benchmark_run, 'write_page', lambda path, document: None)
     monkeypatch.setattr(
         Trainings, 'command',
         lambda self, job: [
-            sys.executable, '-I', '-S', 'trainer.py', str(self.place(job)), str(job), job.task, job.start, str(job.seed),
+            sys.executable, '-I', '-S', 'trainer.py', str(self.work_dir(job)), str(job), job.task, job.start, str(job.seed),
         ],
     )  # fmt: skip
     return tmp_path
@@ -149,9 +151,9 @@ def test_benchmark__means_spreads_and_paired_differences(with_page):
             assert got[start]['difference']['better'] == (3 if start == 'a' else 0)
     assert json.loads(Path('out/report.json').read_text()) == found
     page = unescape(Path('out/index.html').read_text())
-    for text in ('87.5 ± 15.6', '+29.2 ± 5.2 (3 of 3)', '-5.8 ± 1.0 (0 of 3)'):
+    for text in ('87.5 ± 15.6', '+29.2 ± 5.2 (3 of 3)', '−5.8 ± 1.0 (0 of 3)'):
         assert text in page
-    assert '87.5 ± 15.6' in printed and '9.0 minutes left' not in printed
+    assert '87.5 ± 15.6' in printed and '9.0 min left' not in printed
     (job,) = (job for job in found['jobs'] if (job['task'], job['start'], job['seed']) == ('detection', 'a', 1))
     assert job['scores'] == pytest.approx({'AP-box': 33, 'AP-mask': 33, 'other': 1})
     assert job['curves']['AP-box'] == pytest.approx(np.array([[2, 16.5], [4, 33]]))
@@ -159,30 +161,30 @@ def test_benchmark__means_spreads_and_paired_differences(with_page):
 
 
 def test_final_scores__are_those_of_the_last_validation():
-    metrics = suites.DETECTION
+    metrics = suites.TASKS['detection'].metrics
     rows = [{'mode': 'val', 'iter': 1, 'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.4}, {'mode': 'val', 'iter': 2}]
-    assert scores.final_scores(rows[:1], metrics) == {'AP-box': 50, 'AP-mask': 40}
-    assert scores.final_scores(rows, metrics) == {'AP-box': 0, 'AP-mask': 0}  # nothing was detected
-    with pytest.raises(ValueError, match="gave no mIoU, but \\['aAcc'\\]"):
-        scores.final_scores([{'mode': 'val', 'iter': 1, 'aAcc': 3.0}], suites.TASKS['segmentation'].metrics)
+    assert jobs.final_scores(rows[:1], metrics) == {'AP-box': 50, 'AP-mask': 40}
+    assert jobs.final_scores(rows, metrics) == {'AP-box': 0, 'AP-mask': 0}  # nothing was detected
+    with pytest.raises(ValueError, match="gave no mIoU, only \\['aAcc'\\]"):
+        jobs.final_scores([{'mode': 'val', 'iter': 1, 'aAcc': 3.0}], suites.TASKS['segmentation'].metrics)
     for unfinished in ([], [{'mode': 'val', 'iter': 1}, {'mode': 'train', 'iter': 2}]):
         with pytest.raises(ValueError, match='did not end with a validation'):
-            scores.final_scores(unfinished, metrics)
+            jobs.final_scores(unfinished, metrics)
 
 
 def test_differences__only_of_seeds_that_both_have():
-    assert scores.differences({0: 5.0, 2: 9.0}, {0: 4.0, 1: 7.0}) == dict(
+    assert results.differences({0: 5.0, 2: 9.0}, {0: 4.0, 1: 7.0}) == dict(
         mean=1.0, std=None, seeds={'0': 1.0}, better=1
     )
-    assert scores.differences({0: 5.0}, {1: 7.0}) is None
+    assert results.differences({0: 5.0}, {1: 7.0}) is None
 
 
 def test_curves__mean_and_thinning():
-    assert figures.mean_curve([[[1, 2.0], [3, 4.0]], [[1, 4.0], [2, 9.0], [3, 5.0]]]) == [(1, 3.0), (3, 4.5)]
+    assert mean_curve([[[1, 2.0], [3, 4.0]], [[1, 4.0], [2, 9.0], [3, 5.0]]]) == [(1, 3.0), (3, 4.5)]
     points = [[step, float(step)] for step in range(1001)]
-    thin = report.thinned(points)
+    thin = results.thinned(points)
     assert 150 < len(thin) <= 202 and thin[0] == points[0] and thin[-1] == points[-1]
-    assert report.thinned([]) == [] and report.thinned(points[:3]) == points[:3]
+    assert results.thinned([]) == [] and results.thinned(points[:3]) == points[:3]
 
 
 # What is done, and what is not done again.
@@ -193,7 +195,7 @@ def test_benchmark__again_does_nothing(stubbed):
     assert len(calls()) == 12
     shutil.copy('a.pth', 'copy.pth')
     second, printed = run(['a=copy.pth'])  # the same bytes at another place
-    assert calls() == [] and '12 trainings, 12 of them done before' in printed
+    assert calls() == [] and '12 jobs, 12 already done' in printed
     assert [job['scores'] for job in first['jobs']] == [job['scores'] for job in second['jobs']]
 
 
@@ -235,7 +237,7 @@ def test_key__another_checkpoint_config_or_version_is_trained_anew(stubbed, monk
 def test_key__depends_on_the_data(stubbed):
     suite = replace(Settings().build(), stamp=Path('scenes.json'))
     Path('scenes.json').write_text('{"train": 10}')
-    job = Job('detection', SCRATCH, 0)
+    job = Training('detection', SCRATCH, 0)
 
     def key():
         return Trainings(suite, read_starts([], SCRATCH), Settings(), Path('out')).key(job)
@@ -264,15 +266,15 @@ def test_benchmark__failed_training_does_not_lose_the_others(with_page):
     assert not any(job['failed'] for job in again['jobs'])
 
 
-def test_benchmark__interrupted_goes_on(stubbed):
+def test_benchmark__resumes_after_an_interruption(stubbed):
     order(**{'detection from scratch, seed 0': 'interrupt'})
     with pytest.raises(KeyboardInterrupt):
         run(jobs=2)
     begun = calls()
     assert 'detection from scratch, seed 0' in begun and len(begun) < 12
     (saved,) = Path('out').glob('jobs/*/saved')
-    assert not (saved.parent / 'done.json').exists()
-    done = len(list(Path('out').glob('jobs/*/done.json')))
+    assert not (saved.parent / 'result.json').exists()
+    done = len(list(Path('out').glob('jobs/*/result.json')))
     found, _ = run(jobs=2)
     again = calls()
     assert 'detection from scratch, seed 0' in again and len(again) == 12 - done
@@ -281,13 +283,13 @@ def test_benchmark__interrupted_goes_on(stubbed):
 
 def test_benchmark__a_training_that_outlived_its_benchmark(stubbed):
     trainings = Trainings(Settings().build(), read_starts(['a.pth'], SCRATCH), Settings(), Path('out'))
-    folder = trainings.place(Job('detection', 'a', 1))
+    folder = trainings.work_dir(Training('detection', 'a', 1))
     folder.mkdir(parents=True)
     with (folder / LOCK).open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found, _ = run()
     (failed,) = (job for job in found['jobs'] if job['failed'])
-    assert 'another process is training it' in failed['failed']['reason']
+    assert 'another process is running this job' in failed['failed']['reason']
     assert len(calls()) == 11
     run()
     assert calls() == ['detection from a, seed 1']
@@ -309,7 +311,7 @@ def test_benchmark__missing_data_leaves_a_task_out(stubbed, with_page, monkeypat
     reason = found['tasks']['detection']['skipped']
     for part in ('nowhere/coco/', 'coco/\n    x', '--cfg-options detection:data_root=DIR'):
         assert part in reason
-    assert 'detection is left out: there is no nowhere/coco/' in printed
+    assert 'Skipping detection: data not found: nowhere/coco/' in printed
     assert 'detection:data_root=DIR' in Path('out/index.html').read_text()
 
 
@@ -317,9 +319,9 @@ def test_main__nothing_to_train_with(stubbed, capsys):
     assert tool.main(['a.pth', '--suite', 'full', '--out', 'out', '--tasks', 'detection', 'segmentation']) == 1
     printed = capsys.readouterr().out
     assert (
-        'detection is left out: there is no data/coco' in printed and 'annotations/instances_train2017.json' in printed
+        'Skipping detection: data not found: data/coco' in printed and 'annotations/instances_train2017.json' in printed
     )
-    assert 'segmentation is left out: there is no data/ade' in printed and 'images/validation/*.jpg' in printed
+    assert 'Skipping segmentation: data not found: data/ade' in printed and 'images/validation/*.jpg' in printed
     assert json.loads(Path('out/report.json').read_text())['jobs'] == []
 
 
@@ -334,27 +336,27 @@ def test_full_suite__one_recipe_of_a_method(recipe, arch):
 
 
 def test_full_suite__no_such_recipe():
-    with pytest.raises(ValueError, match="--recipe fd --arch base: there are no such.*'dbot'"):
+    with pytest.raises(ValueError, match="--recipe fd --arch base: no such fine-tuning configs.*'dbot'"):
         suites.full_suite('fd', 'base')
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['none.pth'], 'none.pth: there is no such checkpoint'),
-        (['a.pth', 'a=b.pth'], "'a' is taken"),
-        (['scratch=a.pth'], "'scratch' is taken"),
+        (['none.pth'], 'none.pth: no such checkpoint'),
+        (['a.pth', 'a=b.pth'], "'a' is already used"),
+        (['scratch=a.pth'], "'scratch' is already used"),
         (['a.pth', '--against', 'b'], "--against b: use 'scratch', or one of ['a']"),
         (['a.pth', '--seeds', '0'], '--seeds 0: it must be at least 1'),
         (['a.pth', '--cfg-options', 'rate'], 'give KEY=VALUE, or TASK:KEY=VALUE'),
-        (['a.pth', '--cfg-options', 'pose:rate=1'], "There is no task 'pose'"),
-        (['a.pth', '--config', 'detection=none.py'], 'there is no such file'),
+        (['a.pth', '--cfg-options', 'pose:rate=1'], "Unknown task 'pose'"),
+        (['a.pth', '--config', 'detection=none.py'], 'no such file'),
         (['with space.pth'], 'cannot be passed through --cfg-options'),
     ],
 )
 def test_main__refuses(stubbed, words, message, capsys):
     Path('with space.pth').touch()
-    assert tool.main(words) == 1
+    assert tool.main(words) == 2
     assert message in capsys.readouterr().err
     assert not Path('out').exists() and not Path('work_dirs').exists()
 
@@ -370,13 +372,13 @@ def test_command__is_one_of_the_trainers(tmp_path):
     starts = read_starts([str(tmp_path / 'a.pth')], SCRATCH)
     settings = Settings(options=['x=1', 'detection:y=2', 'segmentation:z=3'])
     trainings = Trainings(suites.Suite(tasks), starts, settings, tmp_path / 'out')
-    job = Job('detection', 'a', 4)
+    job = Training('detection', 'a', 4)
     assert trainings.command(job) == [
-        sys.executable, str(ROOT / 'tools/train.py'), str(tmp_path / 'with.py'), '--work-dir', str(trainings.place(job)),
+        sys.executable, str(ROOT / 'tools/train.py'), str(tmp_path / 'with.py'), '--work-dir', str(trainings.work_dir(job)),
         '--resume', '--cfg-options', f'model.backbone.init_cfg.checkpoint={tmp_path / "a.pth"}', 'randomness.seed=4',
         'x=1', 'y=2',
     ]  # fmt: skip
-    scratch = trainings.command(Job('detection', SCRATCH, 0))
+    scratch = trainings.command(Training('detection', SCRATCH, 0))
     assert str(tmp_path / 'without.py') in scratch and 'model.backbone.init_cfg=None' in scratch
 
     several = Trainings(suites.Suite(tasks), starts, Settings(processes=8), tmp_path / 'out').command(job)
@@ -415,7 +417,7 @@ def check_page(folder, tasks, starts):
     text = (folder / 'out/index.html').read_text()
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text)  # nothing beside it is needed
     pictures = re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="([^"]+)"', text)
-    assert len(pictures) == len(tasks) * 2 * (1 + starts) and len(set(pictures)) == 2 * (1 + starts)
+    assert len(pictures) == len(tasks) * 2 * (2 + starts) and len(set(pictures)) == 2 * (2 + starts)
     for number, file in enumerate(sorted(folder.glob('out/jobs/*/pictures/*.webp'))):
         with Image.open(file) as picture:
             assert max(picture.size) >= 288 and len(picture.getcolors(2**24)) > 50, number

@@ -1,26 +1,13 @@
-"""tools/check_equality.py: real sizes against timm, Hugging Face, mmpretrain and OpenCLIP; benchmarks/load_time.py."""
+"""benchmarks/check_equality.py: real sizes against timm, Hugging Face, mmpretrain and OpenCLIP; benchmarks/load_time.py."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def load_tool(path: str):
-    """A tool as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / 'tools' / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = load_tool('check_equality.py')
+TOOL = importlib.import_module('check_equality')
 
 
 def check(case, targets, tmp_path):
@@ -64,7 +51,7 @@ def test_cases__cover_what_the_papers_use():
 
 
 def test_load_time__measures_both(capsys, monkeypatch):
-    tool = load_tool('benchmarks/load_time.py')
+    tool = importlib.import_module('load_time')
     monkeypatch.setattr(
         tool, 'measure', lambda args, file, which: dict(seconds=2.0 + (which == 'ours'), before=0, peak=2**20)
     )
@@ -74,7 +61,7 @@ def test_load_time__measures_both(capsys, monkeypatch):
 
 
 def test_load_time__loads_what_it_wrote(tmp_path):
-    tool = load_tool('benchmarks/load_time.py')
+    tool = importlib.import_module('load_time')
     for name in ('timm', 'beit', 'hf_vit'):
         args = tool.argparse.Namespace(arch='ti', format=name, once='ours', file=str(tmp_path / name))
         tool.write_file(args, tmp_path / name)

@@ -1,4 +1,4 @@
-"""tools/train.py --dry-run: every part of the report, and what it says when something is missing."""
+"""`mkd train --dry-run`: every part of the report, and its messages when something is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from mkd_plugin import get_ablation, get_config
 from mkd_plugin.engine.optim import parameter_groups
-from mkd_plugin.preflight.data import missing_files, without_missing_checkpoints
+from mkd_plugin.preflight.checks import missing_files, without_missing_checkpoints
 from mkd_plugin.preflight.dry_run import dry_run
 from mkd_plugin.preflight.plan import batch_of, memory_of, stages_of
 

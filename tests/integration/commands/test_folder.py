@@ -236,7 +236,7 @@ def test_image_folder__counts_over_all_workers(folder):
 def test_image_folder__more_than_the_limit_is_an_error(folder):
     dataset = build(folder, max_unreadable=1)
     corrupt(folder, 'b/cmyk.jpg', 'a/two.jpg')
-    with pytest.raises(ValueError, match='2 images of .* cannot be read, and max_unreadable=1'):
+    with pytest.raises(ValueError, match='2 images of .* cannot be read, but only max_unreadable=1'):
         for i in range(8):
             dataset[i]
 

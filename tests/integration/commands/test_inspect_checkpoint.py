@@ -1,4 +1,4 @@
-"""tools/inspect_checkpoint.py: what a file is, told without running it; and tools/collect_env.py."""
+"""`mkd inspect` describes a file without running it; `mkd doctor` describes the environment."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mkd_cli.doctor import describe_environment
 from mkd_plugin import __version__
 from mkd_plugin.interop.inspect import describe_checkpoint, guess_format, render
-from mkd_plugin.preflight.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMM = ['blocks.0.attn.qkv.weight', 'patch_embed.proj.weight']
@@ -123,7 +123,7 @@ def inspect(*arguments) -> subprocess.CompletedProcess:
 def test_inspect_checkpoint__runs_nothing_and_says_why(tmp_path):
     torch.save(dict(state_dict={'w': torch.zeros(1)}, meta=Hostile(tmp_path / 'ran')), tmp_path / 'hostile.pth')
     done = inspect(tmp_path / 'hostile.pth')
-    assert done.returncode == 1 and 'was refused' in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and 'was refused' in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path / 'ran').exists()
     with pytest.raises(ValueError, match='cannot be read'):
         (tmp_path / 'cut.pth').write_bytes((tmp_path / 'hostile.pth').read_bytes()[:200])

@@ -18,8 +18,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
+from mkd_cli.torchrun import exit_code
 from mkd_plugin.datasets import write_digits
-from mkd_plugin.preflight.torchrun import exit_code
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ROOT / 'tools'
@@ -183,13 +183,13 @@ def test_dist_test__scores_as_one_process(digits, tmp_path):
 
     command = (sys.executable, TOOLS / 'test.py', config, checkpoint, '--work-dir', tmp_path, '--cfg-options', *options)
     done = run(*command, 'model.backbone.arch.depth=2')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'is not a checkpoint of' in done.stderr and 'backbone.layers.1.ln1.weight' in done.stderr
 
 
 def test_test__a_pretraining_has_nothing_to_evaluate(tmp_path):
     done = run(sys.executable, TOOLS / 'test.py', ROOT / 'configs/dbot/dbot_digits.py', 'x.pth')
-    assert done.returncode == 1 and 'has no test_dataloader and test_evaluator' in done.stderr
+    assert done.returncode == 2 and 'has no test_dataloader and test_evaluator' in done.stderr
 
 
 def test_launchers__say_how_they_are_used():
@@ -235,7 +235,7 @@ def test_torchrun__hands_the_requeue_code_and_signals_on(tmp_path, told):
         time.sleep(60)
         """)
     )
-    launch = [sys.executable, '-m', 'mkd_plugin.preflight.torchrun', '--standalone', '--nproc_per_node', '2', script]
+    launch = [sys.executable, '-m', 'mkd_cli.torchrun', '--standalone', '--nproc_per_node', '2', script]
     if told is signal.SIGTERM:
         assert run(*launch, 'at once').returncode == 85
     waiting = subprocess.Popen([str(part) for part in (*launch, 'wait', tmp_path)], stderr=subprocess.DEVNULL)

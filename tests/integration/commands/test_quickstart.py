@@ -37,22 +37,20 @@ MEASUREMENTS = [
 ]
 
 
+def run_quickstart(folder):
+    """Printed text of one run."""
+    command = [sys.executable, ROOT / 'tools/quickstart.py', '--work-dir', 'run', '--data-root', 'digits']
+    options = ['--labels', '2', '--draws', '2', '--cfg-options', *SMALL, '--ft-options', *SMALL_FINETUNE]
+    done = subprocess.run([*map(str, command), *options], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope='module')
 def quickstart(tmp_path_factory):
     """Work dir and printed text of one run."""
     folder = tmp_path_factory.mktemp('quickstart')
-    command = [
-        sys.executable,
-        ROOT / 'tools/quickstart.py',
-        '--work-dir',
-        folder / 'run',
-        '--data-root',
-        folder / 'digits',
-    ]
-    options = ['--labels', '2', '--draws', '2', '--cfg-options', *SMALL, '--ft-options', *SMALL_FINETUNE]
-    done = subprocess.run([*map(str, command), *options], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / 'run', done.stdout
+    return folder / 'run', run_quickstart(folder)
 
 
 def test_quickstart__report_has_every_row(quickstart):
@@ -68,6 +66,13 @@ def test_quickstart__report_has_every_row(quickstart):
         assert all(0 <= accuracy * 357 / 100 <= 357 for accuracy in row['accuracies'])
         assert first * 357 / 100 == pytest.approx(round(first * 357 / 100), abs=1e-3)  # counted on all 357 scans
     assert 'stage2' in printed
+
+
+def test_quickstart__rerun_skips_finished_jobs(quickstart):
+    folder, _ = quickstart
+    before = json.loads((folder / 'report.json').read_text())
+    assert '8 jobs, 8 already done' in run_quickstart(folder.parent)
+    assert json.loads((folder / 'report.json').read_text()) == before
 
 
 def test_quickstart__pictures_show_something(quickstart):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from mmengine.config import Config
 from mkd_plugin.checkpoint.read import read_checkpoint
 from mkd_plugin.datasets import write_digits
 from mkd_plugin.engine import ShardedStrategy
-from mkd_plugin.preflight.config import load_config
-from mkd_plugin.preflight.strategies import check_strategy, fit_strategy_to_cpu
+from mkd_plugin.preflight.checks import check_strategy
+from mkd_plugin.preflight.config import fit_strategy_to_cpu, load_config
 
 differences = importlib.import_module('kill_resume').differences
 
@@ -123,9 +122,8 @@ def test_check_strategy__refuses_before_anything_is_built(options, message):
 
 def test_check_strategy__every_tool_asks(tmp_path):
     (tmp_path / 'config.py').write_text("strategy = dict(type='DeepSpeedStrategy')")
-    given = dict(config=str(tmp_path / 'config.py'), work_dir=None, cfg_options={}, launcher='none', local_rank=0)
     with pytest.raises(ValueError, match='the ordinary Runner would ignore it'):
-        load_config(Namespace(**given))
+        load_config(str(tmp_path / 'config.py'))
 
 
 def test_sharded_strategy__refuses_an_unknown_sharding():

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from mkd_plugin.engine.schedules import fit_schedule
+from mkd_plugin.engine.teacher_updates import fit_schedule
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.models.vit.block import resolve_arch
 from mkd_plugin.preflight.plan import stages_asked_for

@@ -71,7 +71,7 @@ def test_finetuning__larger_images_resize_positions(checkpoint):
 
 def test_finetuning__wrong_architecture_is_refused(checkpoint):
     path, _ = checkpoint
-    with pytest.raises(ValueError, match=r'holds another network than this one: width 32 there and 64 here'):
+    with pytest.raises(ValueError, match=r'holds another network than this one: width 32 in the file and 64 here'):
         classifier(str(path), arch=dict(width=64, depth=3, num_heads=4))
 
 

@@ -119,7 +119,7 @@ def test_hidden_pixels__reach_the_teacher_and_not_the_student(name, monkeypatch)
     mask = model.masking(images, None)
     clean = model.backbone(images, mask).tokens('output')
     torch.testing.assert_close(model.backbone(poisoned, mask).tokens('output'), clean, rtol=0, atol=0)
-    teacher, tap = model.teachers['teacher'], model.teacher_taps['teacher']
+    teacher, tap = model.teachers['teacher'], model.requests['teacher'].taps
     assert teacher(poisoned, mask, tap).tokens(tap[0]).isnan().all()
 
 

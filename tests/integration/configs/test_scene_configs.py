@@ -1,4 +1,4 @@
-"""The configs on scenes of digits: each trains two steps, and is scored, by the hosts' own runner on a few real scenes."""
+"""Configs of the scenes of digits: the hosts' own runner trains two steps and validates on a few real scenes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mkd_plugin
-from mkd_plugin.datasets.digit_scenes import write_digit_scenes
 from mkd_plugin.preflight.config import move_data_root
 from mkd_plugin.registry import MODELS
+from projects.digit_scenes.writing import write_digit_scenes
 
 PRETRAIN = 'dbot/dbot_digit-scenes'
 TASKS = {
@@ -33,7 +33,7 @@ RECIPES = {
 
 
 class Watch(Hook):
-    """Keeps losses, and which parameters had no gradient in any step; the optimiser's wrapper drops gradients itself."""
+    """Record losses, and which parameters had no gradient in any step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []

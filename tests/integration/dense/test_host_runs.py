@@ -16,8 +16,8 @@ from helpers.tiny_runs import At
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mkd_plugin.datasets.digit_scenes import write_digit_scenes
 from mkd_plugin.preflight.config import move_data_root
+from projects.digit_scenes.writing import write_digit_scenes
 
 differences = importlib.import_module('kill_resume').differences
 ROOT = Path(__file__).parents[3]

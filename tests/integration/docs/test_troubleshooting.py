@@ -42,8 +42,8 @@ def messages() -> Iterator[str]:
 
 
 def literals() -> Iterator[str]:
-    """Every string of the package and the tools; `…` where an f-string puts a value."""
-    for path in [*ROOT.glob('mkd_plugin/**/*.py'), *ROOT.glob('tools/**/*.py')]:
+    """Yield every string of the package, its commands and the tools; `…` stands for the values of an f-string."""
+    for path in [*ROOT.glob('mkd_plugin/**/*.py'), *ROOT.glob('mkd_cli/*.py'), *ROOT.glob('tools/**/*.py')]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value

@@ -1,4 +1,4 @@
-"""Disks that are full, folders that cannot be written, clocks that are set back; and objectives that train too little."""
+"""Full disks, read-only folders, clocks that are set back, and parameters without a gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from mkd_plugin.datasets import write_digits
 from mkd_plugin.engine import PreemptionHook
 from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.preflight.data import check_work_dir
+from mkd_plugin.preflight.checks import check_work_dir
 
 ROOT = Path(__file__).resolve().parents[3]
 kill_resume = importlib.import_module('kill_resume')
@@ -49,12 +49,12 @@ def test_checkpoints__a_disk_that_really_takes_no_more_keeps_the_last_good_one(d
         importlib.import_module('mkd_plugin.engine.checkpoints'),
     )
 
-    def fill(half, whole, original=put_in_place.put_in_place):
+    def fill(half, whole, original=put_in_place.move_into_place):
         original(half, whole)
         if whole.name == 'epoch_1.pth':
             resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, before[1]))
 
-    monkeypatch.setattr(put_in_place, 'put_in_place', fill)
+    monkeypatch.setattr(put_in_place, 'move_into_place', fill)
     try:
         with pytest.raises(
             OSError, match=r'epoch_2.pth could not be written \(File too large\).*epoch_1.pth. Free space'
@@ -101,7 +101,7 @@ def test_train__read_only_work_dir_is_refused_before_anything_is_built(tmp_path,
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '1000'}
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     said = done.stdout + done.stderr
-    assert done.returncode == 1, said[-2000:]
+    assert done.returncode == (1 if more else 2), said[-2000:]
     assert f'{folder}/run: nothing can be written there ({folder}: Permission denied). Name another folder' in said
     assert 'Epoch(train)' not in said and not list(folder.iterdir())
 
@@ -151,7 +151,7 @@ def test_unused_parameters__stop_the_first_step_and_are_named(digits, tmp_path):
     with pytest.raises(ValueError, match=r"These parameters get no gradient from any loss: \['backbone.layers.1.ln1"):
         Runner.from_cfg(cfg).train()
     assert newest_checkpoint(tmp_path) is None
-    cfg.find_unused_parameters, cfg.train_cfg.max_epochs, cfg.custom_hooks = True, 1, []  # it is meant
+    cfg.find_unused_parameters, cfg.train_cfg.max_epochs, cfg.model.teachers.boot.stages = True, 1, 1  # it is meant
     Runner.from_cfg(cfg).train()
 
 

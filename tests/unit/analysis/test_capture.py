@@ -166,7 +166,7 @@ def test_run_watched__not_finite_names_the_block():
 
 def test_run_watched__a_resnet_has_no_attention():
     images = torch.randn(1, 3, 32, 32)
-    with pytest.raises(ValueError, match='ResNet computed no fused attention.*leave the measurements of attention out'):
+    with pytest.raises(ValueError, match='ResNet computed no fused attention.*leave out the measurements of attention'):
         run_watched(resnet18(), images, on_attention=lambda name, values: None)
     with pytest.raises(ValueError, match='ResNet has no list of pre-norm transformer blocks'):
         run_watched(resnet18(), images, on_tokens=lambda name, values: None)
@@ -177,7 +177,7 @@ def test_run_watched__causal_attention_is_refused():
         def forward(self, x):
             return F.scaled_dot_product_attention(x, x, x, is_causal=True)
 
-    with pytest.raises(ValueError, match='block:0: attention that is causal'):
+    with pytest.raises(ValueError, match='block:0: causal, grouped'):
         run_watched(Text(), torch.randn(1, 2, 3, 4), on_attention=lambda name, values: None)
 
 

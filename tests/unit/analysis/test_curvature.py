@@ -135,7 +135,7 @@ def test_mean_loss__bad_input(network):
     model, x, labels = network
     with pytest.raises(ValueError, match='batches is an iterator'):
         MeanLoss(model, iter([x]), cross_entropy)
-    with pytest.raises(ValueError, match=r'one number an image, \(B,\), got the shape \(\)'):
+    with pytest.raises(ValueError, match=r'one number per image, \(B,\), got the shape \(\)'):
         MeanLoss(model, [x], lambda model, x: model(x).mean()).value()
     with pytest.raises(ValueError, match='There is no batch'):
         MeanLoss(model, [], cross_entropy).value()

@@ -41,10 +41,10 @@ def test_shape_bias__never_right_is_no_number():
 
 def test_shape_bias__bad_input():
     found = ShapeBias()
-    with pytest.raises(ValueError, match=r'one entry an image: the lengths are \[1, 2, 1\]'):
+    with pytest.raises(ValueError, match=r'one entry per image: the lengths are \[1, 2, 1\]'):
         found.update(['cat'], ['cat', 'car'], ['car'])
     found.update(['cat'], ['cat'], ['cat'])
-    with pytest.raises(ValueError, match='shape and texture are of different classes; there was none'):
+    with pytest.raises(ValueError, match='shape and texture have different classes; there was none'):
         found.result()
 
 
@@ -68,10 +68,10 @@ def test_coarse_decisions__large_classes_have_no_advantage():
 @pytest.mark.parametrize(
     ('classes', 'message'),
     [
-        ({'cat': [0, 6]}, r'ids from 0 to 5 .* out of range \[6\]'),
-        ({'cat': [-1]}, r'out of range \[-1\]'),
-        ({'cat': [0], 'car': []}, r"empty are \['car'\]"),
-        ({'cat': [0, 1], 'car': [1]}, r'in two of them \[1\]'),
+        ({'cat': [0, 6]}, r'id from 0 to 5 .* out of range: \[6\]'),
+        ({'cat': [-1]}, r'out of range: \[-1\]'),
+        ({'cat': [0], 'car': []}, r"Empty: \['car'\]"),
+        ({'cat': [0, 1], 'car': [1]}, r'in two classes: \[1\]'),
         ({}, 'at least one fine class'),
     ],
 )

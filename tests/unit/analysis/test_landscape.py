@@ -123,7 +123,7 @@ def test_loss_at__overflow_is_part_of_the_surface_and_weights_come_back(loss):
 def test_loss_at__weights_come_back_after_an_error(loss):
     before = loss.parameters['first.weight'].detach().clone()
     broken = MeanLoss(loss.model, loss.batches, lambda model, batch: model(batch[0]))
-    with pytest.raises(ValueError, match='one number an image'):
+    with pytest.raises(ValueError, match='one number per image'):
         loss_at(broken, *[random_direction(loss.parameters, seed=0)] * 2, (1.0, 1.0))
     assert torch.equal(loss.parameters['first.weight'], before) and loss.model.training
 

@@ -63,9 +63,9 @@ def test_learning_rate_sweep__configs(cfg):
 
 
 def test_sweeps__bad_input(cfg):
-    with pytest.raises(ValueError, match=r'blocks=\[-1\]: numbers of frozen blocks start at 0'):
+    with pytest.raises(ValueError, match=r'blocks=\[-1\]: use numbers from 0'):
         frozen_block_sweep(cfg, [-1])
-    with pytest.raises(ValueError, match=r'blocks=\[1, 1\]: give at least one value, each once'):
+    with pytest.raises(ValueError, match=r'blocks=\[1, 1\]: give at least one value, without repetition'):
         frozen_block_sweep(cfg, [1, 1])
     with pytest.raises(ValueError, match=r'rates=\[\]: give at least one'):
         learning_rate_sweep(cfg, [])

@@ -1,4 +1,4 @@
-"""Containers other than torch's: safetensors, Hugging Face's folders, TorchScript archives; and hostile ones."""
+"""Formats of files other than torch's (safetensors, Hugging Face folders, TorchScript archives), and hostile files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from mkd_plugin.checkpoint import load_backbone, read_checkpoint
 from mkd_plugin.checkpoint.read import weights_of
-from mkd_plugin.checkpoint.torchscript import Inert, Known, build_tensor
+from mkd_plugin.checkpoint.torchscript import AllowedCall, Inert, build_tensor
 from mkd_plugin.models.vit import VisionTransformer
 
 WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0]))
@@ -73,7 +73,7 @@ def test_read_checkpoint__lazy_gives_the_same(tmp_path):
 
 
 def test_read_checkpoint__command_lines_are_harmless(tmp_path):
-    """MAE, DINO and SLIP store theirs."""
+    """MAE, DINO and SLIP store their command lines."""
     torch.save(dict(model=WEIGHTS, args=argparse.Namespace(lr=0.1)), tmp_path / 'file.pth')
     found = read_checkpoint(tmp_path / 'file.pth')
     assert found['args'].lr == 0.1 and same(weights_of(found, 'file'))
@@ -92,7 +92,7 @@ def test_weights_of__optimizer_is_called_one():
 
 
 class Tower(nn.Module):
-    """A module of modules, with a parameter, a buffer, a shared tensor and plain values."""
+    """A module with submodules, a parameter, a buffer and plain values."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ def test_read_checkpoint__torchscript_archive(tmp_path, dtype):
 
 
 def test_load_backbone__openais_clip_as_an_archive(tmp_path):
-    """With parts of other towers and a number beside the network."""
+    """The archive also holds parts of other towers and a number."""
     open_clip = pytest.importorskip('open_clip')
     quick = open_clip.transformer.QuickGELU
     visual = open_clip.transformer.VisionTransformer(32, 8, 48, 2, 4, 4.0, output_dim=24, act_layer=quick).eval()
@@ -134,7 +134,7 @@ def test_load_backbone__openais_clip_as_an_archive(tmp_path):
 
 
 class Clip(nn.Module):
-    """As much of OpenAI's module as a trace needs."""
+    """The parts of OpenAI's module that a trace needs."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Clip(nn.Module):
 
 
 class Hostile:
-    """Makes a folder when it is unpickled by an ordinary unpickler."""
+    """Creates a folder when an ordinary unpickler loads it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -156,7 +156,7 @@ class Hostile:
 
 
 def archive_with(path: Path, content: bytes) -> Path:
-    """A TorchScript archive whose pickle is this."""
+    """Write a TorchScript archive with this pickle."""
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('file/data.pkl', content)
         archive.writestr('file/constants.pkl', pickle.dumps(()))
@@ -188,13 +188,13 @@ def test_read_checkpoint__archive_reaches_no_function(tmp_path, function):
         read_checkpoint(archive_with(tmp_path / 'file.pt', content))
 
 
-def test_known__cannot_be_changed():
-    """BUILD sets attributes of whatever lies on the pickle's stack."""
-    known = Known(len)
-    for change in (lambda: setattr(known, '_call', eval), lambda: known.__setstate__({'_call': eval})):
+def test_allowed_call__cannot_be_changed():
+    """The opcode BUILD sets attributes of any object on the pickle's stack."""
+    allowed = AllowedCall(len)
+    for change in (lambda: setattr(allowed, '_call', eval), lambda: allowed.__setstate__({'_call': eval})):
         with pytest.raises(pickle.UnpicklingError):
             change()
-    assert known('ab') == 2 and Inert(1, 2).attributes is None
+    assert allowed('ab') == 2 and Inert(1, 2).attributes is None
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,13 @@ def test_build_tensor__only_within_its_storage(offset, size, stride):
 
 @pytest.mark.parametrize('name', ['file/data/0', 'file/code/code.py'])
 def test_read_checkpoint__bomb_is_refused(tmp_path, name):
-    """A zip file that unfolds to a thousand times its size."""
+    """A zip file that unpacks to a thousand times its size."""
     torch.save(WEIGHTS, tmp_path / 'file.pth')
     with zipfile.ZipFile(tmp_path / 'bomb.pth', 'w') as bomb:
         bomb.writestr('file/data.pkl', zipfile.ZipFile(tmp_path / 'file.pth').read('file/data.pkl'))
         bomb.writestr(name, bytes(100 * 2**20), zipfile.ZIP_DEFLATED)
     assert (tmp_path / 'bomb.pth').stat().st_size < 2**20
-    with pytest.raises(ValueError, match='would unfold to 104,8.* so this is no checkpoint'):
+    with pytest.raises(ValueError, match='would unpack to 104,8.* so this is no checkpoint'):
         read_checkpoint(tmp_path / 'bomb.pth')
 
 
@@ -234,7 +234,7 @@ def test_read_checkpoint__content_of_a_store(tmp_path):
 
 
 def test_load_backbone__state_dict_is_copied_out_of_a_lazy_file(tmp_path):
-    """What is written over the file later must not reach the network."""
+    """Overwriting the file later must not change the network."""
     source = tiny()
     torch.save(source.state_dict(), tmp_path / 'file.pth')
     network = VisionTransformer(**TINY)

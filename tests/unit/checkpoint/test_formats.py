@@ -1,4 +1,4 @@
-"""Foreign state dicts: recognised by their names, sorted into ours, loaded, and equal in what they compute."""
+"""Foreign state dicts are detected by their names, converted to ours, loaded, and give the same output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import nn
 
 from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.checkpoint.formats import FORMATS, find_network, find_networks
-from mkd_plugin.checkpoint.formats.own import DECODER, MKD
-from mkd_plugin.checkpoint.infer_arch import network_options
+from mkd_plugin.checkpoint.infer_arch import infer_options
 from mkd_plugin.checkpoint.load import convert_weights
 from mkd_plugin.models.heads import TransformerDecoder
 from mkd_plugin.models.students import ClassifierViT, MaskTokenViT
@@ -23,7 +22,7 @@ SQUARE, OTHER = 32, (32, 48)
 
 
 def timm_network(name: str, size) -> nn.Module:
-    """A tiny network of one of timm's classes."""
+    """Build a tiny network of one of timm's classes."""
     timm = pytest.importorskip('timm')
     quick = partial(
         timm.models.VisionTransformer,
@@ -70,7 +69,7 @@ def test_load_backbone__timm_computes_the_same(tmp_path, name, size):
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     found, converted = convert_weights(theirs.state_dict(), 'file')
     assert (found.format.name, found.prefix) == (TIMM[name], '')
-    ours = VisionTransformer(**network_options(converted.tensors, dict(num_heads=4, img_size=size))).eval()
+    ours = VisionTransformer(**infer_options(converted.tensors, dict(num_heads=4, img_size=size))).eval()
     report = load_backbone(ours, tmp_path / 'file.pth')
     assert (report.missing, report.dropped, report.unexpected) == ([], [], [])
     images = torch.randn(2, 3, *ours.image_hw)
@@ -86,7 +85,7 @@ def test_load_backbone__positions_resized_as_timm_resizes_them(tmp_path, name, s
     theirs = timm_network(name, SQUARE)
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     _, converted = convert_weights(theirs.state_dict(), 'file')
-    ours = VisionTransformer(**network_options(converted.tensors, dict(num_heads=4, img_size=size)))
+    ours = VisionTransformer(**infer_options(converted.tensors, dict(num_heads=4, img_size=size)))
     assert load_backbone(ours, tmp_path / 'file.pth').resized == ['pos_embed']
     prefix = 0 if 'registers' in name else ours.num_placed
     grid = [side // 8 for side in ours.image_hw]
@@ -95,7 +94,7 @@ def test_load_backbone__positions_resized_as_timm_resizes_them(tmp_path, name, s
 
 
 def test_load_backbone__positions_of_a_grid_that_is_no_square(tmp_path):
-    """3 × 12 patches are as many as 6 × 6: only who knows the old grid can tell."""
+    """3 × 12 and 6 × 6 are the same number of patches, so the old grid must be given."""
     timm = pytest.importorskip('timm')
     theirs = timm_network('vit', (24, 96))
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
@@ -106,7 +105,7 @@ def test_load_backbone__positions_of_a_grid_that_is_no_square(tmp_path):
     with pytest.raises(ValueError, match=r'grid=\(3, 4\): pos_embed has 36 entries in the file, and this grid has 12'):
         load_backbone(ours, tmp_path / 'file.pth', grid=(3, 4))
     same = VisionTransformer(**{**TINY, 'img_size': (24, 96)})
-    with pytest.raises(ValueError, match='for which grid, the file does not tell'):
+    with pytest.raises(ValueError, match='and the file does not say for which grid'):
         load_backbone(same, tmp_path / 'file.pth')
     assert load_backbone(same, tmp_path / 'file.pth', grid=(3, 12)).resized == []
 
@@ -142,7 +141,7 @@ def test_load_backbone__shared_relative_table_for_every_block(tmp_path):
 
 
 def reference_dicts() -> dict[str, tuple[dict[str, torch.Tensor], VisionTransformer]]:
-    """State dicts as reference repositories name them, written by hand from timm's, with the network they are of."""
+    """State dicts with the names of reference repositories, made from timm's."""
     plain = timm_network('vit', SQUARE).state_dict()
     scaled = timm_network('dinov2', SQUARE).state_dict()
     shared = timm_network('beit, shared', SQUARE).state_dict()
@@ -194,12 +193,12 @@ REFERENCES = {
 @pytest.mark.parametrize('name', REFERENCES)
 @pytest.mark.parametrize('wrapper', ['', '_orig_mod.'])
 def test_load_backbone__reference_repositories(tmp_path, name, wrapper):
-    """All that is no part of the network is known and said to be dropped; nothing is missing or unexpected."""
+    """Tensors outside the network are reported as dropped; none are missing or unexpected."""
     weights = reference_dicts()[name]
     torch.save(dict(model={wrapper + key: value for key, value in weights.items()}, epoch=3), tmp_path / 'file.pth')
     found, converted = convert_weights(weights, 'file')
     assert (found.format.name, found.prefix) == REFERENCES[name]
-    options = network_options(converted.tensors, dict(num_heads=4))
+    options = infer_options(converted.tensors, dict(num_heads=4))
     report = load_backbone(VisionTransformer(**options), tmp_path / 'file.pth')
     assert (report.missing, report.unexpected) == ([], [])
     inside = len(converted.tensors) - len([key for key in report.dropped if key in converted.tensors])
@@ -211,7 +210,7 @@ def test_find_network__of_several_one_can_be_chosen(tmp_path):
     assert {entry.prefix for entry in find_networks(weights)} == {'module.base_encoder.', 'module.momentum_encoder.'}
     assert find_network(weights, 'file', 'module.momentum_encoder.').prefix == 'module.momentum_encoder.'
     two = {key.replace('base', 'first').replace('momentum', 'second'): value for key, value in weights.items()}
-    with pytest.raises(ValueError, match="several networks. Say which one with prefix=…: 'module.first_encoder.'"):
+    with pytest.raises(ValueError, match="several networks. Choose one with prefix=…: 'module.first_encoder.'"):
         find_network(two, 'file')
 
 
@@ -230,8 +229,8 @@ def test_to_ours__decoder_has_the_names_of_our_head(name):
     found = {key.removeprefix('decoder.') for key in converted.tensors if key.startswith('decoder.')}
     head = TransformerDecoder(in_width=48, out_width=48, grid=(4, 4), depth=1, width=16, num_heads=2)
     assert found <= set(head.state_dict())
-    patterns = {pattern.format(i=0, p=kind) for pattern in DECODER for kind in ('weight', 'bias')}
-    assert patterns == set(head.state_dict())
+    ours = [rule.ours.removeprefix('decoder.') for rule in FORMATS[name].rules if rule.ours.startswith('decoder.')]
+    assert {pattern.format(i=0, p=kind) for pattern in ours for kind in ('weight', 'bias')} == set(head.state_dict())
 
 
 def test_load_backbone__slip_projects_after_the_norm(tmp_path):
@@ -320,9 +319,9 @@ def test_load_backbone__converted_numbers_are_said(tmp_path, dtype):
     report = load_backbone(network, tmp_path / 'file.pth')
     same = dtype == torch.float32
     assert report.converted == ([] if same else report.matched)
-    assert report.numbers == ([] if same else [f'{str(dtype).removeprefix("torch.")} → float32'])
+    assert report.dtypes == ([] if same else [f'{str(dtype).removeprefix("torch.")} → float32'])
     assert torch.equal(network.ln1.weight, source.ln1.weight.to(dtype).float())
-    assert same or report.numbers[0] in str(report)
+    assert same or report.dtypes[0] in str(report)
 
 
 PROJECTED = ('timm', 'clip', 'hf_clip')
@@ -362,5 +361,5 @@ def test_mkd__has_a_rule_for_every_tensor_of_the_network():
         {'layer scale', 'a norm before the first block', 'a projection', 'a distillation token', 'register tokens'}
     )
     state = tiny(every).state_dict()
-    converted = MKD.to_ours(state)
+    converted = FORMATS['mkd'].to_ours(state)
     assert converted.tensors.keys() == state.keys() and not converted.unknown

@@ -1,4 +1,4 @@
-"""Loading a ViT: everything the network has is found, or the message says what is not."""
+"""Loading a ViT covers the whole network, or the error lists what is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def source(vit_options) -> VisionTransformer:
 
 @pytest.fixture
 def save(tmp_path):
-    """Saves something and gives the path."""
+    """Save an object and return the path."""
 
     def save_as(checkpoint, name='file.pth'):
         torch.save(checkpoint, tmp_path / name)
@@ -112,7 +112,7 @@ def test_load_backbone__allow_missing(source, save, vit_options, allow):
         ]
         assert torch.equal(network.mask_token, before)
     else:
-        with pytest.raises(ValueError, match='1 of 43 tensors are not there. absent: mask_token'):
+        with pytest.raises(ValueError, match='1 of 43 tensors are missing. absent: mask_token'):
             load_backbone(network, save(source.state_dict()))
 
 
@@ -140,7 +140,7 @@ def test_resize_positions__keeps_the_prefix_and_the_dtype(num_prefix):
 
 
 def test_resize_positions__a_ramp_stays_a_ramp():
-    """Rows and columns are not exchanged: the value of each place is its row, and grows along the rows only."""
+    """Rows and columns are not exchanged: values that depend on the row only still do."""
     rows = torch.arange(4.0).repeat_interleave(6).view(1, 24, 1)
     found = resize_positions(rows, (4, 6), (8, 6), num_prefix=0).view(8, 6)
     torch.testing.assert_close(found, found[:, :1].expand(8, 6))
@@ -155,12 +155,18 @@ def test_load_backbone__other_dtype_is_cast(source, save, vit_options, kind):
 
 
 WRONG = {
-    'width': (dict(arch=dict(ARCH, width=64)), r'width 32 there and 64 here; hidden width 128 there and 256 here'),
-    'patch': (dict(img_size=32, patch_size=8), r'another network than this one: patch 4 there and 8 here\. Check'),
-    'channels': (dict(in_channels=1), r'one: channels 3 there and 1 here\. Check'),
-    'deeper': (dict(arch=dict(ARCH, depth=5)), r'one: blocks 3 there and 5 here\. Check'),
-    'shallower': (dict(arch=dict(ARCH, depth=2)), r'one: blocks 3 there and 2 here\. Check'),
-    'mlp': (dict(arch=dict(ARCH, mlp_ratio=2)), r'one: hidden width 128 there and 64 here\. Check'),
+    'width': (
+        dict(arch=dict(ARCH, width=64)),
+        r'width 32 in the file and 64 here; hidden width 128 in the file and 256 here',
+    ),
+    'patch': (
+        dict(img_size=32, patch_size=8),
+        r'another network than this one: patch 4 in the file and 8 here\. Check',
+    ),
+    'channels': (dict(in_channels=1), r'one: channels 3 in the file and 1 here\. Check'),
+    'deeper': (dict(arch=dict(ARCH, depth=5)), r'one: blocks 3 in the file and 5 here\. Check'),
+    'shallower': (dict(arch=dict(ARCH, depth=2)), r'one: blocks 3 in the file and 2 here\. Check'),
+    'mlp': (dict(arch=dict(ARCH, mlp_ratio=2)), r'one: hidden width 128 in the file and 64 here\. Check'),
 }
 
 
@@ -185,9 +191,7 @@ def test_load_backbone__file_of_another_number_of_heads(source, save, vit_option
 
 def test_load_backbone__half_the_keys(source, save, vit_options):
     names = sorted(source.state_dict())[::2]
-    with pytest.raises(
-        ValueError, match=r"looked under the prefix ''\): 21 of 42 tensors are not there. absent: .* and 15 more"
-    ):
+    with pytest.raises(ValueError, match=r"prefix ''\): 21 of 42 tensors are missing. absent: .* and 15 more"):
         load_backbone(VisibleViT(**vit_options), save({name: source.state_dict()[name] for name in names}))
 
 
@@ -214,10 +218,10 @@ def test_load_backbone__missing_file(tmp_path, vit_options):
 
 
 def test_load_backbone__table_that_is_no_square(source, save, vit_options):
-    """DeiT's distilled table has two prefix tokens, and here its token is missing: it is not cut to size silently."""
+    """A distilled DeiT's table without its distillation token is rejected, not cut to size."""
     state = source.state_dict()
     state['pos_embed'] = torch.cat([state['pos_embed'][:, :1], state['pos_embed']], dim=1)
-    with pytest.raises(ValueError, match=r'pos_embed has 17 entries: for which grid, the file does not tell'):
+    with pytest.raises(ValueError, match=r'pos_embed has 17 entries, and the file does not say for which grid'):
         load_backbone(VisibleViT(**vit_options), save(state))
 
 
@@ -233,11 +237,11 @@ def test_init_cfg__pretrained_is_loaded(source, save, vit_options, kind):
 
 
 def test_init_cfg__pretrained_is_strict(source, save, vit_options):
-    """mmengine would only write a line to the log."""
+    """mmengine would only log a warning."""
     state = source.state_dict()
     del state['layers.1.attn.qkv.weight']
     network = VisibleViT(init_cfg=dict(type='Pretrained', checkpoint=str(save(state))), **vit_options)
-    with pytest.raises(ValueError, match='1 of 42 tensors are not there. absent: layers.1.attn.qkv.weight'):
+    with pytest.raises(ValueError, match='1 of 42 tensors are missing. absent: layers.1.attn.qkv.weight'):
         network.init_weights()
 
 

@@ -1,4 +1,4 @@
-"""Reading: what runs code is refused and not run, and a damaged file is called one."""
+"""Reading refuses files that would run code, and reports damaged files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -39,7 +39,7 @@ def hostile(request, tmp_path, trace) -> Path:
 
 
 def test_hostile__does_run_code_when_it_is_trusted(hostile, trace):
-    """So that the tests below test something."""
+    """Check the attack itself, so that the tests below are meaningful."""
     torch.load(hostile, weights_only=False)
     assert trace.exists()
 
@@ -58,7 +58,7 @@ def test_read_checkpoint__says_what_was_refused(hostile):
 
 
 def test_read_checkpoint__reads_mmengines_own_history(tmp_path):
-    """Its buffers hold numpy arrays and name their own statistics through `getattr`."""
+    """History buffers hold numpy arrays and look up their statistics with `getattr`."""
     buffer = HistoryBuffer()
     for value in (1.0, 4.0, 7.0):
         buffer.update(value)
@@ -123,7 +123,7 @@ def test_read_checkpoint__truncated_file(tmp_path, share, legacy):
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 def test_read_checkpoint__damaged_file(tmp_path):
-    """One byte changed, at every place of the pickle in a legacy file: never anything but a ValueError."""
+    """Change one byte at a time of a legacy file: reading succeeds or raises ValueError."""
     path = tmp_path / 'file.pth'
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), path, _use_new_zipfile_serialization=False)
     whole, escaped = path.read_bytes(), collections.Counter()
@@ -142,7 +142,7 @@ def test_read_checkpoint__damaged_file(tmp_path):
     'content', [b'hello world\n', b'', b'<!DOCTYPE html><html>', b'{"a": 1}', b'version https://git-lfs']
 )
 def test_read_checkpoint__other_kind_of_file(tmp_path, content):
-    """A download that gave a web page, a file that git-lfs did not fetch."""
+    """For example a downloaded web page, or a file that git-lfs did not fetch."""
     (tmp_path / 'file.pth').write_bytes(content)
     with pytest.raises(ValueError, match='file.pth'):
         read_checkpoint(tmp_path / 'file.pth')

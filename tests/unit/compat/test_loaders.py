@@ -205,7 +205,7 @@ def test_run__refuses_a_hostile_file(tiny, tmp_path, trace, way):
 
 
 def test_run__resuming_executes_no_text_of_a_checkpoint(tiny, tmp_path, trace):
-    tiny.train_cfg.max_epochs, tiny.custom_hooks, tiny.param_scheduler = 1, [], []
+    tiny.train_cfg.max_epochs, tiny.model.teachers.boot.stages, tiny.param_scheduler = 1, 1, []
     Runner.from_cfg(tiny).train()
     path = tmp_path / 'run' / 'epoch_1.pth'
     checkpoint = read_checkpoint(path)

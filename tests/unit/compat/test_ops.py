@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from mkd_plugin.compat import ops as ours
-from mkd_plugin.compat.host_gaps import STAND_IN, OpsFinder, serve_missing_ops
+from mkd_plugin.compat.patches import STAND_IN, OpsFinder, serve_missing_ops
 
 mmcv_ops = pytest.importorskip('mmcv.ops')
 COMPILED = find_spec('mmcv._ext').origin != str(STAND_IN)

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from mkd_plugin import get_config
-from mkd_plugin.datasets import CropForDevice, FlipOnDevice, ImageFolder
-from mkd_plugin.datasets.crops import Crops, collate_crops, resize_crop, resize_in_two_passes
+from mkd_plugin.datasets import CropForDevice, FlipOnDevice, ImageFolder, PackCrops
+from mkd_plugin.datasets.crops import Crop, CropOrder, Crops, collate_crops, resize_crop, resize_in_two_passes
 from mkd_plugin.datasets.loading import decode, is_ordinary_jpeg, to_rgb
 from mkd_plugin.models import CropPreprocessor
 
@@ -115,8 +115,9 @@ def test_config__gives_the_images_of_the_hosts_pipeline(photos, name, largest):
     assert difference.max() < ANY_ORDER_LARGEST and difference.mean() < ANY_ORDER_AVERAGE
     assert (difference > LARGEST + 1e-3).float().mean() < ANY_ORDER_SHARE
     assert made['inputs'].shape == (24, 3, 224, 224) and made['inputs'].dtype == torch.float32
-    flips = [sample.flip for sample in made['data_samples']]
+    flips = [sample['inputs'].order.flip for sample in samples]
     assert flips == [sample['data_samples'].flip for sample in theirs] and 4 < sum(flips) < 20
+    assert all(sample['inputs'].pixels.shape[:2] == sample['data_samples'].img_shape for sample in samples)
     assert [sample.img_path for sample in made['data_samples']] == [photos[seed % len(photos)] for seed in seeds]
 
 
@@ -145,7 +146,7 @@ def test_collate__through_workers_is_what_it_is_without(photos):
         dict(type='mkd_plugin.LoadAnyImage'),
         dict(type='mkd_plugin.CropForDevice', scale=(24, 32), crop_ratio_range=(1.0, 1.0), largest=200 * 200),
         dict(type='mkd_plugin.FlipOnDevice', prob=1.0),
-        dict(type='PackInputs'),
+        dict(type='mkd_plugin.PackCrops'),
     ]
     data = ImageFolder(data_root=folder, pipeline=pipeline)
     here, there = (next(iter(DataLoader(data, batch_size=6, num_workers=n, collate_fn=collate_crops))) for n in (0, 2))
@@ -170,18 +171,35 @@ def test_preprocessor__whole_images_go_through_as_in_the_parent():
 
 
 def test_preprocessor__says_what_to_do_about_what_is_no_batch():
-    crops = [torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(3, 6, 5, dtype=torch.uint8)]
-    with pytest.raises(
-        ValueError, match=r"2 single images.*\(3, 4, 5\).*collate_fn=dict\(type='mkd_plugin.collate_crops'\)"
-    ):
-        CropPreprocessor()(dict(inputs=crops, data_samples=None))
+    order = CropOrder((4, 5))
+    for single in (torch.zeros(3, 4, 5, dtype=torch.uint8), Crop(np.zeros((4, 5, 3), np.uint8), order)):
+        with pytest.raises(ValueError, match=r"2 single images.*collate_fn=dict\(type='mkd_plugin.collate_crops'\)"):
+            CropPreprocessor()(dict(inputs=[single, single], data_samples=None))
 
 
 def test_collate__refuses_what_is_no_crop(photos):
+    """Whole images, crops that an older config packs with PackInputs, and crops of different sizes."""
     init_default_scope('mmpretrain')
-    whole = [run_pipeline([HOSTS[0], HOSTS[3]], path, 0) for path in photos[:2]]  # img_shape differs
-    with pytest.raises(ValueError, match='no crops of one size.*CropForDevice'):
-        collate_crops(whole)
+    crop = dict(type='mkd_plugin.CropForDevice', scale=24)
+    sizes = [[crop, dict(type='mkd_plugin.PackCrops')], [{**crop, 'scale': 8}, dict(type='mkd_plugin.PackCrops')]]
+    for pipelines in ([HOSTS[3:]] * 2, [[crop, HOSTS[3]]] * 2, sizes):
+        samples = [run_pipeline([HOSTS[0], *steps], photos[0], 0) for steps in pipelines]
+        with pytest.raises(ValueError, match='no crops of one size.*CropForDevice.*PackCrops.*instead of PackInputs'):
+            collate_crops(samples)
+
+
+def test_pipeline__host_transforms_may_stand_on_either_side_of_the_crop(photos):
+    """A flip by the host's transform is in the pixels, one by ours in the order, and they add up."""
+    init_default_scope('mmpretrain')
+    crop = dict(
+        type='mkd_plugin.CropForDevice', scale=24, crop_ratio_range=(1.0, 1.0), aspect_ratio_range=(4 / 3, 4 / 3)
+    )
+    host, ours = dict(type='RandomFlip', prob=1.0), dict(type='mkd_plugin.FlipOnDevice', prob=1.0)
+    pack, made = dict(type='mkd_plugin.PackCrops'), []
+    for steps in ([crop], [host, crop, ours], [crop, host, ours], [crop, ours, ours]):
+        batch = collate_crops([run_pipeline([HOSTS[0], *steps, pack], photos[0], 0)])
+        made.append(batch['inputs'].images())
+    assert all(torch.equal(images, made[0]) for images in made[1:])
 
 
 def test_transforms__refuse_nonsense():
@@ -195,8 +213,12 @@ def test_transforms__refuse_nonsense():
             CropForDevice(**options)
     with pytest.raises(ValueError, match='prob=1.5'):
         FlipOnDevice(prob=1.5)
-    with pytest.raises(ValueError, match='mirror after cropping'):
-        CropForDevice(scale=8)(dict(img=np.zeros((9, 9, 3), np.uint8), flip=True))
+    image = np.zeros((9, 9, 3), np.uint8)
+    for step in (FlipOnDevice(), PackCrops()):
+        with pytest.raises(ValueError, match=rf"{type(step).__name__} needs dict\(type='mkd_plugin.CropForDevice'"):
+            step(dict(img=image))
+    with pytest.raises(ValueError, match=r'float32 of shape \(9, 9, 3\), not \(h, w, 3\) uint8'):
+        PackCrops()(dict(img=image.astype(np.float32), crop_order=CropOrder((8, 8))))
 
 
 def jpeg(image: Image.Image, **options) -> bytes:

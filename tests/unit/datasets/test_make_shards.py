@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -14,12 +13,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from mkd_cli import make_shards
 from mkd_plugin.datasets import ShardDataset
 from mkd_plugin.datasets.shards import writing
-from mkd_plugin.datasets.shards.checking import verify_shards
-from mkd_plugin.datasets.shards.writing import Options, write_shards
-
-make_shards = importlib.import_module('make_shards')
+from mkd_plugin.datasets.shards.writing import Options, verify_shards, write_shards
 
 PHOTO = Image.fromarray(load_sample_images().images[0])
 
@@ -210,14 +207,14 @@ def test_main__writes_verifies_and_says_so(source, tmp_path, capsys):
     ]
     assert make_shards.main(arguments) == 0
     said = ' '.join(capsys.readouterr().out.split())
-    assert '6 images in 3 shards' in said and '1 left out, verified' in said and 'left out dog/e.jpg' in said
+    assert '6 images in 3 shards' in said and '1 skipped, verified' in said and 'skipped dog/e.jpg' in said
     with (target / 'shard-000000.tar').open('r+b') as file:
         file.seek(512 + 400)
         file.write(bytes(20))
     assert make_shards.main(arguments) == 1
     assert 'not what was written' in capsys.readouterr().out
-    assert make_shards.main([*arguments[:2], '--size', '9']) == 1
-    assert 'other images or options' in ' '.join(capsys.readouterr().out.split())
+    assert make_shards.main([*arguments[:2], '--size', '9']) == 2
+    assert 'other images or options' in capsys.readouterr().err
 
 
 def test_encode__reads_what_every_loader_of_ours_reads(source):

@@ -23,12 +23,19 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mkd_plugin import get_config
 from mkd_plugin.datasets import ShardDataset
-from mkd_plugin.datasets.shards import index as index_module
-from mkd_plugin.datasets.shards import reading
-from mkd_plugin.datasets.shards.index import index_path, key_of, read_index, scan, write_index
-from mkd_plugin.datasets.shards.reading import TarMemberBackend, member_uri, parse_uri
-from mkd_plugin.engine.exact_data import make_exact
-from mkd_plugin.preflight.data import missing_files
+from mkd_plugin.datasets.shards import members as members_module
+from mkd_plugin.datasets.shards.members import (
+    TarMemberBackend,
+    index_path,
+    key_of,
+    member_uri,
+    parse_uri,
+    read_index,
+    scan,
+    write_index,
+)
+from mkd_plugin.engine.exact_resume import make_exact
+from mkd_plugin.preflight.checks import missing_files
 
 
 def picture(number: int, form: str = 'PNG') -> bytes:
@@ -161,7 +168,7 @@ def test_index__in_memory_if_it_cannot_be_kept(shards, monkeypatch):
     def refuse(half, whole):
         raise OSError(30, 'Read-only file system')
 
-    monkeypatch.setattr(index_module.os, 'replace', refuse)
+    monkeypatch.setattr(members_module.os, 'replace', refuse)
     monkeypatch.setattr('mkd_plugin.datasets.shards.dataset.print_log', lambda message, *_, **__: said.append(message))
     data = ShardDataset(data_root=str(shards), pipeline=LOAD)
     assert number_of(data[11]) == 11
@@ -212,7 +219,7 @@ HOSTILE = {
 def test_scan__damaged_and_hostile_files_are_refused(tmp_path, what):
     content, message = HOSTILE[what]
     (tmp_path / 'bad.tar').write_bytes(content)
-    with pytest.raises(ValueError, match=rf'bad\.tar is no whole tar file: .*{message}.*Copy or make it anew'):
+    with pytest.raises(ValueError, match=rf'bad\.tar is no whole tar file: .*{message}.*Copy it or make it again'):
         ShardDataset(data_root=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ['bad.tar']
 
@@ -268,7 +275,7 @@ def test_shard_dataset__tar_cut_off_after_it_was_indexed(shards):
 
 
 def test_backend__keeps_a_limited_number_of_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, 'MOST_OPEN', 2)
+    monkeypatch.setattr(members_module, 'MOST_OPEN', 2)
     backend, before = TarMemberBackend(), len(os.listdir('/proc/self/fd'))
     tars = [tmp_path / f'{number}.tar' for number in range(5)]
     for number, tar in enumerate(tars):
@@ -332,7 +339,7 @@ def training(shards, work_dir, **options):
     cfg.train_dataloader.dataset.pipeline[1].scale = 32
     cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
     cfg.param_scheduler, cfg.auto_scale_lr = [], None
-    cfg.train_cfg, cfg.custom_hooks[0].lengths = dict(by_epoch=True, max_epochs=2), [1, 1]
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=2)
     cfg.work_dir, cfg.visualizer, cfg.log_level = str(work_dir), None, 'ERROR'
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
     cfg.launcher = 'none'

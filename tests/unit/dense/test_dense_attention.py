@@ -7,7 +7,7 @@ import torch
 from helpers.networks import scatter_weights
 from torch.nn import functional as F
 
-from mkd_plugin.dense import biased
+from mkd_plugin.dense import attention as attention_module
 from mkd_plugin.dense.attention import DenseAttention, attend_with_bias
 from mkd_plugin.models.vit.relative import RelativePositionBias, spread, table_length
 
@@ -60,7 +60,7 @@ def test_spread__is_the_entry_of_every_pair(cls):
 @pytest.mark.parametrize('held', [2**20, 1], ids=['all rows', 'row by row'])
 @pytest.mark.parametrize('cls', [True, False], ids=['cls', 'patches'])
 def test_attend_with_bias__values_and_gradients_are_those_of_an_explicit_softmax(monkeypatch, cls, held):
-    monkeypatch.setattr(biased, 'CHUNK', held)
+    monkeypatch.setattr(attention_module, 'CHUNK', held)
     bias = random_bias()
     heads = random_heads(15 + cls)
     leaves = (*heads, bias.relative_position_bias_table)

@@ -168,7 +168,7 @@ def test_load_backbone__other_formats(tmp_path, name):
 )
 def test_load_backbone__of_other_sizes_raises(tmp_path, other):
     student = VisibleViT(**{**dict(arch=ARCH, img_size=32, patch_size=8), **other})
-    numbers = 'patch 4 there and 8 here' if 'patch_size' in other else 'width 32 there and 48 here'
+    numbers = 'patch 4 in the file and 8 here' if 'patch_size' in other else 'width 32 in the file and 48 here'
     with pytest.raises(ValueError, match=numbers):
         load_backbone(DenseViT(**TINY), save(student, tmp_path / 'file.pth'))
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mkd_plugin.engine.curves import MANY, draw_curves, draw_line, draw_panel, names_of, stage_starts
+from mkd_plugin.engine.curves import MANY, draw_curves, draw_line, draw_panel, metric_names, stage_starts
 
 
 def row(iteration: int, **values) -> dict:
@@ -39,15 +39,18 @@ def test_draw_curves__nothing_to_draw(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_names_of__a_total_of_one_loss_is_left_out():
+def test_metric_names__a_total_of_one_loss_is_left_out():
     def fits(name):
         return 'loss' in name
 
-    assert names_of([row(1, loss=1.0, loss_a=1.0, time=3)], 'train', fits) == ['loss_a']
-    assert names_of([row(1, loss=1.0, loss_a=1.0), row(2, loss=1.5, loss_a=1.0)], 'train', fits) == ['loss', 'loss_a']
-    assert names_of([row(1, loss=3.0, loss_a=1.0, loss_b=2.0)], 'train', fits) == ['loss', 'loss_a', 'loss_b']
-    assert names_of([row(1, loss=3.0, loss_a=None)], 'train', fits) == ['loss']
-    assert names_of([row(1, loss=3.0)], 'val', fits) == []
+    assert metric_names([row(1, loss=1.0, loss_a=1.0, time=3)], 'train', fits) == ['loss_a']
+    assert metric_names([row(1, loss=1.0, loss_a=1.0), row(2, loss=1.5, loss_a=1.0)], 'train', fits) == [
+        'loss',
+        'loss_a',
+    ]
+    assert metric_names([row(1, loss=3.0, loss_a=1.0, loss_b=2.0)], 'train', fits) == ['loss', 'loss_a', 'loss_b']
+    assert metric_names([row(1, loss=3.0, loss_a=None)], 'train', fits) == ['loss']
+    assert metric_names([row(1, loss=3.0)], 'val', fits) == []
 
 
 def test_stage_starts__where_the_stage_before_ended():

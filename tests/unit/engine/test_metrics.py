@@ -12,7 +12,6 @@ from mmengine.hooks import Hook
 from mmengine.visualization import Visualizer
 
 import mkd_plugin
-from mkd_plugin.engine import MetricsHook
 from mkd_plugin.engine.metrics import METRICS, is_scalar, keep_until, read_metrics
 
 PER_EPOCH, BATCH = 6, 4
@@ -172,11 +171,6 @@ def test_metrics_hook__a_disk_that_is_full_does_not_stop_the_run(tmp_path, tiny_
     monkeypatch.setattr(Path, 'open', full)
     assert train(tiny_run(tmp_path)).iter == 4 * PER_EPOCH
     assert not (tmp_path / METRICS).exists()
-
-
-def test_metrics_hook__refuses_an_interval_of_nothing():
-    with pytest.raises(ValueError, match='interval=0'):
-        MetricsHook(interval=0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from mkd_plugin.engine.progress import ProgressHook, brief, someone_looks
+from mkd_plugin.engine.progress import ProgressHook, brief, is_interactive
 
 WIDTH, HEIGHT = 118, 400  # no line scrolls away
 CONTROL = re.compile(r'\x1b\[(\?25[lh]|\d*[A-Za-z]|[\d;]*m)|\r\n|\r|\n|[^\x1b\r\n]+')
@@ -212,5 +212,5 @@ def test_progress_hook__nothing_where_nobody_looks_or_wants_it(tmp_path, tiny_ru
         (None, {}, False),
     ],
 )
-def test_someone_looks__at_a_terminal_that_is_one(stream, environment, wanted):
-    assert someone_looks(stream, environment) == wanted
+def test_is_interactive__at_a_terminal_that_is_one(stream, environment, wanted):
+    assert is_interactive(stream, environment) == wanted

@@ -1,4 +1,4 @@
-"""What a checkpoint says about where it comes from."""
+"""Checkpoints hold plain values only, and record their origin."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import hashlib
 from importlib.metadata import version
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
+from torch import nn
 
 import mkd_plugin
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint
 from mkd_plugin.engine import PortableCheckpointHook
-from mkd_plugin.engine.provenance import FORMAT, changed_teachers, fingerprint, model_files, software
+from mkd_plugin.engine.provenance import (
+    FORMAT,
+    changed_teachers,
+    describe,
+    fingerprint,
+    is_plain,
+    model_files,
+    pack,
+    software,
+    unpack,
+)
 from mkd_plugin.interop.inspect import describe_checkpoint, render
 
 
@@ -125,3 +137,30 @@ def test_portable_checkpoint__remembers_a_file_that_is_gone(taught_by_a_file, tr
     assert hook.files['backbone.init_cfg.checkpoint'] == {
         'path': str(started), 'bytes': hook.files['backbone.init_cfg.checkpoint']['bytes'], 'sha256': digest,
     }  # fmt: skip
+
+
+def test_pack__round_trip_keeps_history_and_statistics():
+    buffer = HistoryBuffer([1.0, 2.0, 4.0], [1, 2, 3], max_length=10)
+    packed = pack(buffer)
+    assert is_plain(packed)
+    restored = unpack(packed)
+    assert restored.mean() == buffer.mean() and restored.current() == 4.0 and restored.max_length == 10
+    restored.update(8.0)
+    assert restored.current() == 8.0
+
+
+@pytest.mark.parametrize(
+    'value, plain',
+    [
+        (dict(a=[1, 2.0, ('x', None)]), True),
+        (np.float64(1.0), False),
+        ([np.zeros(2)], False),
+        (dict(a=object()), False),
+    ],
+)
+def test_is_plain__accepts_what_weights_only_loading_does(value, plain):
+    assert is_plain(value) == plain
+
+
+def test_describe__leaves_other_networks_alone():
+    assert describe(nn.Linear(2, 2)) == {}

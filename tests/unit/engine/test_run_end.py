@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from mmengine.logging import MMLogger
 
-from mkd_plugin.engine.curves import undisturbed
+from mkd_plugin.engine.curves import signals_ignored
+from mkd_plugin.engine.guards import REQUEUE
 from mkd_plugin.engine.metrics import METRICS, read_metrics
-from mkd_plugin.engine.preemption import REQUEUE, when_run_ends
+from mkd_plugin.engine.run_utils import when_run_ends
 
 CURVES = {'default_hooks.curves': dict(type='mkd_plugin.CurvesHook')}
 
@@ -90,11 +91,11 @@ def test_curves_hook__an_error_before_the_first_line_draws_nothing(tmp_path, tin
     assert drawn == [] and not (tmp_path / 'curves.png').exists()
 
 
-def test_undisturbed__gives_the_handlers_back():
+def test_signals_ignored__gives_the_handlers_back():
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
     try:
-        with undisturbed():
+        with signals_ignored():
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)
         assert heard == []

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mkd_plugin
-from mkd_plugin.engine.schedules import fit_schedule
+from mkd_plugin.engine.teacher_updates import fit_schedule
 from mkd_plugin.models.protocols import Stages
 
 LR = 1e-3

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from helpers.labelled_files import write_images
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from mkd_cli import evaluate_classifier as command
 from mkd_plugin.evaluation.classifier import (
     SIXTEEN,
     folder_accuracy,
@@ -19,8 +19,6 @@ from mkd_plugin.evaluation.classifier import (
 )
 from mkd_plugin.evaluation.images import Preprocessing, open_images
 from mkd_plugin.utils.configs import config_root
-
-command = importlib.import_module('evaluate_classifier')
 
 PLAIN = Preprocessing((20, 20), 20)
 
@@ -97,7 +95,7 @@ def test_shape_bias__bad_input(tmp_path):
     with pytest.raises(ValueError, match='gnu1-cat1.png do not name a shape'):
         shape_bias(Brightest(1000, (0, 1, 2)), write_cues(tmp_path, {'cat/gnu1-cat1.png': (0, 0, 0)}))
     images = write_cues(tmp_path / 'other', {'cat/cat1-dog1.png': (0, 0, 0)})
-    with pytest.raises(ValueError, match='ids from 0 to 9'):
+    with pytest.raises(ValueError, match='id from 0 to 9'):
         shape_bias(Brightest(10, (0, 1, 2)), images)
 
 
@@ -161,7 +159,7 @@ def test_command__one_table(fine_tuned, tmp_path, capsys):
     assert command.main(arguments) == 1
     found = json.loads((out / 'evaluation.json').read_text())
     (row,), (failure,) = found['rows'], found['failures']
-    images = open_images(tmp_path / 'digits', Preprocessing.customary((24, 24)))
+    images = open_images(tmp_path / 'digits', Preprocessing.standard((24, 24)))
     assert row['top1'] == pytest.approx(folder_accuracy(load_classifier(config, path), images, images.classes))
     assert failure['protocol'] == 'other' and 'class folders x are not' in failure['reason']
     assert command.main([str(config), str(path), '--out', str(out)]) == 2

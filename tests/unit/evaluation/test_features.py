@@ -7,13 +7,13 @@ import torch
 from helpers.labelled_files import write_images, write_student
 from helpers.networks import VIT
 
-from mkd_plugin.checkpoint.write import sha256_of
 from mkd_plugin.evaluation import features as module
 from mkd_plugin.evaluation.features import Feature, FeatureStore
 from mkd_plugin.evaluation.images import Preprocessing, open_images
+from mkd_plugin.interop.open_model import open_models
 from mkd_plugin.interop.student import load_student
-from mkd_plugin.interop.subjects import load_subjects
 from mkd_plugin.models.students import ClassifierViT
+from mkd_plugin.utils.files import sha256_of
 
 SMALL = Preprocessing((16, 16), 18)
 WHICH = (Feature('block:-1', 'mean'), Feature('block:-1', 'cls'), Feature('block:0', 'mean'), Feature('output', 'cls'))
@@ -38,7 +38,7 @@ def read(store, path, images, which=WHICH):
 
 
 def subject_of(path):
-    (subject,) = load_subjects([str(path)], known={}, device='cpu')
+    (subject,) = open_models([str(path)], known={}, device='cpu')
     return subject
 
 
@@ -89,7 +89,7 @@ def test_features__other_images_preprocessing_or_taps_are_computed(tmp_path, com
     assert computed == [12, 12, 12, 11]
 
 
-def test_features__stopped_run_goes_on_after_the_last_shard(tmp_path, computed, monkeypatch):
+def test_features__interrupted_run_resumes_after_the_last_shard(tmp_path, computed, monkeypatch):
     folder, path, store = (
         write_images(tmp_path, 'train'),
         write_student(tmp_path, 'a.pth'),
@@ -132,23 +132,23 @@ def test_features__not_finite(tmp_path):
 
 
 def test_features__pixels_are_part_of_the_key(tmp_path, computed):
-    """The same weights want other features with other statistics of pixels."""
+    """Features of the same weights depend on the pixel statistics."""
     images, store = open_images(write_images(tmp_path, 'train'), SMALL), FeatureStore(tmp_path / 'c')
     bare = tmp_path / 'bare.pth'
     torch.save(load_student(write_student(tmp_path, 'a.pth')).backbone.state_dict(), bare)
     found = []
     for pixels in ('half', 'clip', 'half'):
-        (subject,) = load_subjects([str(bare)], known=dict(num_heads=4), device='cpu', pixels=pixels)
+        (subject,) = open_models([str(bare)], known=dict(num_heads=4), device='cpu', pixels=pixels)
         found.append(store.features(subject, images, WHICH).values[WHICH[0]])
     assert computed == [12, 12]
     assert not found[0].equal(found[1]) and found[0].equal(found[2])
 
 
 def test_features__no_final_norm(tmp_path):
-    """A fine-tuned network has its norm after the mean: its last block can be read, an output it has not."""
+    """A fine-tuned network has its norm after pooling: it has blocks to read, but no normalised output."""
     images, network = open_images(write_images(tmp_path, 'train'), SMALL), ClassifierViT(**VIT)
     torch.save(network.state_dict(), tmp_path / 'tuned.pth')
-    (subject,) = load_subjects([str(tmp_path / 'tuned.pth')], known=dict(num_heads=4), device='cpu')
+    (subject,) = open_models([str(tmp_path / 'tuned.pth')], known=dict(num_heads=4), device='cpu')
     assert 'it has no norm for tokens after the last block' in subject.notes
     FeatureStore(tmp_path / 'c').features(subject, images, WHICH[:3])
     with pytest.raises(ValueError, match="has no norm for tokens, so there is no 'output'"):

@@ -78,7 +78,7 @@ def write_list(tmp_path):
 
 
 def test_preprocessing__crop_larger_than_the_edge():
-    assert Preprocessing.customary((224, 224)).resize == 256
+    assert Preprocessing.standard((224, 224)).resize == 256
     with pytest.raises(ValueError, match='resize=16'):
         Preprocessing((24, 24), 16)
 

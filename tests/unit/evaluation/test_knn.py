@@ -21,7 +21,7 @@ def clusters(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize('entries', [2**25, 1000])  # all at once; three queries at once
 def test_knn_predict__equals_scikit_learn(entries, monkeypatch):
-    monkeypatch.setattr(knn, 'ENTRIES', entries)
+    monkeypatch.setattr(knn, 'CHUNK', entries)
     (train_ND, labels_N), (queries_MD, _) = clusters(300, 0), clusters(90, 1)
     found = knn_predict(train_ND, labels_N, queries_MD, ks=(1, 10, 20, 100, 200))
     for k, ids_M in found.items():

@@ -12,7 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from mkd_plugin.evaluation.features import Feature, Features
-from mkd_plugin.evaluation.linear import LARS, SGD, Probes, ProbeSettings, judge, run_epochs, shortened, train_probes
+from mkd_plugin.evaluation.linear import (
+    LARS,
+    SGD,
+    Probes,
+    ProbeSettings,
+    evaluate_heads,
+    run_epochs,
+    shortened,
+    train_probes,
+)
 
 A, B = Feature('block:0', 'cls'), Feature('block:0', 'mean')
 BY_STEP = ProbeSettings(rates=(0.5, 5.0), epochs=4, warmup=1, batch_size=16, weight_decay=0.01, seed=3)
@@ -32,7 +41,7 @@ def trained(train: Features, settings: ProbeSettings) -> Probes:
     which = list(train.values)
     with torch.no_grad():
         probes = Probes(len(which), 6, 3, settings, train.values[which[0]][:0])
-        run_epochs(probes, train, settings, None)
+        run_epochs(probes, train, settings)
     return probes
 
 
@@ -94,7 +103,7 @@ def test_train_probes__full_batch_converges_to_scikit_learns_logistic_regression
     other.fit(train.values[A].numpy(), train.labels_N.numpy())
     wanted = torch.from_numpy(other[-1].coef_)
     torch.testing.assert_close(found.weight_FRCD[0, 0], wanted, rtol=1e-4, atol=1e-5)
-    heads = judge(found, Features({A: val.values[A]}, val.labels_N), [A])
+    heads = evaluate_heads(found, Features({A: val.values[A]}, val.labels_N), [A])
     assert heads[0].top1 == pytest.approx(100 * other.score(val.values[A].numpy(), val.labels_N.numpy()), abs=2)
 
 
@@ -132,7 +141,7 @@ def test_probe_settings__bad_input(options, message):
 
 
 def test_settings__maes_probe():
-    """shared/methods.md: LARS, 0.1 per 256, batch 16384, 90 epochs, no decay."""
+    """MAE, appendix A.1: LARS, base learning rate 0.1, batch 16384, 90 epochs, no weight decay."""
     assert LARS.lars and 0.1 in LARS.rates and LARS.batch_size == 16384
     assert (LARS.epochs, LARS.weight_decay) == (90, 0)
     assert shortened(LARS, epochs=9).warmup == 1

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,10 +8,9 @@ import pytest
 from helpers.labelled_files import write_images
 from mmpretrain.registry import DATASETS
 
+from mkd_cli import make_label_list
 from mkd_plugin.evaluation.lists import draw_share, listed_in_json, published_share, write_list
 from mkd_plugin.utils.configs import get_config
-
-make_label_list = importlib.import_module('make_label_list')
 
 
 def test_draw_share__balanced_nested_and_repeatable(tmp_path):
@@ -71,7 +69,7 @@ def test_make_label_list__command(tmp_path, capsys):
     assert make_label_list.main([str(folder), str(out), '--percent', '50', '--seed', '1']) == 0
     assert out.read_text() == ''.join(f'{name} {label}\n' for name, label in draw_share(folder, 0.5, seed=1))
     assert '6 images of 3 classes' in capsys.readouterr().out
-    assert make_label_list.main([str(folder), str(out), '--percent', '1']) == 1
+    assert make_label_list.main([str(folder), str(out), '--percent', '1']) == 2
     assert 'fewer than the 3 classes' in capsys.readouterr().err
 
 
@@ -94,7 +92,7 @@ def test_listed_in_json__inaturalists_form(tmp_path):
 @pytest.mark.parametrize('name', ['dbot', 'dmae'])
 @pytest.mark.parametrize('percent', [1, 10])
 def test_config__trains_on_the_list(tmp_path, name, percent):
-    """The semi-supervised configs read what the tool writes, and only the training images are fewer."""
+    """The semi-supervised configs read the list, and differ in the training images only."""
     write_images(tmp_path, 'train', count=20)
     share = 100 * 3 // 60 if percent == 1 else 50
     (tmp_path / 'meta').mkdir()

@@ -1,4 +1,4 @@
-"""From a symmetric student's checkpoint, and from CLIP's own, to the classifier of the fine-tuning recipes."""
+"""The fine-tuning recipes start from a symmetric student's checkpoint and from CLIP's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLE = 'relative_position_bias_table'
 
 
 def classifier(recipe: str, checkpoint: str, **backbone) -> torch.nn.Module:
-    """The recipe's model at the tiny size, with what its ``init_cfg`` loads."""
+    """Build the recipe's model at a tiny size and load its ``init_cfg``."""
     cfg = mkd_plugin.get_config(recipe)
     cfg.model.backbone.update(**SIZES, **backbone)
     cfg.model.backbone.init_cfg.checkpoint = checkpoint
@@ -28,7 +28,7 @@ def classifier(recipe: str, checkpoint: str, **backbone) -> torch.nn.Module:
 
 
 def test_maskdistill_finetuning__every_block_starts_from_the_shared_table(tmp_path):
-    """Layer scale and table of the student are there, and the features are the student's."""
+    """Layer scale and table are the student's, and so are the features."""
     cfg = mkd_plugin.get_config('maskdistill/maskdistill_digits')
     cfg.model.backbone.arch = ARCH
     pretrained = scatter_weights(mkd_plugin.registry.MODELS.build(cfg.model)).eval()
@@ -47,7 +47,7 @@ def test_maskdistill_finetuning__every_block_starts_from_the_shared_table(tmp_pa
 
 
 def test_clip_finetuning__new_relative_biases_change_nothing_at_first(tmp_path):
-    """CLIP's file has no relative bias: the recipe allows that, and zeros leave the features as they were."""
+    """CLIP's file has no relative bias: the recipe allows that, and zero biases do not change the features."""
     clip = dict(position='learned', activation='quick_gelu', norm_eps=1e-5, pre_norm=True)
     tower = scatter_weights(VisionTransformer(**SIZES, **clip, projection=16)).eval()
     torch.save(dict(state_dict=tower.state_dict()), tmp_path / 'clip.pth')

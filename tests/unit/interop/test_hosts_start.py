@@ -1,4 +1,4 @@
-"""mmpretrain's and mmseg's own fine-tuning starts from files of other libraries, converted, by their own ``init_cfg``."""
+"""The hosts' own ``init_cfg`` loads converted files of other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student as a plain module, from files written by hand as PortableCheckpointHook writes them."""
+"""Load a student from files written as PortableCheckpointHook writes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from helpers.networks import ARCH, scatter_weights
 
 import mkd_plugin
-from mkd_plugin.engine.portable_checkpoint import describe
+from mkd_plugin.engine.provenance import describe
 from mkd_plugin.interop.student import load_student
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
 
@@ -33,7 +33,7 @@ def save_run(path, student, teacher=None, **provenance):
 
 @pytest.fixture(params=[VisibleViT, MaskTokenViT])
 def network(request, vit_options):
-    """Of a run with trained positions, or with mask tokens, which the plain network does not need."""
+    """A student with trained positions, or with mask tokens, which the plain network does not need."""
     return scatter_weights(request.param(position='learned', drop_path_rate=0.5, **vit_options)).eval()
 
 
@@ -73,7 +73,7 @@ def test_load_student__part_of_the_file(tmp_path, vit_options):
 
 
 def test_load_student__file_of_a_model(tmp_path, build_distiller):
-    """What the hook writes about a model is enough to rebuild its student."""
+    """The provenance that the hook writes is enough to rebuild the student."""
     model = build_distiller(data_preprocessor=dict(mean=MEAN, std=STD)).float().eval()
     torch.save(dict(state_dict=model.state_dict(), meta=dict(mkd_plugin=describe(model))), tmp_path / 'run.pth')
     images = torch.rand(2, 3, 16, 16)
@@ -119,7 +119,7 @@ def test_load_student__part_that_is_not_there(tmp_path, vit_options):
 
 def test_load_student__provenance_that_does_not_fit(tmp_path, vit_options):
     path = save_run(tmp_path / 'run.pth', VisibleViT(**vit_options), backbone=dict(BACKBONE, patch_size=8))
-    with pytest.raises(ValueError, match='patch 4 there and 8 here'):
+    with pytest.raises(ValueError, match='patch 4 in the file and 8 here'):
         load_student(path)
 
 
@@ -140,7 +140,7 @@ def test_load_student__run_of_another_network(tmp_path):
     ids=['cut', 'from a file'],
 )
 def test_load_student__teacher_0_that_is_not_in_the_file(tmp_path, build_distiller, options):
-    """Its network holds the student's first weights until the first promotion, which are not what it taught with."""
+    """Until the first promotion its network holds the student's first weights, which are not the teacher's."""
     model = build_distiller(teachers=dict(boot=dict(type='BootstrappedTeacher', **options))).float().eval()
     for stage in (0, 1):
         path = tmp_path / f'stage_{stage}.pth'

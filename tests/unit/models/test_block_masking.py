@@ -1,4 +1,4 @@
-"""Block-wise masking against BEiT's procedure image by image, and masking by a teacher's attention."""
+"""Block-wise masking against BEiT's sequential procedure, and masking by a teacher's attention."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_block_masking__hides_at_most_the_number_and_says_so():
     counts = mask.hidden_BL.sum(1)
     assert (mask.most_hidden, mask.ids_keep_BV) == (78, None)
     assert counts.max() <= 78
-    assert counts.min() >= 40  # gives up after ten failures, which is not at once
+    assert counts.min() >= 40  # stops only after ten failures
     assert len(counts.unique()) > 5
 
 
@@ -102,8 +102,8 @@ def test_region__hidden_tokens_of_a_ragged_mask_are_weighted_not_the_whole_grid(
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(), 'Give one of num_hidden and ratio'),
-        (dict(ratio=0.4, num_hidden=78), 'Give one of num_hidden and ratio'),
+        (dict(), 'Set exactly one of num_hidden and ratio'),
+        (dict(ratio=0.4, num_hidden=78), 'Set exactly one of num_hidden and ratio'),
         (dict(num_hidden=196), 'num_hidden=196 hides 196 of 196'),
         (dict(ratio=0.001), 'ratio=0.001 hides 0 of 196'),
         (dict(num_hidden=10), r'min_block=16: it must lie in \[1, 10\]'),
@@ -116,12 +116,12 @@ def test_block_masking__wrong_options(options, message):
 
 
 def test_block_masking__student_that_sees_visible_patches_only():
-    with pytest.raises(ValueError, match='BlockMasking hides another number .* Use a MaskTokenViT'):
+    with pytest.raises(ValueError, match='BlockMasking hides a different number .* Use a MaskTokenViT'):
         BlockMasking(student=context_of(VisibleViT), num_hidden=78)
 
 
 class FixedFeatures:
-    """Queries and keys whose cls attends to the patches in given proportions."""
+    """Build queries and keys whose cls attends to the patches with given weights."""
 
     def __init__(self, share_L, batch):
         keys = torch.zeros(batch, 1, 1 + len(share_L), 1)

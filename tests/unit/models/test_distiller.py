@@ -1,4 +1,4 @@
-"""The algorithm as a whole: given masks, lazy teachers, gradients, and the parts that it refuses."""
+"""The whole algorithm: given masks, lazy teachers, gradients, and incompatible components."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def losses_of(results):
 
 @pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 def test_loss__every_trainable_parameter_gets_a_gradient(build_distiller, images, method):
-    """What got none would be unused in every step, and DDP would stop at it."""
+    """A parameter without a gradient would make DDP fail."""
     model = build_distiller(**method).train()
     losses = losses_of(model.loss(images))
     assert set(losses) == {f'loss_{name}' for name in model.objectives}
@@ -81,9 +81,9 @@ def test_loss__given_masks_reproduce_a_step(build_distiller, images, method):
     first = model.loss(images)
     hook.remove()
     torch.manual_seed(99)
-    again = model.loss(images, given(drawn[0].hidden_BL.view(-1, 4, 4)))  # of the grid's shape, or flat
+    again = model.loss(images, given(drawn[0].hidden_BL.view(-1, 4, 4)))  # 2-D or flat masks
     assert set(again) == set(first)
-    rel = 1e-12 if model.backbone.sees_all else 0  # such a student averages with weights instead
+    rel = 1e-12 if model.backbone.sees_all else 0  # this student computes a weighted mean instead
     for name, value in losses_of(first).items():
         assert again[name].item() == pytest.approx(value.item(), rel=rel, abs=0), name
 
@@ -111,10 +111,10 @@ def test_loss__masks_are_drawn_without_data_samples_that_have_one(build_distille
 @pytest.mark.parametrize(
     ('masks', 'message'),
     [
-        (torch.ones(3, 9), 'The data give masks of 9 patches, the student has 16'),
+        (torch.ones(3, 9), 'The data contain masks of 9 patches, but the student has 16'),
         (
             hidden_masks(visible=5),
-            r"masks with \[5\] visible patches; student or a teacher needs the masking's 4 in every image",
+            r"masks with \[5\] visible patches, but the student or a teacher needs the masking's 4 in every image",
         ),
         (torch.stack([torch.arange(16) < n for n in (12, 10, 12)]), r'masks with \[4, 6\] visible patches'),
     ],
@@ -144,7 +144,7 @@ def test_loss__every_teacher_runs_once_a_step(build_distiller, images, method):
 
 
 def test_loss__two_objectives_share_a_teacher(build_distiller, images):
-    """It runs once, up to the highest of their taps, and each has the loss that it has alone."""
+    """It runs once, up to the highest tap, and each objective has the same loss as alone."""
     first, second = dict(FEATURE, tap='block:0'), dict(FEATURE, tap='block:1', head=LINEAR, region='visible')
     model = build_distiller(objectives=dict(first=first, second=second))
     blocks = Counter()
@@ -163,7 +163,7 @@ def test_loss__two_objectives_share_a_teacher(build_distiller, images):
 
 
 def test_loss__redundancy_masking_reads_the_teacher_that_the_objective_reads(build_distiller, images):
-    """The mask is what the full forward says, though the teacher's relations are compared on kept tokens only."""
+    """The mask comes from the full forward pass, although relations are compared on kept tokens only."""
     model = build_distiller(**METHODS['hybrid'])
     share = model.loss(images)['hidden_share'].item()
     assert share == 1 - round(16 * 0.7**3) / 16
@@ -181,7 +181,7 @@ def test_forward__takes_a_batch_or_a_list_of_one_view(build_distiller, images, w
 
 
 def test_forward__more_than_one_view(build_distiller, images):
-    with pytest.raises(ValueError, match='takes one view of each image, the pipeline makes 2'):
+    with pytest.raises(ValueError, match='takes one view of each image, but the pipeline returns 2'):
         build_distiller().loss([images, images])
 
 
@@ -197,7 +197,7 @@ def test_init_weights__teachers_copy_what_the_student_loaded(build_distiller, im
 
 
 def test_init_weights__draws_nothing_itself(build_distiller):
-    """Weights are drawn when the network is built; mmengine calls this once more."""
+    """Weights are drawn in the constructor; mmengine then calls ``init_weights``."""
     model = build_distiller()
     before = copy.deepcopy(dict(model.named_parameters()))
     model.init_weights()
@@ -224,7 +224,7 @@ def test_state_dict__round_trip_gives_the_same_loss(build_distiller, images):
 
 
 def test_objective_name__with_loss_in_it_is_refused(build_distiller):
-    """mmengine would add what is only watched to the sum."""
+    """mmengine would add values that are only logged to the loss."""
     with pytest.raises(ValueError, match="Objective 'pixel_loss': mmengine sums every result with 'loss' in its name"):
         build_distiller(objectives=dict(pixel_loss=FEATURE))
 
@@ -238,7 +238,7 @@ def test_parse_losses__sums_the_objectives(build_distiller, images):
 
 
 BAD = {
-    'no objective': (dict(objectives={}), 'objectives is empty: there is nothing to learn'),
+    'no objective': (dict(objectives={}), 'objectives is empty: add at least one'),
     'a teacher that nothing reads': (
         dict(teachers=dict(DBOT['teachers'], clip=MIM)), r"Nothing reads the teachers \['clip'\]: name them in an objective"
     ),
@@ -291,7 +291,7 @@ def test_pixel_statistics__of_mmpretrains_preprocessor(build_distiller, preproce
 
 
 def test_data_preprocessor__its_statistics_reach_the_teacher(build_distiller):
-    """From stored pixels to the teacher's: what goes in as 0 … 255 arrives normalised with ImageNet's numbers."""
+    """Pixels of 0 … 255 reach the teacher normalised with ImageNet's statistics."""
     statistics = dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0])
     model = build_distiller(teachers=dict(boot=MIM), data_preprocessor=statistics)
     raw = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)

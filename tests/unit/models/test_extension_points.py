@@ -1,4 +1,4 @@
-"""New methods need components only: I-JEPA as one masking and one head, and the ten gaps of methods to come as doubles.
+"""New methods need components only: I-JEPA as one masking and one head, and ten needs of future methods as test doubles.
 
 Nothing here touches ``structures.py``, ``distiller.py`` or ``objective.py``; the doubles are what a user would write.
 """
@@ -34,7 +34,7 @@ FROZEN = dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=1, pixel_mean=[0.
 
 @pytest.fixture(autouse=True)
 def doubles():
-    """Register the doubles of this file for one test."""
+    """Register the test doubles of this file for one test."""
     classes = [
         ConcatenatedTargets, BlockPredictor, WeightedSum, RunningStandardize, LadderHead, HardestTeacher, RowDivergence,
         CrossAttention, CoarseTeacher, TwoMasks, PeriodicCopy,
@@ -60,7 +60,7 @@ def build(objectives, *, student='PlainViT', masking=None, teachers=None, **more
 
 
 class ConcatenatedTargets(Masking):
-    """Two targets of 2 × 2 patches an image, which may overlap; four of the other patches are the context."""
+    """Two targets of 2 × 2 patches per image, which may overlap; four other patches are the context."""
 
     def __init__(self, *, student):
         super().__init__(student=student)
@@ -80,7 +80,7 @@ class ConcatenatedTargets(Masking):
 
 
 class BlockPredictor(Head):
-    """I-JEPA's predictor: mask tokens at the places of one target beside the context, each target in a pass of its own."""
+    """I-JEPA's predictor: the context and mask tokens at the positions of one target; one pass per target."""
 
     reaches_hidden, predicts_cls = True, False
 
@@ -156,7 +156,7 @@ def test_i_jepa__is_one_masking_and_one_head(images):
 def test_region__unknown_names_are_refused_with_those_the_masking_declares():
     objective = {'feature': {**I_JEPA['objectives']['feature'], 'region': 'target'}}
     with pytest.raises(
-        ValueError, match=r"region='target': use one of 'hidden', 'visible', 'all', 'targets', each with"
+        ValueError, match=r"region='target': use one of 'hidden', 'visible', 'all', 'targets', optionally with"
     ):
         MODELS.build(dict(type='MaskedDistiller', **{**I_JEPA, 'objectives': objective}))
 
@@ -195,7 +195,7 @@ def test_g1__several_losses_on_one_head(images):
     assert model.loss(images)['loss_both'].item() == pytest.approx(sum(parts) / 2, rel=1e-9)
 
 
-# G2: a region of cls alone.
+# G2: a region of only cls.
 
 
 def test_g2__cls_alone(images):
@@ -215,7 +215,7 @@ def test_g2__cls_alone(images):
 
 
 class RunningStandardize(nn.Module):
-    """Standardises with statistics of the first batch, kept in buffers."""
+    """Standardises with the statistics of the first batch, stored in buffers."""
 
     def __init__(self, *, width):
         super().__init__()
@@ -266,7 +266,7 @@ def test_g4__one_head_reads_several_taps(images):
         build(dict(ladder=dict(PLAIN, tap=taps, student=taps, head=dict(type='LadderHead', taps=3))))
 
 
-# G5: losses per image that see each other.
+# G5: losses per image that depend on each other.
 
 
 class HardestTeacher(Balance):
@@ -324,7 +324,7 @@ def test_g6__relations_of_values(images, tap):
 
 
 class CrossAttention(Head):
-    """Queries at every place of the region attend to the visible tokens (CAE v2, CrossMAE)."""
+    """Queries at every position of the region attend to the visible tokens (CAE v2, CrossMAE)."""
 
     reaches_hidden = True
 
@@ -350,7 +350,7 @@ def test_g7__cross_attention_predicts_what_the_student_did_not_see(images, regio
     assert loss.isfinite() and model.objectives['feature'].heads[0].attend.in_proj_weight.grad.abs().sum() > 0
 
 
-# G8: a teacher of another grid.
+# G8: a teacher with another grid.
 
 
 class CoarseTeacher(ViTTeacher):
@@ -378,7 +378,7 @@ def test_g8__teacher_of_another_grid(images):
     assert model.loss(images)['loss_feature'].isfinite()
 
 
-# G9: several masks of an image, one pass of the teacher.
+# G9: several masks per image, one pass of the teacher.
 
 
 class TwoMasks(Masking):
@@ -420,7 +420,7 @@ def test_g9__several_masks_share_one_teacher_pass(images, sees):
     assert found.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-12)
 
 
-# G10: a weight with a schedule, and a teacher that copies the student now and then.
+# G10: a scheduled weight, and a teacher that copies the student periodically.
 
 
 class PeriodicCopy(Teacher):
@@ -455,5 +455,5 @@ def test_g10__scheduled_weight_and_periodic_copy(images):
     assert not torch.equal(model.teachers['frozen'].cls_token, model.backbone.cls_token)
     model.after_step(Progress(6, 100))
     assert torch.equal(model.teachers['frozen'].cls_token, model.backbone.cls_token)
-    model.begin_training(Progress(10, 100))  # resumed: the weight is that of the position
+    model.begin_training(Progress(10, 100))  # resumed: the weight depends on the position
     assert model.objectives['gram'].weight == 2.0

@@ -1,4 +1,4 @@
-"""Heads: the decoder against MAE's written from scratch, the others against plain matrix products."""
+"""Heads: the decoder against an explicit MAE decoder, the others against plain matrix products."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def mask():
 
 
 def features_of(mask=None):
-    """A student's tokens: cls and the visible patches, or cls and all of them."""
+    """Build a student's tokens: cls and the visible patches, or cls and all patches."""
     tokens = torch.randn(3, 17 if mask is None else 5, 12, dtype=torch.float64)
     return TokenFeatures({'output': Tokens(tokens)}, num_prefix=1, mask=mask)
 
 
 def rows_of(full_BND, hidden_BL, region):
-    """A region's rows of (cls, all patches), image by image."""
+    """List a region's rows of (cls, all patches), image by image."""
     patches, _, cls = region.partition('+')
     wanted = {'hidden': hidden_BL, 'visible': ~hidden_BL, 'all': hidden_BL | True}[patches]
     picked = []
@@ -44,7 +44,7 @@ def rows_of(full_BND, hidden_BL, region):
 
 
 def mae_block(x, weights, heads):
-    """A pre-norm block with attention written out."""
+    """Pre-norm block with explicit attention."""
 
     def linear(name, value):
         return value @ weights[f'{name}.weight'].T + weights[f'{name}.bias']
@@ -61,7 +61,7 @@ def mae_block(x, weights, heads):
 
 
 def mae_decoder(head, tokens_BND, hidden_BL):
-    """MAE's forward_decoder: every place is filled, every token goes through every block and is predicted."""
+    """MAE's forward_decoder: insert mask tokens, run every token through every block, predict every token."""
     weights = head.state_dict()
     embedded = tokens_BND @ weights['embed.weight'].T + weights['embed.bias']
     filled = weights['mask_token'].expand(3, 17, -1).clone()
@@ -124,7 +124,7 @@ def test_transformer_decoder__wrong_size(options):
 @pytest.mark.parametrize('num_layers', [1, 2, 3])
 @pytest.mark.parametrize('region', ['visible', 'visible+cls'])
 def test_projector_head__equals_products(mask, region, num_layers):
-    """DMAE: hidden layers as wide as the target, GELU between them."""
+    """DMAE: hidden layers of the target's width, GELU between layers."""
     head, features = head_of(dict(type='ProjectorHead', num_layers=num_layers)), features_of(mask)
     weights = list(head.parameters())
     wanted = features.tokens('output')[:, 0 if '+cls' in region else 1 :]
@@ -140,12 +140,12 @@ def test_projector_head__equals_products(mask, region, num_layers):
 
 
 def test_projector_head__needs_a_layer():
-    with pytest.raises(ValueError, match='num_layers=0: a projector has at least one layer'):
+    with pytest.raises(ValueError, match='num_layers=0: it must be at least 1'):
         head_of(dict(type='ProjectorHead', num_layers=0))
 
 
 def test_projector_head__keeps_pytorchs_initialisation():
-    """Kaiming-uniform with a = √5: both weight and bias within 1 / √fan_in, which xavier's zero bias is not."""
+    """Kaiming-uniform with a = √5: weight and bias within 1 / √fan_in, unlike xavier's zero bias."""
     head = build(dict(type='ProjectorHead'), in_width=64, out_width=48, grid=(4, 4))
     for layer, fan_in in ((head.layers[0], 64), (head.layers[2], 48)):
         bound = 1 / math.sqrt(fan_in)
@@ -176,7 +176,7 @@ def test_no_head__gives_features_and_relations_as_they_are(mask):
 
 
 def test_no_head__needs_the_width_of_the_target():
-    with pytest.raises(ValueError, match='it has 12 channels .* and the target 7. Give features a head'):
+    with pytest.raises(ValueError, match='the student has 12 and the target 7. Add a head'):
         head_of(dict(type='NoHead'))
 
 
@@ -249,7 +249,7 @@ def test_neck_head__neck_that_does_not_take_the_tokens(options):
 
 
 class PlainNeck(torch.nn.Module):
-    """A neck without init_weights: each patch alone, from its place in (cls, visible, hidden)."""
+    """Neck without init_weights: predicts each patch from its token in (cls, visible, hidden)."""
 
     def __init__(self):
         super().__init__()

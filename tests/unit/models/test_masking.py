@@ -1,4 +1,4 @@
-"""Maskings: how many patches stay, which ones, and that every subset is as likely as any other."""
+"""Maskings: the number of visible patches, their ids, and the uniform distribution over subsets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mkd_plugin.structures import TokenFeatures, Tokens
 
 
 def student(side=14):
-    """A student of side × side patches; a masking asks for nothing else."""
+    """Build a student with side × side patches, which is all that a masking reads."""
     return StudentContext(SimpleNamespace(grid=(side, side)), (0.0,) * 3, (1.0,) * 3)
 
 
@@ -66,7 +66,7 @@ def test_random_masking__follows_the_seed():
         masks.append(draw(masking).hidden_BL)
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
-    assert not torch.equal(masks[0][0], masks[0][1])  # each image has its own
+    assert not torch.equal(masks[0][0], masks[0][1])  # each image has its own mask
 
 
 def test_no_masking__shows_everything():
@@ -84,7 +84,7 @@ def cosine(one, other):
 
 
 def kept_by_loops(layers, drop):
-    """Hybrid Distill, Sec. 3, for one image: layer by layer, drop the kept patches that are most like their average."""
+    """Hybrid Distill, Sec. 3, for one image: layer by layer, drop the remaining patches most similar to their mean."""
     kept = list(range(len(layers[0])))
     for index, tokens in enumerate(layers):
         width = len(tokens[0])
@@ -107,7 +107,7 @@ def test_redundancy_masking__equals_loops(drop, at, num_prefix):
         return TokenFeatures({name: Tokens(value) for name, value in taps.items()}, num_prefix)
 
     mask = masking(torch.zeros(4, 3, 1, 1), features)
-    assert asked == ['mim']  # the teacher's full forward, once
+    assert asked == ['mim']  # one full forward pass of the teacher
     for b, kept in enumerate(mask.ids_keep_BV.tolist()):
         layers = [taps[f'input:{block}'][b, num_prefix:].tolist() for block in at]
         assert kept == kept_by_loops(layers, drop)
@@ -119,7 +119,7 @@ def test_redundancy_masking__equals_loops(drop, at, num_prefix):
     [(14, 0.3, 3, [137, 96, 67]), (14, 0.5, 1, [98]), (4, 0.25, 2, [12, 9]), (14, 0.9, 2, [20, 2])],
 )
 def test_redundancy_masking__counts(side, drop, blocks, counts):
-    """round(L · (1 − K)^i); with K = 0.3 at three layers a third of 196 patches is left."""
+    """round(L · (1 − K)^i): with K = 0.3 at three layers, a third of 196 patches remains."""
     masking = build(dict(type='RedundancyMasking', teacher='mim', drop=drop, at=range(blocks)), student=student(side))
     assert masking.counts == counts
     assert masking.num_visible == counts[-1]
@@ -128,20 +128,26 @@ def test_redundancy_masking__counts(side, drop, blocks, counts):
 @pytest.mark.parametrize(
     ('cfg', 'message'),
     [
-        (dict(type='RandomMasking'), 'Give one of ratio and num_visible, got ratio=None, num_visible=None'),
-        (dict(type='RandomMasking', ratio=0.5, num_visible=3), 'Give one of ratio and num_visible, got ratio=0.5'),
+        (dict(type='RandomMasking'), 'Set exactly one of ratio and num_visible, got ratio=None, num_visible=None'),
+        (
+            dict(type='RandomMasking', ratio=0.5, num_visible=3),
+            'Set exactly one of ratio and num_visible, got ratio=0.5',
+        ),
         (dict(type='RandomMasking', ratio=0.0), r'ratio=0.0: it must lie in \(0, 1\). To hide nothing, use NoMasking'),
         (dict(type='RandomMasking', ratio=1.0), r'must lie in \(0, 1\)'),
         (dict(type='RandomMasking', ratio=75), r'ratio=75: it must lie in \(0, 1\)'),
         (dict(type='RandomMasking', ratio=-0.1), r'must lie in \(0, 1\)'),
-        (dict(type='RandomMasking', ratio=0.95), 'ratio=0.95 leaves 0 of 16 patches visible; between 1 and 15'),
+        (
+            dict(type='RandomMasking', ratio=0.95),
+            'ratio=0.95 leaves 0 of 16 patches visible; the number must lie in .1, 15.',
+        ),
         (dict(type='RandomMasking', ratio=1e-9), 'ratio=1e-09 leaves 16 of 16 patches visible'),
         (dict(type='RandomMasking', num_visible=0), 'num_visible=0 leaves 0 of 16'),
         (dict(type='RandomMasking', num_visible=16), 'num_visible=16 leaves 16 of 16'),
         (dict(type='RandomMasking', num_visible=-1), 'num_visible=-1 leaves -1 of 16'),
-        (dict(type='RedundancyMasking', teacher='m', drop=0.0), 'To drop nothing, use NoMasking'),
+        (dict(type='RedundancyMasking', teacher='m', drop=0.0), 'To hide nothing, use NoMasking'),
         (dict(type='RedundancyMasking', teacher='m', drop=1.0), r'must lie in \(0, 1\)'),
-        (dict(type='RedundancyMasking', teacher='m', at=()), 'name at least one block'),
+        (dict(type='RedundancyMasking', teacher='m', at=()), 'give a list of at least one block'),
         (dict(type='RedundancyMasking', teacher='m', drop=0.8), 'drop=0.8 at 3 layers leaves none of 16 patches'),
         (dict(type='RandomMasking', mask_ratio=0.5), r"no option \['mask_ratio'\]. Did you mean \['ratio'\]"),
     ],

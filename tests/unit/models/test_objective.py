@@ -1,4 +1,4 @@
-"""Each method's loss against a few lines of its own, in float64, on given masks; and what an objective refuses."""
+"""Each method's loss against an explicit computation in float64, on given masks; and options that an objective refuses."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def given(hidden_BL):
 
 
 def student_tokens(model, images, hidden_BL, tap='output'):
-    """The student's tokens under a mask, (B, 1 + V, D)."""
+    """Compute the student's tokens under a mask, (B, 1 + V, D)."""
     return model.backbone(images, TokenMask.from_hidden(hidden_BL, int((~hidden_BL[0]).sum())), taps=(tap,)).tokens(tap)
 
 
 def predictions(model, images, hidden_BL):
-    """What the decoder says about cls and every patch."""
+    """Compute the decoder's predictions of cls and every patch."""
     mask = TokenMask.from_hidden(hidden_BL, int((~hidden_BL[0]).sum()))
     (objective,) = model.objectives.values()
     student = model.backbone(images, mask, taps=objective.student_taps)
@@ -64,7 +64,7 @@ def test_loss__dbot(build_distiller, images):
 
 @pytest.mark.parametrize('norm_pix', [True, False])
 def test_loss__mae_equals_mmpretrains(build_distiller, images, norm_pix):
-    """The whole of mmpretrain's MAE on the same weights; both draw their mask from the same noise."""
+    """Against mmpretrain's complete MAE with the same weights; both draw their mask from the same noise."""
     ours = build_distiller('mae', objective={} if norm_pix else dict(normalize=None))
     arch = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=128)
     neck = dict(patch_size=4, num_patches=16, embed_dim=32, decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2)
@@ -155,7 +155,7 @@ def test_loss__hybrid_distills_relations(build_distiller, images, region):
 
 @pytest.mark.parametrize('region', ['hidden', 'hidden+cls', 'visible', 'all+cls'])
 def test_loss__symmetric_student_under_ragged_masks(build_distiller, images, region):
-    """Every hidden token of the batch counts alike, as in dBOT's symmetric variant with block-wise masks."""
+    """Every hidden token of the batch has the same weight, as in dBOT's symmetric variant with block-wise masks."""
     model = build_distiller(
         backbone=SYMMETRIC, objective=dict(head=dict(type='LinearHead'), region=region, normalize=None)
     )
@@ -170,7 +170,7 @@ def test_loss__symmetric_student_under_ragged_masks(build_distiller, images, reg
 
 
 def test_loss__several_taps_are_averaged(build_distiller, images):
-    """Each pair has a head of its own, and the weight stands before the mean."""
+    """Each pair has its own head, and the weight multiplies the mean."""
     options = dict(tap=('block:0', 'block:2'), student=('block:1', 'output'), weight=3.0)
     model, hidden_BL = build_distiller(objective=options), hidden_masks()
     objective = model.objectives['feature']
@@ -207,7 +207,7 @@ def test_loss__a_hosts_loss_that_averages_itself(build_distiller, images):
 
 
 class PatchSigns(nn.Module):
-    """A tokenizer: whether the mean of a patch is positive, as a class number a patch."""
+    """Tokenizer with two classes: whether the mean of a patch is positive."""
 
     def forward(self, images):
         return (nn.functional.avg_pool2d(images, 4).mean(1).flatten(1) > 0).long()
@@ -221,7 +221,7 @@ TOKENIZER = dict(
 
 @pytest.mark.parametrize('masks', ['equal', 'ragged'])
 def test_loss__beits_cross_entropy(build_distiller, images, masks):
-    """−log of the softmax at the right class, averaged over hidden patches."""
+    """−log of the softmax at the target class, averaged over hidden patches."""
     hidden_BL = hidden_masks() if masks == 'equal' else RAGGED_BL
     objective = dict(TOKENIZER['objective'], head=dict(type='LinearHead'), region='hidden')
     model = build_distiller(backbone=SYMMETRIC, teachers=TOKENIZER['teachers'], objective=objective)
@@ -286,7 +286,7 @@ def test_spread__of_one_token_is_0():
 BAD = {
     'head of another width': (
         dict(head=dict(DECODER, out_width=31)),
-        r"predicts out_width=31, but 'block:-1' of the teacher 'boot' has 32 channels. Leave out_width out",
+        r"predicts out_width=31, but 'block:-1' of the teacher 'boot' has 32 channels. Remove out_width",
     ),
     'unknown tap': (dict(tap='blok:-1'), "Unknown tap 'blok:-1'"),
     'unknown tap of the student': (dict(student='block:3'), "Tap 'block:3' is out of range: the network has 3 blocks"),
@@ -294,7 +294,7 @@ BAD = {
     'misspelt option of a head': (dict(head=dict(DECODER, heads=4)), r"TransformerDecoder has no option \['heads'\]"),
     'unknown head': (dict(head=dict(type='Decoder')), "no component 'Decoder'"),
     'unknown region': (dict(region='masked'), "region='masked': use one of 'hidden'"),
-    'missing teacher': (dict(teacher='clip'), r"names the teacher 'clip', but there are only \['boot'\]"),
+    'missing teacher': (dict(teacher='clip'), r"teacher='clip': there is no such teacher. Use one of \['boot'\]"),
     'hidden region without a head that reaches it': (
         dict(head=dict(type='LinearHead')),
         r"region='hidden\+cls': VisibleViT shows visible patches only and LinearHead cannot predict the others",
@@ -304,18 +304,18 @@ BAD = {
     ),
     'relation against tokens': (
         dict(tap='relation:-1', region='visible'),
-        "'relation:-1' of the teacher gives relation, 'output' of the student tokens",
+        "'relation:-1' of the teacher is relation, but 'output' of the student is tokens",
     ),
     'relation with a head': (
         dict(tap='relation:0', student='relation:0', head=dict(type='LinearHead'), region='visible'),
-        "LinearHead takes tokens, but 'relation:0' gives relation",
+        "LinearHead accepts tokens, but 'relation:0' is relation",
     ),
-    'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'give as many taps of the student as of the teacher'),
-    'negative weight': (dict(weight=-1.0), 'weight=-1.0: every value must lie at or above 0'),
-    'reduction': (dict(loss=dict(type='L1Loss', reduction='sum')), 'leave reduction out'),
+    'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'use the same number of taps for both'),
+    'negative weight': (dict(weight=-1.0), 'weight=-1.0: every value must be at or above 0'),
+    'reduction': (dict(loss=dict(type='L1Loss', reduction='sum')), 'remove reduction'),
     'unknown loss': (dict(loss=dict(type='SmothL1Loss')), "no component 'SmothL1Loss'"),
     'prediction normalised by nothing': (
-        dict(normalize=None, normalize_prediction=True), 'normalize_prediction=True needs a normalize'
+        dict(normalize=None, normalize_prediction=True), 'normalize_prediction=True needs normalize'
     ),
 }  # fmt: skip
 
@@ -332,14 +332,14 @@ def test_objective__parts_that_do_not_fit(build_distiller, options, message):
     [
         ('mae', dict(pixel=dict(type='PixelTeacher')), dict(region='hidden+cls'),
          "The teacher 'pixel' has no cls token: use region='hidden' without"),
-        ('mae', dict(pixel=dict(type='PixelTeacher')), dict(tap='block:-1'), "PixelTeacher has the tap 'output' only"),
+        ('mae', dict(pixel=dict(type='PixelTeacher')), dict(tap='block:-1'), "PixelTeacher has only the tap 'output'"),
         ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), {},
          "region='hidden': the teacher 'pixel' sees visible patches only. Use 'visible'"),
         ('mae', dict(pixel=dict(VIT_TEACHER, sees='visible')), dict(region='all+cls'), 'sees visible patches only'),
         ('dbot', dict(boot=VIT_TEACHER), dict(head=None, region='visible'),
-         'the student must have what the target has, but it has 32 channels .* and the target 24. Give features a head'),
+         'the student has 32 and the target 24. Add a head'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='relation:0', student='relation:0', head=None, region='visible'),
-         'it has 4 channels .for relations: attention heads. and the target 2'),
+         '.for relations: attention heads., but the student has 4 and the target 2'),
         ('dbot', dict(boot=VIT_TEACHER), dict(tap='block:2'), "Tap 'block:2' is out of range: the network has 2 blocks"),
     ],
 )  # fmt: skip
@@ -349,12 +349,12 @@ def test_objective__teachers_that_do_not_fit(build_distiller, base, teachers, op
 
 
 def test_objective__relation_against_tokens_without_a_head(build_distiller):
-    with pytest.raises(ValueError, match="of the teacher gives relation, 'output' of the student tokens"):
+    with pytest.raises(ValueError, match="of the teacher is relation, but 'output' of the student is tokens"):
         build_distiller(objective=dict(tap='relation:-1', head=None, region='visible'))
 
 
 def test_objective__region_that_holds_no_token(build_distiller):
-    with pytest.raises(ValueError, match=r"region='hidden\+cls' holds no token: NoMasking hides nothing. Use 'all'"):
+    with pytest.raises(ValueError, match=r"region='hidden\+cls' is empty: NoMasking hides nothing. Use 'all'"):
         build_distiller(masking=dict(type='NoMasking'))
 
 

@@ -1,4 +1,4 @@
-"""The student that sees everything, and the options of fine-tuning that go with relative positions."""
+"""The student that sees every patch, and fine-tuning with relative positions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_plain_vit__has_the_tensors_of_a_mask_token_vit_but_the_token():
 
 
 def test_bootstrapped_teacher__copies_a_student_with_relative_positions(images):
-    """Its index of offsets is a buffer of both and is not saved: copying must not ask for it."""
+    """The index of offsets is a buffer that is not saved, so copying must not require it."""
     cfg = {
         **PLAIN,
         'backbone': dict(type='MaskTokenViT', **RELATIVE),

@@ -1,4 +1,4 @@
-"""What a GPU with little memory does differently: bfloat16, accumulated gradients, blocks computed again."""
+"""Options for GPUs with little memory: bfloat16, gradient accumulation, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_bfloat16__loss_and_gradients_are_those_of_float32_but_for_rounding(buil
 
 
 def test_activation_checkpointing__same_loss_and_gradients_in_a_whole_step(build_distiller, images, samples):
-    """Of student and decoder together, with drop path, whose numbers must come again."""
+    """Student and decoder together, with drop path, whose random numbers must repeat."""
     gradients = []
     for again in (False, True):
         torch.manual_seed(0)

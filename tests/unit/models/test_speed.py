@@ -1,4 +1,4 @@
-"""What keeps a step fast: nothing is computed that no loss reads, nothing waits for the device, nothing compiles twice."""
+"""Speed of a step: nothing unused is computed, nothing synchronises with the device, nothing is compiled twice."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ PAIRS = list(itertools.combinations_with_replacement(['hidden', 'hidden+cls', 'v
 
 
 def objective(region, **changes):
-    """dBOT's, over another region; a linear head where the student sees it."""
+    """Build dBOT's objective for another region, with a linear head if the student sees it."""
     return dict(FEATURE, **({'head': LINEAR} if region.startswith('visible') else {}), region=region, **changes)
 
 
 def rows_of_last_blocks(model):
-    """Teacher → rows that its deepest block gave in the step to come."""
+    """Record, per teacher, the number of rows that its deepest block computes in the next step."""
     rows = {}
     for name, teacher in model.teachers.items():
         last = teacher.network.layers[-1]
@@ -61,7 +61,7 @@ def rows_of_last_blocks(model):
     return rows
 
 
-# --- Nothing that no loss reads
+# --- Nothing unused is computed
 
 
 @pytest.mark.parametrize('taps', [('block:-1',), ('output',), ('output', 'block:-1'), ('block:0',)])
@@ -82,7 +82,7 @@ def test_forward__a_region_has_the_values_of_the_whole(network, region, taps, im
     [('input:0',), ('relation:-1',), ('block:-1', 'relation:-1'), ('block:0', 'output'), ('block:1', 'relation:2')],
 )
 def test_forward__taps_that_need_every_token_get_them(taps, images, vit_options):
-    """Relations, the embeddings, and taps at several depths: the region is ignored."""
+    """The region is ignored for relations, embeddings, and taps at several depths."""
     network, mask = VisibleViT(**vit_options).double().eval(), TokenMask.from_hidden(hidden_masks(), 4)
     found = network(images, taps=taps, region=Region('hidden', True).tokens(mask))
     wanted = network(images, taps=taps)
@@ -131,7 +131,7 @@ def test_loss__last_block_of_a_teacher_computes_what_is_read(build_distiller, im
     model = build_distiller(**method)
     found = rows_of_last_blocks(model)
     model.loss(images)
-    if 'mim' in rows:  # relations are read there up to the last block: its queries and keys alone, so it never runs
+    if 'mim' in rows:  # only queries and keys of the last block are read, so it never runs
         kept = round(16 * 0.7**3)
         rows = dict(semantic=kept + 1)
     assert found == rows
@@ -149,7 +149,7 @@ def test_loss__last_block_of_teacher_0_computes_what_is_read(build_distiller, im
 
 @pytest.mark.parametrize(('first', 'second'), PAIRS, ids='/'.join)
 def test_loss__objectives_of_several_regions_share_a_teacher(build_distiller, images, first, second):
-    """The teacher computes what all of them read, and each has the loss that it has alone."""
+    """The teacher computes all their taps once, and each objective has the same loss as alone."""
     objectives = dict(first=objective(first), second=objective(second))
     model = build_distiller(objectives=objectives)
     found = rows_of_last_blocks(model)
@@ -166,12 +166,12 @@ def test_loss__objectives_of_several_regions_share_a_teacher(build_distiller, im
         torch.testing.assert_close(both[f'loss_{name}'], wanted, rtol=1e-12, atol=1e-12)
 
 
-# --- Nothing that waits for the device
+# --- Nothing synchronises with the device
 
 
 @pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 def test_train_step__reads_nothing_back_from_the_device(build_distiller, method):
-    """A tensor of the meta device has no values: whoever wants one (item, bool, tolist, nonzero, a copy) raises."""
+    """Tensors on the meta device have no values, so reading one (item, bool, tolist, nonzero, copy) raises."""
     model = build_distiller(**method).train().to('meta')
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
     results = model.loss(torch.empty(3, 3, 16, 16, dtype=torch.float64, device='meta'))
@@ -183,12 +183,12 @@ def test_train_step__reads_nothing_back_from_the_device(build_distiller, method)
         total.item()
 
 
-# --- Nothing that compiles twice
+# --- Nothing is compiled twice
 
 
 @pytest.mark.parametrize('method', ['dbot', 'symmetric', 'dmae', 'hybrid'])
 def test_compile__student_and_teachers_are_one_graph_each(build_distiller, method):
-    """``fullgraph`` raises at a break; several masks, drop path on, in training."""
+    """``fullgraph`` raises at a graph break; several masks, in training mode with drop path."""
     torch._dynamo.reset()
     counters.clear()
     overrides = dict(METHODS[method])

@@ -1,4 +1,4 @@
-"""Normalisations of targets against torch's own and against plain python."""
+"""Target normalisations against torch and against plain Python."""
 
 from __future__ import annotations
 

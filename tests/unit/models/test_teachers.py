@@ -1,4 +1,4 @@
-"""Teachers: frozen, with their own pixels, saved or not, and each against an independent computation."""
+"""Teachers: frozen, with their own pixel statistics, in checkpoints or not, and against independent computations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEEDED = dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=3)
 
 
 class TinyGenerator(BaseModule):
-    """A generator of a host: one vector a patch, with weights and a buffer."""
+    """Target generator with weights and a buffer: one vector per patch."""
 
     def __init__(self, init_cfg=None):
         super().__init__(init_cfg)
@@ -96,7 +96,7 @@ def test_freeze__same_values_without_parameters(in_checkpoints):
 
 
 def normalised(raw_BCHW, mean, std):
-    """Channel by channel, as a data preprocessor does it."""
+    """Channel by channel, like a data preprocessor."""
     return torch.stack([(raw_BCHW[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
 
 
@@ -140,7 +140,7 @@ def test_view__resizes_to_the_same_grid_with_antialias(network, images, patch_si
 def test_vit_teacher__seed_is_all_that_counts(network):
     state = torch.random.get_rng_state()
     one, same, other = (teacher_of(dict(SEEDED, seed=seed), network) for seed in (3, 3, 4))
-    assert torch.equal(torch.random.get_rng_state(), state)  # the run's own numbers are not moved
+    assert torch.equal(torch.random.get_rng_state(), state)  # the run's random state is unchanged
     weights = [dict(teacher.network.named_buffers()) for teacher in (one, same, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(weights[0]['layers.0.attn.qkv.weight'], weights[2]['layers.0.attn.qkv.weight'])
@@ -181,14 +181,14 @@ def test_vit_teacher__seeing_all_ignores_the_mask(network, images):
     [
         (
             dict(img_size=20),
-            r'has a 5 × 5 grid \(img_size=20, patch_size=4\), the student 4 × 4. Give the teacher img_size=16',
+            r"has a 5 × 5 grid \(img_size=20, patch_size=4\), the student 4 × 4. Set the teacher's img_size=16",
         ),
         (dict(patch_size=8, img_size=16), 'has a 2 × 2 grid'),
         (
             dict(checkpoint='file.pth'),
-            r'either checkpoint=… or seed=… \(random weights\), got checkpoint=file.pth, seed=3',
+            r"exactly one of the teacher's checkpoint and seed \(random weights\), got checkpoint=file.pth, seed=3",
         ),
-        (dict(seed=None), 'either checkpoint=… or seed=…'),
+        (dict(seed=None), "exactly one of the teacher's checkpoint and seed"),
         (dict(sees='visible', patch_size=3), 'resizing would mix hidden pixels into visible patches'),
         (dict(sees='hidden'), "sees='hidden': use 'all' or 'visible'"),
         (dict(momentum=0.9), r"no option \['momentum'\]"),
@@ -209,7 +209,7 @@ def student_with_other_weights(network):
 
 @pytest.mark.parametrize('kind', [VisibleViT, MaskTokenViT])
 def test_bootstrapped_teacher__starts_as_the_student(kind, vit_options, images):
-    """Also after init_weights has put other weights into the student."""
+    """Also after init_weights has changed the student's weights."""
     network = scatter_weights(kind(**vit_options)).double().eval()
     teacher = teacher_of(dict(type='BootstrappedTeacher'), network)
     mask = TokenMask.from_hidden(hidden_masks(), 4)
@@ -279,7 +279,7 @@ def test_bootstrapped_teacher__state_survives_a_round_trip(network, images, opti
 
 
 def test_bootstrapped_teacher__starts_from_another_teacher(network, images):
-    """Its own pixels too: teacher 0 from a file may want CLIP's statistics, the student's copy wants the student's."""
+    """With its own pixel statistics: teacher 0 from a file may use CLIP's, the student's copy uses the student's."""
     cfg = dict(SEEDED, pixel_mean=CLIP_MEAN, pixel_std=CLIP_STD, arch=dict(width=32, depth=2, num_heads=4))
     teacher = teacher_of(dict(type='BootstrappedTeacher', start=cfg), network)
     wanted = teacher_of(cfg, network)(images, None, ('block:-1',)).tokens('block:-1')
@@ -303,7 +303,7 @@ def test_bootstrapped_teacher__starts_from_another_teacher(network, images):
 )
 def test_bootstrapped_teacher__teacher_0_of_another_width(network, start, tap):
     teacher = teacher_of(dict(type='BootstrappedTeacher', start=start), network)
-    with pytest.raises(ValueError, match=f"Teacher 0 gives TapSpec.* at '{tap}', but the student that follows it"):
+    with pytest.raises(ValueError, match=f"Teacher 0 gives TapSpec.* at '{tap}', but the student, the next teacher"):
         teacher.tap_spec(tap)
 
 
@@ -311,9 +311,9 @@ def test_bootstrapped_teacher__teacher_0_of_another_width(network, start, tap):
     ('options', 'message'),
     [
         (dict(start='random'), "start='random': use 'student' or the config of a teacher"),
-        (dict(start_depth=4), "start_depth=4: with start='student' it may be 0 … 3"),
+        (dict(start_depth=4), r"start_depth=4: it must lie in \[0, 3\], and needs start='student'"),
         (dict(start_depth=-1), 'start_depth=-1'),
-        (dict(start=SEEDED, start_depth=1), 'another teacher has its own depth'),
+        (dict(start=SEEDED, start_depth=1), r"start_depth=1: it must lie in \[0, 3\], and needs start='student'"),
         (dict(start=dict(SEEDED, sees='visible')), "must see the whole image: use sees='all'"),
     ],
 )
@@ -357,7 +357,7 @@ def test_after_step__equals_the_formula(vit_options, kind, options, progress, mo
     'options', [dict(momentum=1.1), dict(momentum=-0.1), dict(momentum=dict(type='CosineRamp', start=0.9, end=2))]
 )
 def test_momentum_teacher__wrong_momentum(network, options):
-    with pytest.raises(ValueError, match=r'every value must lie in \[0, 1\]'):
+    with pytest.raises(ValueError, match=r'every value must be in \[0, 1\]'):
         teacher_of(dict(type='MomentumTeacher', **options), network)
 
 
@@ -375,7 +375,7 @@ def test_pixel_teacher__equals_maes_patchify(network, images):
 
 @pytest.mark.parametrize('name', ['pixel', 'generator'])
 def test_tap_spec__output_is_the_only_tap(network, name):
-    with pytest.raises(ValueError, match="has the tap 'output' only, got 'block:-1'"):
+    with pytest.raises(ValueError, match="has only the tap 'output', got 'block:-1'"):
         teacher_of(EVERY[name], network).tap_spec('block:-1')
 
 
@@ -406,7 +406,7 @@ def test_generator_teacher__wrong_number_of_vectors():
 
 
 class Answer(nn.Module):
-    """A generator that makes its answer of 4 × 4 means of the image's patches, (B, 3, 4, 4)."""
+    """Target generator that computes its output from 4 × 4 patch means, (B, 3, 4, 4)."""
 
     def __init__(self, answer):
         super().__init__()
@@ -427,14 +427,14 @@ def as_sequence(x_BCHW):
     return x_BCHW.flatten(2).transpose(1, 2)
 
 
-KINDS = {  # name: (a host's answer, options, channels, whether it has a cls token, the target)
+KINDS = {  # name: (the generator's output, options, channels, whether it has a cls token, the target)
     'features': (as_sequence, {}, 3, False, patch_means),
     'features and attention': (lambda x: (as_sequence(x), x), {}, 3, False, patch_means),
     'features with cls': (
         lambda x: torch.cat([x.mean((2, 3))[:, None], as_sequence(x)], 1), {}, 3, True,
         lambda images: torch.cat([images.mean((2, 3))[:, None], patch_means(images)], 1),
     ),
-    'class numbers': (
+    'class indices': (
         lambda x: (as_sequence(x)[..., 0] > 0).long(), dict(num_classes=2), 2, False,
         lambda images: (patch_means(images)[..., :1] > 0).long(),
     ),
@@ -454,7 +454,7 @@ def test_generator_teacher__every_kind_of_answer(network, images, answer, option
 
 
 def test_generator_teacher__gets_its_own_pixels(network):
-    """Of another size and with other statistics than the student's."""
+    """With another size and other statistics than the student's."""
     raw = torch.rand(2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, 16, 16) * 255  # constant: resizing changes nothing
     cfg = dict(type='GeneratorTeacher', generator=dict(type=Answer, answer=as_sequence))
     teacher = teacher_of(dict(cfg, img_size=8, pixel_mean=CLIP_MEAN, pixel_std=CLIP_STD), network)
@@ -467,15 +467,15 @@ def test_generator_teacher__gets_its_own_pixels(network):
 @pytest.mark.parametrize(
     ('answer', 'options', 'message'),
     [
-        (lambda x: dict(output=x), {}, r'gave dict; \(B, N, D\), \(B, N\) or \(B, classes, h, w\) is understood'),
-        (lambda x: x.flatten(), {}, r'gave \(48,\)'),
+        (lambda x: dict(output=x), {}, r'returned dict; expected \(B, N, D\), \(B, N\) or \(B, classes, h, w\)'),
+        (lambda x: x.flatten(), {}, r'returned \(48,\)'),
         (
             lambda x: as_sequence(x)[:, :9],
             {},
             'Answer gives 9 targets for one image of 16 × 16 px; .* 4 × 4 = 16 patches',
         ),
-        (lambda x: x, {}, 'gives torch.int64: num_classes belongs to class numbers, got None'),
-        (as_sequence, dict(num_classes=3), 'num_classes belongs to class numbers, got 3'),
+        (lambda x: x, {}, 'gives torch.int64: set num_classes for class indices only, got None'),
+        (as_sequence, dict(num_classes=3), 'set num_classes for class indices only, got 3'),
     ],
 )
 def test_generator_teacher__answers_that_do_not_fit(network, answer, options, message):

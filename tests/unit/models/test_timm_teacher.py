@@ -92,10 +92,10 @@ def test_timm_teacher__region_of_the_student_is_read_from_its_grid():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(seed=None), 'either checkpoint=… or seed=…'),
+        (dict(seed=None), "exactly one of the teacher's checkpoint and seed"),
         (dict(model='resnet999'), "has no model 'resnet999'"),
         (dict(resample='area'), "resample='area': use one of"),
-        (dict(options=dict(wings=2)), "does not take {'in_chans': 3, 'wings': 2}"),
+        (dict(options=dict(wings=2)), "rejects the options {'in_chans': 3, 'wings': 2}"),
     ],
 )
 def test_timm_teacher__wrong_options(options, message):
@@ -107,8 +107,8 @@ def test_timm_teacher__wrong_options(options, message):
     ('tap', 'message'),
     [
         ('block:5', r"taps 'output' and 'block:i' with i in \[−5, 5\), got 'block:5'"),
-        ('relation:0', 'Relations and attention can be read from a plain ViT'),
-        ('output', r"'output' of resnet18 has a 1 × 1 grid, the student 4 × 4. Give the teacher resample"),
+        ('relation:0', 'To read relations or attention of a plain ViT, use ViTTeacher'),
+        ('output', r"'output' of resnet18 has a 1 × 1 grid, the student 4 × 4. Set the teacher's resample"),
     ],
 )
 def test_timm_teacher__wrong_taps(tap, message):
@@ -127,5 +127,5 @@ def test_generator_teacher__a_file_that_does_not_cover_the_generator_is_refused(
 
     torch.save({'state_dict': {'something.weight': torch.zeros(2)}}, tmp_path / 'dvae.pth')
     generator = dict(type='mmpretrain.DALL-E', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'dvae.pth')))
-    with pytest.raises(ValueError, match='does not cover DALLEEncoder: .* tensors are not there'):
+    with pytest.raises(ValueError, match='does not cover DALLEEncoder: .* tensors are missing'):
         GeneratorTeacher(student=context_of(), generator=generator, num_classes=8192)

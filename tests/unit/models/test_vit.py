@@ -1,4 +1,4 @@
-"""The one ViT against mmpretrain's and timm's on the same weights, against forward hooks, and against loops."""
+"""The ViT against mmpretrain's and timm's with the same weights, forward hooks, and explicit loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network(vit_options) -> VisionTransformer:
 
 
 def host_vit(**options):
-    """mmpretrain's, of the tiny size."""
+    """Build mmpretrain's ViT in tiny size."""
     from mmpretrain.models import VisionTransformer as HostViT
 
     arch = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=128)
@@ -161,7 +161,7 @@ def test_embed__equals_a_loop_over_patches(network, images):
 def test_forward__visible_only_never_reads_hidden_pixels(network, images, order):
     hidden_BL = hidden_masks()
     mask = TokenMask.from_hidden(hidden_BL, 4)
-    if order == 'shuffled':  # the network computes whatever ids the mask names, in their order
+    if order == 'shuffled':  # the network computes the mask's ids in their order
         mask = TokenMask(hidden_BL, mask.ids_keep_BV.flip(1), mask.ids_hide_BM, mask.ids_restore_BL)
     features = network(poison(images, hidden_BL), mask, taps=('input:0', 'output'))
     full = network.embed(images, None)
@@ -175,7 +175,7 @@ def test_forward__visible_only_never_reads_hidden_pixels(network, images, order)
 
 
 def test_forward__visible_only_refuses_a_mask_without_ids(network, images):
-    """TokenMask(hidden) has no ids_keep; a network that takes no mask tokens must not see the hidden patches."""
+    """TokenMask(hidden) has no ids_keep; a network without mask tokens must not see hidden patches."""
     hidden_BL = hidden_masks()
     try:
         tokens = network(poison(images, hidden_BL), TokenMask(hidden_BL)).tokens('output')
@@ -202,7 +202,7 @@ def test_block__rows_equal_those_of_the_full_block(mode):
 
 
 def test_block__drop_path_keeps_the_expectation():
-    """Branches are scaled by 1 / (1 − p), each image drawn alone."""
+    """Branches are scaled by 1 / (1 − p) and drawn per image."""
     block = Block(width=8, num_heads=1, drop_path=0.25).double()
     x_BND = torch.randn(1, 3, 8, dtype=torch.float64)
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_block__drop_path_keeps_the_expectation():
 
 
 def test_activation_checkpointing__same_values_and_gradients(vit_options, images):
-    """With drop path, whose draws must be the same when a block is computed again, and with a relation tap."""
+    """With drop path, whose draws must repeat in the recomputation, and with a relation tap."""
     plain = scatter_weights(VisibleViT(drop_path_rate=0.5, **vit_options)).double()
     again = VisibleViT(drop_path_rate=0.5, activation_checkpointing=True, **vit_options).double()
     again.load_state_dict(plain.state_dict())
@@ -248,7 +248,7 @@ def test_sincos_positions__equals_maes_construction(grid, width):
 
 
 def test_sincos_positions__is_mmpretrains_with_rows_and_columns_exchanged():
-    """mmpretrain's meshgrid is 'ij' where MAE's is 'xy': files of both hold tables, so a table is loaded, not rebuilt."""
+    """mmpretrain's meshgrid is 'ij', MAE's 'xy': files contain the table, so it is loaded and not rebuilt."""
     from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
     theirs = build_2d_sincos_position_embedding(5, 16, cls_token=True)
@@ -314,7 +314,7 @@ def test_reset_parameters__maes_initialisation():
 @pytest.mark.parametrize('position', ['learned', 'sincos'])
 @pytest.mark.parametrize('kind', [VisibleViT, MaskTokenViT, ClassifierViT])
 def test_reset_parameters__forgets_everything(vit_options, kind, position):
-    """Weights after a reset depend on the seed alone, however the network was trained or loaded before."""
+    """Weights after a reset depend on the seed only, not on previous training or loading."""
     states = []
     for garbage in (7.0, -1.0):
         network = kind(position=position, **vit_options)
@@ -362,10 +362,10 @@ def test_mask_token__stands_in_for_hidden_patches(vit_options, images, kind):
     [
         (dict(img_size=15), 'img_size=15 is not divisible by patch_size=4. Use 12 or another patch size'),
         (dict(position='rope'), r"position='rope': use one of \['sincos'"),
-        (dict(arch='giant'), "arch='giant' is not known: choose from"),
-        (dict(arch=dict(width=32, depth=3)), 'a dict needs width, depth, num_heads'),
-        (dict(arch=dict(width=32, depth=3, num_heads=4, heads=4)), 'a dict needs width, depth, num_heads'),
-        (dict(arch=dict(width=30, depth=3, num_heads=4)), 'width a multiple of num_heads'),
+        (dict(arch='giant'), "Unknown arch='giant': choose from"),
+        (dict(arch=dict(width=32, depth=3)), 'the dict needs width, depth and num_heads'),
+        (dict(arch=dict(width=32, depth=3, num_heads=4, heads=4)), 'the dict needs width, depth and num_heads'),
+        (dict(arch=dict(width=30, depth=3, num_heads=4)), 'width must be a multiple of num_heads'),
         (dict(arch=dict(width=32, depth=0, num_heads=4)), 'sizes must be positive'),
     ],
 )

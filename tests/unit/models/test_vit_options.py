@@ -1,4 +1,4 @@
-"""The options that BEiT, CLIP, DeiT and DINOv2 have beside MAE's encoder, against explicit computations."""
+"""Options of BEiT, CLIP, DeiT and DINOv2 against explicit computations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = dict(arch=ARCH, img_size=(8, 12), patch_size=4, in_channels=1)  # a grid 
 def network_of(cls=VisionTransformer, **options):
     torch.manual_seed(0)
     network = cls(**SIZE, **options).double().eval()
-    with torch.no_grad():  # values that show whether something is used
+    with torch.no_grad():  # nonzero values, so that unused parameters are noticed
         for name, parameter in network.named_parameters():
             if 'table' in name or 'gamma' in name or 'bias' in name or name.startswith('pre_norm'):
                 parameter.normal_(1.0, 0.5)
@@ -178,8 +178,8 @@ def test_taps__wrong(tap, message):
     [
         (VisionTransformer, dict(relative_position='global'), "relative_position='global': use one of"),
         (VisionTransformer, dict(activation='relu'), "activation='relu': use one of"),
-        (VisionTransformer, dict(relative_position='shared', num_registers=1), 'knows cls and patches only'),
-        (VisionTransformer, dict(relative_position='shared', distillation_token=True), 'knows cls and patches only'),
+        (VisionTransformer, dict(relative_position='shared', num_registers=1), 'supports cls and patches only'),
+        (VisionTransformer, dict(relative_position='shared', distillation_token=True), 'supports cls and patches only'),
         (VisibleViT, dict(relative_position='shared'), 'needs the full grid. Use a MaskTokenViT'),
     ],
 )

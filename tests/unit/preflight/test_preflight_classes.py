@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from mkd_plugin import get_config
-from mkd_plugin.preflight.config import check_classes, load_config
+from mkd_plugin.preflight.checks import check_classes
+from mkd_plugin.preflight.config import load_config
 
 CASCADE = 'downstream/mmdet/vit-digits_cascade-mask-rcnn_digit-scenes'
 UPERNET = 'downstream/mmseg/vit-digits_upernet_digit-scenes'
@@ -59,6 +59,5 @@ def test_check_classes__what_is_not_known_is_let_through():
 
 def test_load_config__refuses_before_anything_is_built():
     config = Path(__file__).resolve().parents[3] / 'configs' / f'{UPERNET}.py'
-    given = dict(work_dir=None, launcher='none', local_rank=0, cfg_options={'model.decode_head.num_classes': 150})
     with pytest.raises(ValueError, match=r'model\.decode_head\.num_classes=150: but the BaseSegDataset'):
-        load_config(Namespace(config=str(config), **given))
+        load_config(str(config), options={'model.decode_head.num_classes': 150})

@@ -1,4 +1,4 @@
-"""tools/analyze.py on two tiny networks: page, JSON, what is kept when it is interrupted, and what it says to bad input."""
+"""tools/analyze.py on two tiny networks: page, JSON, resuming after an interruption, and messages for bad input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from helpers.networks import scatter_weights
 from PIL import Image
 
 from mkd_plugin.analysis import AttentionStatistics, linear_cka, run_watched
-from mkd_plugin.analysis.report import MEASUREMENTS, Settings, analyze, run
-from mkd_plugin.analysis.report.images import ImageSet
 from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.reporting.analysis import MEASUREMENTS, Settings, analyze, run
+from mkd_plugin.reporting.analysis.measure import ImageSet
 
 ROOT = Path(__file__).resolve().parents[3]
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -133,7 +133,7 @@ def test_analyze__page_stands_alone(whole):
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith('#')} <= set(page.ids)
     assert "flavour 'cl-vs-mim'" in said
-    assert 'of each network its own' in said  # the image sizes differ
+    assert 'each network has its own size' in said  # the image sizes differ
 
 
 def test_analyze__json_has_every_number(whole):
@@ -175,27 +175,27 @@ def test_analyze__numbers_are_those_of_the_functions(tmp_path, two, pictures):
     assert found['similarity']['values_RS'][0][2] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_analyze__goes_on_after_an_interruption(tmp_path, two, pictures, monkeypatch, capsys):
+def test_analyze__resumes_after_an_interruption(tmp_path, two, pictures, monkeypatch, capsys):
     """Stopped in the second measurement: the first is kept, is not done again, and belongs to these images only."""
 
-    def stop(job):
+    def stop(probe):
         raise KeyboardInterrupt
 
     command = [*two, '--data', str(pictures), '--out', str(tmp_path / 'out'), '--only', 'variance', 'fourier', *SMALL]
     with monkeypatch.context() as patch:
         patch.setitem(run.MEASURES, 'fourier', stop)
         assert tool.main(command) == 130
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/results').iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out/jobs').glob('*/result.json')}
     assert len(kept) == 2
     assert not (tmp_path / 'out/report.json').exists()
     with monkeypatch.context() as patch:
         patch.setitem(run.MEASURES, 'variance', stop)
         assert tool.main(command) == 0
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        assert len(list((tmp_path / 'out/results').iterdir())) == 4
+        assert len(list((tmp_path / 'out/jobs').glob('*/result.json'))) == 4
         next(pictures.rglob('*.png')).unlink()
         assert tool.main(command) == 130  # other images: it must be measured again
-    assert 'The same command goes on' in capsys.readouterr().err
+    assert 'Rerun the command to resume' in capsys.readouterr().err
 
 
 def test_analyze__key_of_a_checkpoint(tmp_path, pictures):
@@ -219,7 +219,7 @@ def test_analyze__layer_that_is_not_finite(tmp_path, two, pictures, capsys):
     report = json.loads((out / 'report.json').read_text())
     assert report['failed']['broken']['fourier'].startswith('broken, block:1: ')
     assert set(report['results']['student']) == {'fourier'}
-    assert '<b>broken</b> is not here: broken, block:1' in (out / 'index.html').read_text()
+    assert '<b>broken</b> is not shown: broken, block:1' in (out / 'index.html').read_text()
     assert 'broken, block:1' in capsys.readouterr().err
 
 
@@ -252,20 +252,20 @@ def test_analyze__landscape_along_eigenvectors(tmp_path, two, pictures):
 
 def test_analyze__curvature_of_a_large_network_is_left_out(tmp_path, two, pictures, monkeypatch):
     monkeypatch.setattr(run, 'SMALL', 100)
-    monkeypatch.setattr(run, 'MEASUREMENTS', ('variance', 'landscape'))
+    monkeypatch.setattr(run, 'MEASUREMENTS', {name: MEASUREMENTS[name] for name in ('variance', 'landscape')})
     report = analyze(two, data=pictures, out=tmp_path / 'out', settings=Settings(images=4))
-    assert 'ask for it with --only landscape' in report.left_out['before']['landscape']
+    assert 'request it with --only landscape' in report.left_out['before']['landscape']
     assert set(report.results['before']) == {'variance'}
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (['--only', 'entropy', 'variance'], '--only entropy: there is no such measurement. Choose from .*attention'),
-        (['--data', '{}/empty'], 'no image lies there'),
-        (['--data', '{}/nowhere'], 'there is no such folder'),
-        (['--out', '{}/before.pth'], 'nothing can be written there'),
-        (['--landscape-size', '4'], 'it must be odd'),
+        (['--only', 'entropy', 'variance'], '--only entropy: unknown measurement. Choose from .*attention'),
+        (['--data', '{}/empty'], 'no image in it or below'),
+        (['--data', '{}/nowhere'], 'no such folder'),
+        (['--out', '{}/before.pth'], 'Cannot write to'),
+        (['--landscape-size', '4'], 'use an odd number'),
         (['--images', '0'], '--images 0: it must be at least 1'),
         (['--queries', '1.5,0.5'], 'fractions of the image'),
     ],
@@ -273,7 +273,7 @@ def test_analyze__curvature_of_a_large_network_is_left_out(tmp_path, two, pictur
 def test_analyze__bad_input(tmp_path, two, pictures, capsys, change, message):
     (tmp_path / 'empty').mkdir()
     change = [word.format(tmp_path) for word in change]
-    assert tool.main([*two, '--data', str(pictures), '--out', str(tmp_path / 'out'), *change]) == 1
+    assert tool.main([*two, '--data', str(pictures), '--out', str(tmp_path / 'out'), *change]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 

@@ -1,5 +1,5 @@
-# As dBOT's Table A4 prints it: 16000 steps, cosine, drop path 0.2; sweeps of rates {0.3, 0.5, 0.8, 1, 3}e-4 and of layer decays
-# {0.65, 0.75, 0.85, 0.95}, of which our choice is the reference code's. (16000 may be a misprint for its 160k.)
+# Settings of dBOT's Table A4: 16000 steps, cosine, drop path 0.2; sweeps of rates {0.3, 0.5, 0.8, 1, 3}e-4 and layer
+# decays {0.65, 0.75, 0.85, 0.95}, of which we use the reference code's values. (16000 may be a misprint of 160k.)
 _base_ = 'dbot-upernet_vit-large-p16_160k_ade20k-512.py'
 
 model = dict(backbone=dict(drop_path_rate=0.2))

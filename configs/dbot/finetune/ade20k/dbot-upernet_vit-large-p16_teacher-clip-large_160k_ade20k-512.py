@@ -1,5 +1,5 @@
-# The CLIP-distilled student (56.2 mIoU, published): BEiT's backbone, a relative bias per block that starts from the shared
-# table, no absolute positions, layer scale 0.1; rate 9e-6, layer decay 0.9, drop path 0.1.
+# The CLIP-distilled student (56.2 mIoU, published): BEiT's backbone, a relative bias per block initialised from the
+# shared table, no absolute positions, layer scale 0.1; rate 9e-6, layer decay 0.9, drop path 0.1.
 _base_ = '../../../downstream/mmseg/vit-large-p16_upernet_160k_ade20k-512.py'
 
 model = dict(

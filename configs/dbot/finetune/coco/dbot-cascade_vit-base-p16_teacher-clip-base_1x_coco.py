@@ -1,5 +1,5 @@
-# The CLIP-distilled student (53.6 AP-box, published), whose COCO models have absolute positions instead of the relative bias.
-# That it is fine-tuned by Table A3 as the others are is our choice.
+# The CLIP-distilled student (53.6 AP-box, published), whose COCO models have absolute positions instead of the relative
+# bias. Fine-tuning it with Table A3's settings, like the others, is our choice.
 _base_ = 'dbot-cascade_vit-base-p16_1x_coco.py'
 
 model = dict(

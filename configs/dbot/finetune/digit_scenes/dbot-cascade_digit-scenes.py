@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN on scenes of digits from dBOT's second student.
+# Cascade Mask R-CNN on digit scenes from dBOT's second student.
 _base_ = '../../../downstream/mmdet/vit-digits_cascade-mask-rcnn_digit-scenes.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Classification of what the boxes of the scenes of digits hold, from dBOT's second student.
+# Classification of the boxes in scenes of digits, from dBOT's second student.
 _base_ = '../../../downstream/mmpretrain/vit-digits_ft_digit-scenes.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# UperNet on scenes of digits from dBOT's second student.
+# UperNet on digit scenes from dBOT's second student.
 _base_ = '../../../downstream/mmseg/vit-digits_upernet_digit-scenes.py'
 
 model = dict(

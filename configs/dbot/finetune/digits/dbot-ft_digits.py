@@ -1,5 +1,5 @@
-# Fine-tuning on a few labelled digits, in the manner of dBOT's Table A2: mean of patch tokens → new LayerNorm → linear,
-# layer-wise rate decay. tools/quickstart.py fills in the checkpoint and the list of labelled images.
+# Fine-tuning on a few labelled digits, similar to dBOT's Table A2: mean of patch tokens → new LayerNorm → linear layer,
+# with layer-wise rate decay. tools/quickstart.py sets the checkpoint and the list of labelled images.
 _base_ = ['../../../_base_/datasets/digits_finetune.py', '../../../_base_/runtime.py']
 
 model = dict(
@@ -16,7 +16,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mkd_plugin.LayerDecayConstructor', paramwise_cfg=dict(layer_decay_rate=0.75))
-max_iters = 400  # the same number of steps whatever the number of labels
+max_iters = 400  # the same number of steps for any number of labels
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=False, begin=40, end=max_iters),

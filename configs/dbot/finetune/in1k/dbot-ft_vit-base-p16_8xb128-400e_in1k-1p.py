@@ -1,7 +1,7 @@
-# dBOT's semi-supervised fine-tuning (54.8 and 74.5 with 1 % and 10 % of the labels): the list of images is made by
+# dBOT's semi-supervised fine-tuning (54.8 and 74.5 with 1 % and 10 % of the labels). Make the list of images with
 #     python tools/dataset_tools/make_label_list.py data/imagenet/train data/imagenet/meta/train_1p.txt --percent 1
-# or with --published from SimCLR's. The paper gives no settings: length and warm-up are our choice (about 5,000 steps), all
-# else is the fine-tuning's with all labels.
+# or with --published for SimCLR's list. The paper gives no settings: length (about 5,000 steps) and warm-up are our
+# choice, everything else is as in fine-tuning with all labels.
 _base_ = 'dbot-ft_vit-base-p16_8xb128-100e_in1k.py'
 
 train_dataloader = dict(dataset=dict(ann_file='meta/train_1p.txt'))

@@ -1,4 +1,4 @@
-# dBOT's Table A2: layer decay 0.75; of the sweep {0.8, 1.2, 1.6, 2}e-3 the default rate is 1.2e-3 (batch 1024).
+# dBOT's Table A2: layer decay 0.75; rate 1.2e-3 at batch 1024, the default of the sweep {0.8, 1.2, 1.6, 2}e-3.
 _base_ = '../../../downstream/mmpretrain/vit-large-p16_ft_8xb128-50e_in1k.py'
 
 model = dict(
@@ -7,7 +7,7 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=1.2e-3), paramwise_cfg=dict(layer_decay_rate=0.75))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-    # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
+    # a ratio, so that layer decay also scales the minimum rate of 1e-6
     dict(
         type='CosineAnnealingLR', eta_min_ratio=1e-6 / 1.2e-3, by_epoch=True, begin=5, end=50, convert_to_iter_based=True),
 ]

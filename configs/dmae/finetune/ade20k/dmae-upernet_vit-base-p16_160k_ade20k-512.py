@@ -1,4 +1,4 @@
-# DMAE under the recipe of dBOT's reference code, which is our choice.
+# DMAE with the recipe of dBOT's reference code (our choice).
 _base_ = '../../../downstream/mmseg/vit-base-p16_upernet_160k_ade20k-512.py'
 
 model = dict(

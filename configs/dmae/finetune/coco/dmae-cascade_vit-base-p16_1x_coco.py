@@ -1,4 +1,4 @@
-# DMAE under dBOT's recipe, which is our choice.
+# DMAE with dBOT's recipe (our choice).
 _base_ = '../../../downstream/mmdet/vit-base-p16_cascade-mask-rcnn_1x_coco.py'
 
 model = dict(

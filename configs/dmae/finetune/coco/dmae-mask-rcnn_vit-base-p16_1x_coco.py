@@ -1,4 +1,4 @@
-# DMAE under Hybrid Distill's recipe, which is our choice.
+# DMAE with Hybrid Distill's recipe (our choice).
 _base_ = '../../../downstream/mmdet/vit-base-p16_mask-rcnn_1x_coco.py'
 
 model = dict(

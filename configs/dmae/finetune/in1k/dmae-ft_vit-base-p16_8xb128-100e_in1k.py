@@ -1,4 +1,4 @@
-# As MAE's fine-tuning: rate 5e-4 per 256 images (2e-3 at 1024), layer decay 0.65, drop path 0.1, warm-up 5 of 100 epochs.
+# MAE's fine-tuning: rate 5e-4 per 256 images (2e-3 at 1024), layer decay 0.65, drop path 0.1, warm-up 5 of 100 epochs.
 _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(

@@ -1,7 +1,7 @@
-# DMAE's semi-supervised fine-tuning (50.3 and 73.4 with 1 % and 10 % of the labels): the list of images is made by
+# DMAE's semi-supervised fine-tuning (50.3 and 73.4 with 1 % and 10 % of the labels). Make the list of images with
 #     python tools/dataset_tools/make_label_list.py data/imagenet/train data/imagenet/meta/train_10p.txt --percent 10
-# or with --published from SimCLR's. The paper gives no settings: length and warm-up are our choice (about 25,000 steps), all
-# else is the fine-tuning's with all labels.
+# or with --published for SimCLR's list. The paper gives no settings: length (about 25,000 steps) and warm-up are our
+# choice, everything else is as in fine-tuning with all labels.
 _base_ = 'dmae-ft_vit-base-p16_8xb128-100e_in1k.py'
 
 train_dataloader = dict(dataset=dict(ann_file='meta/train_10p.txt'))

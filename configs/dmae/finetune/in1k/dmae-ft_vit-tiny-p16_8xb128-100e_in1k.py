@@ -1,5 +1,5 @@
-# As MAE's fine-tuning of ViT-B: rate 5e-4 per 256 images (2e-3 at 1024), layer decay 0.65, drop path 0.1. That it serves
-# this size as well is our choice.
+# MAE's fine-tuning of ViT-B: rate 5e-4 per 256 images (2e-3 at 1024), layer decay 0.65, drop path 0.1. Using it for
+# this size is our choice.
 _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(

@@ -1,8 +1,8 @@
-# CIFAR-10 at 224 px. The batch and rate of CIFAR-100 are our choice: no paper states this set's. Give the checkpoint as
-# model.backbone.init_cfg.checkpoint.
+# CIFAR-10 at 224 px. No paper states batch size and rate for this dataset; those of CIFAR-100 are used. Set the
+# checkpoint with model.backbone.init_cfg.checkpoint.
 _base_ = '../vit-base-p16_ft_8xb128-100e_in1k.py'
 
-mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of pre-training, not of this data set
+mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # those of pre-training, not of this dataset
 data_preprocessor = dict(num_classes=10, mean=mean, std=std, to_rgb=False)  # mmpretrain reads these images as RGB
 train_pipeline = [
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),

@@ -1,5 +1,5 @@
-# Oxford Flowers 102, trained on train + val. Batch and rate are our choice, those that Hybrid Distill states for Cars: no
-# paper states this set's. Give the checkpoint as model.backbone.init_cfg.checkpoint.
+# Oxford Flowers 102, trained on train + val. No paper states batch size and rate for this dataset; those of Hybrid
+# Distill for Cars are used. Set the checkpoint with model.backbone.init_cfg.checkpoint.
 _base_ = '../vit-base-p16_ft_8xb128-100e_in1k.py'
 
 data_preprocessor = dict(num_classes=102)

@@ -1,4 +1,4 @@
-# iNaturalist 2018. Batch and rate of iNaturalist 2019 are our choice: no paper states this set's.
+# iNaturalist 2018. No paper states batch size and rate for this dataset; those of iNaturalist 2019 are used.
 _base_ = './vit-base-p16_ft_8xb96-100e_inat19.py'
 
 data_preprocessor = dict(num_classes=8142)

@@ -1,6 +1,7 @@
-# iNaturalist 2019: batch 768, rate 7.5e-6 (Hybrid Distill). The paper says no more: epochs, layer decay, drop path and
-# augmentation are our choice, those of ImageNet-1K. Give the checkpoint as model.backbone.init_cfg.checkpoint. Lists come from
-# the set's own files: tools/dataset_tools/make_label_list.py ROOT ROOT/meta/train.txt --json ROOT/train2019.json
+# iNaturalist 2019: batch 768, rate 7.5e-6 (Hybrid Distill). The paper states nothing else; epochs, layer decay, drop
+# path and augmentation are those of ImageNet-1K (our choice). Set the checkpoint with
+# model.backbone.init_cfg.checkpoint. Make the image lists from the dataset's own files:
+# tools/dataset_tools/make_label_list.py ROOT ROOT/meta/train.txt --json ROOT/train2019.json
 _base_ = '../vit-base-p16_ft_8xb128-100e_in1k.py'
 
 data_preprocessor = dict(num_classes=1010)

@@ -1,5 +1,5 @@
-# Stanford Cars: batch 768, rate 7.5e-6. The paper says no more: epochs, layer decay, drop path and augmentation are our
-# choice, those of ImageNet-1K.
+# Stanford Cars: batch 768, rate 7.5e-6. The paper states nothing else; epochs, layer decay, drop path and augmentation
+# are those of ImageNet-1K (our choice).
 _base_ = '../in1k/hybrid-ft_vit-base-p16_8xb32-100e_in1k.py'
 
 data_preprocessor = dict(num_classes=196)

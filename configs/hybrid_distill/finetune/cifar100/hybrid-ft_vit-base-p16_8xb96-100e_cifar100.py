@@ -1,8 +1,8 @@
-# CIFAR-100 at 224 px: batch 768, rate 7.5e-6. The paper says no more: epochs, layer decay, drop path and augmentation are our
-# choice, those of ImageNet-1K.
+# CIFAR-100 at 224 px: batch 768, rate 7.5e-6. The paper states nothing else; epochs, layer decay, drop path and
+# augmentation are those of ImageNet-1K (our choice).
 _base_ = '../in1k/hybrid-ft_vit-base-p16_8xb32-100e_in1k.py'
 
-mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of pre-training, not of this data set
+mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # those of pre-training, not of this dataset
 data_preprocessor = dict(num_classes=100, mean=mean, std=std, to_rgb=False)  # mmpretrain reads these images as RGB
 train_pipeline = [
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),

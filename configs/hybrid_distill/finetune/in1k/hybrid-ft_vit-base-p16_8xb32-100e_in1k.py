@@ -1,5 +1,5 @@
-# ImageNet-1K: rate 3e-4 at batch 256, which is dBOT's 1.2e-3 at 1024; all else as dBOT's Table A2 (layer decay 0.75, drop path
-# 0.2, warm-up 5 of 100 epochs).
+# ImageNet-1K: rate 3e-4 at batch 256, which is dBOT's 1.2e-3 at 1024; everything else as in dBOT's Table A2 (layer
+# decay 0.75, drop path 0.2, warm-up 5 of 100 epochs).
 _base_ = '../../../downstream/mmpretrain/vit-base-p16_ft_8xb128-100e_in1k.py'
 
 model = dict(
@@ -11,7 +11,7 @@ train_dataloader = dict(batch_size=32)
 optim_wrapper = dict(optimizer=dict(lr=3e-4), paramwise_cfg=dict(layer_decay_rate=0.75))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-    # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
+    # a ratio, so that layer decay also scales the minimum rate of 1e-6
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 3e-4, by_epoch=True, begin=5, end=100, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256)

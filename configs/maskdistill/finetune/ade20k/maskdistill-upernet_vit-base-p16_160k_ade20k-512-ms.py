@@ -1,4 +1,5 @@
-# For tools/test.py: a checkpoint of the config without -ms at mmseg's six scales, 0.5 to 1.75, each also flipped.
+# Multi-scale test with tools/test.py of a checkpoint of the config without -ms: mmseg's six scales, 0.5 to 1.75, each
+# with and without flip.
 _base_ = 'maskdistill-upernet_vit-base-p16_160k_ade20k-512.py'
 
 model = dict(_delete_=True, type='SegTTAModel', module=_base_.model)

@@ -1,6 +1,6 @@
-# MaskDistill: layer decay 0.75, linear decay, warm-up 1500, drop path 0.1; of the rates {0.5, 0.8, 1.0, 1.5}e-4 our choice is
-# 1e-4. A relative bias per block that starts from the shared table, no absolute positions. Least rate 0, weight decay, head,
-# augmentation and windows as dBOT's reference code: our choice.
+# MaskDistill: layer decay 0.75, linear decay, warm-up 1500, drop path 0.1; rate 1e-4, our choice from {0.5, 0.8, 1.0,
+# 1.5}e-4. A relative bias per block, initialised from the shared table; no absolute positions. Minimum rate 0, weight
+# decay, head, augmentation and windows follow dBOT's reference code (our choice).
 _base_ = '../../../downstream/mmseg/vit-base-p16_upernet_160k_ade20k-512.py'
 
 model = dict(

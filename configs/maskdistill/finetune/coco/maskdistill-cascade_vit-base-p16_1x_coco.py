@@ -1,5 +1,5 @@
-# MaskDistill under dBOT's Cascade Mask R-CNN recipe, which is our choice: the paper has no COCO. A relative bias per block
-# that starts from the shared table and is resized to every image, no absolute positions, layer scale 0.1.
+# MaskDistill with dBOT's Cascade Mask R-CNN recipe (our choice; the paper has no COCO results). A relative bias per
+# block, initialised from the shared table and resized to every image, no absolute positions, layer scale 0.1.
 _base_ = '../../../downstream/mmdet/vit-base-p16_cascade-mask-rcnn_1x_coco.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# MaskDistill under Hybrid Distill's Mask R-CNN recipe, which is our choice: the paper has no COCO. A relative bias per block
-# that starts from the shared table and is resized to every image, no absolute positions, layer scale 1e-5.
+# MaskDistill with Hybrid Distill's Mask R-CNN recipe (our choice; the paper has no COCO results). A relative bias per
+# block, initialised from the shared table and resized to every image, no absolute positions, layer scale 1e-5.
 _base_ = '../../../downstream/mmdet/vit-large-p16_mask-rcnn_1x_coco.py'
 
 model = dict(

@@ -8,7 +8,7 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(layer_decay_rate=0.85), clip_grad=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-    # a ratio, so that the least rate of 1e-6 is scaled by layer like every other rate
+    # a ratio, so that layer decay also scales the minimum rate of 1e-6
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-6 / 2e-4, by_epoch=True, begin=5, end=30, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=30)

@@ -1,0 +1,164 @@
+"""What all commands share: the parser, its messages, and the handling of errors."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from types import ModuleType, TracebackType
+from typing import Any, NoReturn
+
+from mkd_cli.environment import explain_missing_module
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+OURS = ('mkd_plugin', 'mkd_cli')
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Append the default of every option, unless its help text names it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ''
+        if not action.option_strings or 'default' in text or isinstance(action, argparse._HelpAction):
+            return text
+        if action.required:
+            return f'{text} (required)'
+        if isinstance(action, argparse._StoreTrueAction):
+            return f'{text} (default: off)'
+        if isinstance(action.default, (list, tuple)):
+            return f'{text} (default: {",".join(map(str, action.default)) or "none"})'
+        return text if action.default is argparse.SUPPRESS else f'{text} (default: %(default)s)'
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, with the nearest name."""
+
+    def __init__(self, *, prog: str | None = None, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=HelpFormatter)
+
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all arguments; exit with code 2 on an unknown one."""
+        if all(action.nargs != argparse.REMAINDER for action in self._actions):
+            for word in arguments:  # before argparse, which would complain about missing arguments first
+                name = word.partition('=')[0]
+                if name.startswith('--') and not any(known.startswith(name) for known in self._option_string_actions):
+                    self.unknown(word)
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.unknown(unknown[0])
+        return found
+
+    def unknown(self, word: str) -> NoReturn:
+        """Exit with the nearest option."""
+        kind = 'option' if word.startswith('-') else 'argument'
+        hint = did_you_mean(word.partition('=')[0], self._option_string_actions) or f' See {self.prog} --help.'
+        self.error(f'unknown {kind} {word}.{hint}')
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), names)
+            raise argparse.ArgumentError(action, f'unknown value {value!r}.{hint} Choose from {", ".join(names)}.')
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence and exit."""
+        self.exit(USAGE_ERROR, f'error: {message}\n')
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the nearest known name, or nothing if none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parse '10,20' into (10, 20)."""
+    return tuple(int(part) for part in text.split(','))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse '0.1,0.3' into (0.1, 0.3)."""
+    return tuple(float(part) for part in text.split(','))
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe networks whose files do not."""
+    parser.add_argument(
+        '--network',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='options that the files do not state, such as num_heads=12 or img_size=224',
+    )
+    parser.add_argument(
+        '--pixels',
+        choices=['imagenet', 'clip', 'half'],
+        help='pixel statistics of files that do not state them (default: those usual for the format)',
+    )
+
+
+def script(name: str) -> Callable[..., int]:
+    """Return the `main` of a command's module: the entry point of its script in `tools/`."""
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        return run_command(import_module(f'mkd_cli.{name}'), sys.argv[1:] if arguments is None else arguments)
+
+    return main
+
+
+def run_command(module: ModuleType, arguments: Sequence[str], prog: str | None = None) -> int:
+    """Parse the arguments and run a command.
+
+    A user's mistake is printed as one message; `--debug` shows its traceback. Our own bugs and errors of other packages
+    keep theirs.
+
+    Args:
+        module: The command.
+        arguments: Its command line, without the name.
+        prog: What the usage line calls it; the script's name by default.
+
+    Returns:
+        The exit code: 2 for a user's mistake.
+    """
+    parser = Parser(prog=prog, description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    args = parser.parse_all(arguments)
+    args.arguments = list(arguments)
+    try:
+        code: int = module.run(args)
+        return code
+    except KeyboardInterrupt:
+        print('Interrupted.', file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None or args.debug:
+            raise
+        print(f'error: {message}', file=sys.stderr)
+        return USAGE_ERROR
+
+
+def message_for_user(error: Exception) -> str | None:
+    """Return the message of a user's mistake, or None if the error needs its traceback."""
+    if isinstance(error, ModuleNotFoundError) and not raised_by_us(error.__traceback__):
+        return explain_missing_module(error)
+    if isinstance(error, OSError):
+        return str(error) if error.filename is None else f'{error.filename}: {error.strerror}'
+    if isinstance(error, (ValueError, ImportError)) and raised_by_us(error.__traceback__):
+        return str(error)
+    return None
+
+
+def raised_by_us(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame of a traceback is code of this package."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get('__name__')).split('.')[0] in OURS

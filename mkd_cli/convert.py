@@ -1,0 +1,96 @@
+"""Convert a checkpoint of a ViT from any known format, check the result in the target library, and write it.
+
+mkd convert SRC DST --to {mkd,mmpretrain,timm,hf,mae,openclip} [--part student|teacher|decoder]
+    [--img-size H [W]] [--release NAME] [--network num_heads=12 activation=gelu]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mkd_cli.command import did_you_mean, script
+
+TARGETS = ('mkd', 'timm', 'hf', 'mmpretrain', 'mae', 'openclip')
+PARTS = ('student', 'teacher', 'decoder')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument('source', help='checkpoint file, or folder of a Hugging Face model')
+    parser.add_argument(
+        'destination', help="file to write (.safetensors or .pth); for 'hf' without a suffix a folder with the config"
+    )
+    parser.add_argument('--to', required=True, choices=TARGETS, help='format to write')
+    parser.add_argument('--part', default='student', choices=PARTS, help='part of a pre-training checkpoint of ours')
+    parser.add_argument('--prefix', help='prefix of the network in the source (default: the only network there)')
+    parser.add_argument(
+        '--img-size',
+        type=int,
+        nargs='+',
+        metavar='PIXELS',
+        help='resize the positions for images of this size, or height and width (default: as in the source)',
+    )
+    parser.add_argument(
+        '--release',
+        metavar='NAME',
+        help='release that the source is, listed in docs/teachers.md; gives options and pixel statistics (default: none)',
+    )
+    parser.add_argument(
+        '--network',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='options that the source does not state: num_heads, activation, norm_eps, img_size',
+    )
+    parser.add_argument('--objective', default='pixel', help="name of the decoder's objective in our format")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and print the report; return the exit code.
+
+    Raises:
+        ValueError: The checkpoint cannot be converted; nothing was written.
+    """
+    from mkd_plugin.checkpoint.releases import RELEASES
+    from mkd_plugin.interop.convert import convert_checkpoint
+    from mkd_plugin.utils.configs import parse_options
+
+    size = args.img_size
+    if size is not None and len(size) > 2:
+        raise ValueError(f'--img-size {" ".join(map(str, size))}: give one number, or height and width.')
+    if args.release not in (None, *RELEASES):
+        hint = did_you_mean(args.release, RELEASES)
+        raise ValueError(f'unknown release {args.release!r}.{hint} docs/teachers.md lists all: {", ".join(RELEASES)}.')
+    done = convert_checkpoint(
+        args.source,
+        args.destination,
+        args.to,
+        part=args.part,
+        prefix=args.prefix,
+        img_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
+        release=None if args.release is None else RELEASES[args.release],
+        options=parse_options(args.network) or None,
+        objective=args.objective,
+    )
+    show(done, args.destination)
+    return 0
+
+
+def show(done: Any, destination: str) -> None:
+    """Print the table of tensors and the outcome of the checks."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    console.print(escape(done.report.title()))
+    console.print(done.report.table())
+    for title, error in done.checks:
+        outcome = 'not run' if error is None else f'differs by {error:.1e} of the largest magnitude'
+        console.print(f'{escape(title)}: {outcome}')
+    if done.left_out:
+        console.print(f'left out: {", ".join(done.left_out)}')
+    console.print(f'wrote {escape(destination)}')
+
+
+main = script('convert')

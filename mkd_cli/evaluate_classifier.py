@@ -1,0 +1,58 @@
+r"""Evaluate fine-tuned classifiers on other images: ImageNet-A, -R, -Sketch, and the shape bias on cue-conflict images.
+
+    mkd evaluate-classifier CONFIG CHECKPOINT ... --classes data/imagenet/train \
+        --folders a=data/imagenet-a r=data/imagenet-r sketch=data/sketch --cue-conflict data/cue-conflict [--out DIR]
+
+The class folders of each data set are looked up by name among `--classes`. The table is printed, and written to
+`evaluation.json` and `evaluation.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mkd_cli.command import script
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add = parser.add_argument
+    add('config', help='config of the fine-tuning')
+    add('checkpoints', nargs='+', metavar='CHECKPOINT', help='checkpoints of its runs')
+    add('--folders', nargs='+', default=[], metavar='NAME=DIR', help='data sets, each with a folder for each class')
+    add('--classes', help='folder of the training images, or a file with a class name in each line (default: none; '
+        '--folders needs it)')  # fmt: skip
+    add('--cue-conflict', metavar='DIR', help='folder of images named like cat/cat7-elephant2.png (default: none)')
+    add('--size', type=int, default=224, help='image size in pixels')
+    add('--out', type=Path, default=Path('work_dirs/evaluation_classifier'), metavar='DIR', help='output folder')
+    add('--batch-size', type=int, default=64, help='images at once')
+    add('--workers', type=int, default=0, help='processes that read images')
+    add('--device', default='cpu', help='device to compute on')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print the table; return 1 if something could not be measured."""
+    from rich.console import Console
+
+    from mkd_plugin.reporting.evaluation_report import ClassifierPlan, evaluate_classifiers
+
+    wrong = [entry for entry in args.folders if not all(entry.partition('='))]
+    if wrong:
+        raise ValueError(f'--folders {" ".join(wrong)}: give NAME=DIR.')
+    plan = ClassifierPlan(
+        {name: folder for name, _, folder in (entry.partition('=') for entry in args.folders)},
+        args.classes,
+        args.cue_conflict,
+        args.size,
+        args.batch_size,
+        args.workers,
+        args.device,
+    )
+    table = evaluate_classifiers(args.config, args.checkpoints, plan, args.out)
+    Console().print(table.rich())
+    print(f'{args.out / "evaluation.json"}, {args.out / "evaluation.md"}')
+    return 1 if table.failures else 0
+
+
+main = script('evaluate_classifier')

@@ -1,0 +1,41 @@
+"""Write a list of labelled images for fine-tuning: a balanced draw, a published list, or the content of a JSON file.
+
+mkd make-label-list data/imagenet/train data/imagenet/meta/train_1p.txt --percent 1 --seed 0
+mkd make-label-list data/imagenet/train data/imagenet/meta/train_1p.txt --published 1percent.txt
+mkd train configs/dbot/finetune/in1k/... --cfg-options train_dataloader.dataset.ann_file=meta/train_1p.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mkd_cli.command import script
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument('train', help='folder with a folder for each class; with --json, the root of its paths')
+    parser.add_argument('out', help='list to write: a path and a class id in each line')
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--percent', type=float, help='draw this share of each class (no default)')
+    source.add_argument('--published', metavar='FILE', help="list of file names, such as SimCLR's (no default)")
+    source.add_argument('--json', metavar='FILE', help="iNaturalist's file, in COCO's format (no default)")
+    parser.add_argument('--seed', type=int, default=0, help='seed of the draw')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the list; return the exit code."""
+    from mkd_plugin.evaluation.lists import draw_share, listed_in_json, published_share, write_list
+
+    if args.published:
+        labelled = published_share(args.train, args.published)
+    elif args.json:
+        labelled = listed_in_json(args.train, args.json)
+    else:
+        labelled = draw_share(args.train, args.percent / 100, args.seed)
+    path = write_list(labelled, args.out)
+    print(f'{path}: {len(labelled)} images of {len({label for _, label in labelled})} classes')
+    return 0
+
+
+main = script('make_label_list')

@@ -1,0 +1,81 @@
+"""Evaluate a checkpoint with the evaluator of its config: accuracy, boxes or masks.
+
+    mkd test CONFIG CHECKPOINT [--work-dir DIR] [--out FILE] [--cfg-options KEY=VALUE ...]
+
+The checkpoint must hold all weights of the model; a checkpoint of another network is an error. To evaluate on several
+processes, run tools/dist_test.sh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from mkd_cli.command import script
+from mkd_cli.train import add_run_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_run_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file to evaluate')
+    parser.add_argument('--out', metavar='FILE', help='file for what --out-item names (default: nothing is written)')
+    parser.add_argument(
+        '--out-item', choices=['pred', 'metrics'], default='pred', help='write predictions (.pkl) or scores (.json)'
+    )
+    parser.add_argument('--amp', action='store_true', help='use mixed precision')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; return the exit code.
+
+    Raises:
+        ValueError: The config has nothing to evaluate, or the checkpoint does not fit its model.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    import mmengine
+    from mmengine.evaluator import DumpResults
+
+    from mkd_plugin.preflight.checks import check_data, check_work_dir
+    from mkd_plugin.preflight.config import load_config
+    from mkd_plugin.preflight.distributed import build_runner
+    from mkd_plugin.utils.configs import parse_options
+
+    options = parse_options(args.cfg_options)
+    cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
+    prepare_test(cfg, args.config, amp=args.amp)
+    check_work_dir(cfg.work_dir)
+    check_data(cfg, ('test_dataloader',))
+    runner = build_runner(cfg)
+    try:
+        runner.load_checkpoint(args.checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise ValueError(f'{args.checkpoint} is not a checkpoint of {args.config}: {error}') from error
+    if args.out and args.out_item == 'pred':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out and args.out_item == 'metrics' and runner.rank == 0:
+        mmengine.dump(metrics, args.out)
+    return 0
+
+
+def prepare_test(cfg: Any, name: str, *, amp: bool = False) -> None:
+    """Prepare a config for evaluation: nothing but the tested checkpoint is loaded.
+
+    Raises:
+        ValueError: The config has nothing to evaluate.
+    """
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise ValueError(
+            f'{name} has no test_dataloader and test_evaluator: a pre-training has nothing to evaluate. Fine-tune its '
+            'checkpoint with a config of configs/<method>/finetune, and test that.'
+        )
+    cfg.load_from, cfg.resume = None, False
+    if cfg.get('model', {}).get('backbone', {}).get('init_cfg'):
+        cfg.model.backbone.init_cfg = None  # the checkpoint has every weight: its own start is not needed
+    if amp:
+        cfg.test_cfg.fp16 = True
+
+
+main = script('test')

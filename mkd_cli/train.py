@@ -1,0 +1,95 @@
+"""Train a config: ours, or any config of mmpretrain, mmdet or mmseg that uses our components.
+
+    mkd train configs/dbot/dbot_digits.py [--work-dir DIR] [--resume [FILE]] [--cfg-options KEY=VALUE ...]
+    mkd train dbot:momentum-0.9998          train a row of configs/dbot/ablations.yml
+    mkd train CONFIG --dry-run              show what would run and what is missing, and try one step on random images
+
+The arguments are those of the hosts' own tools. To train on several processes, run tools/dist_train.sh or
+tools/slurm_train.sh. `--cfg-options data_root=DIR` sets the folder of all datasets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mkd_cli.command import script
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `train` and `test`, named as in the hosts' own tools."""
+    parser.add_argument('config', help='config file, name of a shipped config, or METHOD:ROW for an ablation')
+    parser.add_argument('--work-dir', metavar='DIR', help='folder of logs and checkpoints (default: work_dirs/CONFIG)')
+    add_config_options(parser)
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='what started this process')
+    # torch.distributed.launch, which mim uses, passes the rank as an option; torchrun sets the variable instead
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--cfg-options`."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings of the config to change'
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_run_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help='continue from the newest checkpoint of the work dir, or from FILE (default: start anew)',
+    )
+    parser.add_argument('--amp', action='store_true', help='use mixed precision: bfloat16 where the GPU has it')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument(
+        '--dry-run',
+        nargs='?',
+        type=int,
+        const=0,
+        metavar='IMAGES',
+        help='report without training; the one step uses IMAGES images (default: off; IMAGES is the batch size on a GPU, '
+        '4 on a CPU)',
+    )
+    parser.add_argument(
+        '--processes', type=int, help='number of processes that --dry-run assumes (default: those of the launcher)'
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or report; return the exit code."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    from mkd_plugin.preflight.config import apply_training_options, load_config
+    from mkd_plugin.preflight.distributed import processes_from_environment
+    from mkd_plugin.utils.configs import parse_options
+
+    options = parse_options(args.cfg_options)
+    cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
+    if args.dry_run is not None:
+        rank, processes = processes_from_environment(args.launcher)
+        if rank > 0:
+            return 0
+    apply_training_options(
+        cfg, amp=args.amp, validate=not args.no_validate, auto_scale_lr=args.auto_scale_lr, resume=args.resume
+    )
+    if args.dry_run is not None:
+        from mkd_plugin.preflight.dry_run import dry_run
+
+        return dry_run(cfg, processes=args.processes or processes, images=args.dry_run)
+
+    from mkd_plugin.preflight.checks import check_data, check_work_dir
+    from mkd_plugin.preflight.distributed import build_runner
+
+    check_work_dir(cfg.work_dir)
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    build_runner(cfg).train()
+    return 0
+
+
+main = script('train')

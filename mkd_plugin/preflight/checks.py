@@ -1,0 +1,270 @@
+"""Checks of a config before anything is built: strategy, hosts, classes, work dir, data and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from mkd_plugin.compat.hosts import explain_missing_host
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+DENSE = ('mmdet', 'mmseg')
+
+# Heads whose classes are not the data's: objects against background, stuff.
+OTHER_HEADS = ('rpn_head', 'semantic_head')
+
+RUNNER = 'mkd_plugin.StrategyRunner'
+DISTRIBUTED = ('DDPStrategy', 'mkd_plugin.ShardedStrategy')
+STRATEGIES = ('SingleDeviceStrategy', *DISTRIBUTED)
+
+SOURCES = {  # by a part of the folder's name
+    'digit_scenes': 'they are made by `python tools/dataset_tools/make_digit_scenes.py`',
+    'coco': 'COCO 2017 is on https://cocodataset.org: train2017.zip, val2017.zip, annotations_trainval2017.zip',
+    'ade': 'ADE20K is http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
+}
+
+
+def check_hosts_of(cfg: Config, name: str) -> None:
+    """Raise ValueError if a config is for mmdet or mmseg and that is not installed."""
+    scope = cfg.get('default_scope')
+    message = explain_missing_host(scope, f'the config {name}') if scope in DENSE else None
+    if message is not None:
+        raise ValueError(message)
+
+
+def check_strategy(cfg: Config) -> None:
+    """Raise ValueError for a strategy that would not train, or not with the guarantees of this package."""
+    strategy, runner = cfg.get('strategy'), cfg.get('runner_type')
+    if runner == 'FlexibleRunner':
+        raise ValueError(
+            'runner_type=FlexibleRunner: it resumes from damaged files and names the weights by their wrapper. Use '
+            f'{RUNNER}, which has the same options.'
+        )
+    if strategy is None:
+        return
+    name = strategy_name(strategy)
+    if runner is None:
+        raise ValueError(
+            f'strategy={name}: the ordinary Runner would ignore it. Add runner_type={RUNNER!r}, or the base '
+            'configs/_base_/strategies/fsdp.py.'
+        )
+    if name not in STRATEGIES:
+        raise ValueError(
+            f'strategy={name} is not supported; there are {list(STRATEGIES)}. mmengine calls no hook for what DeepSpeed '
+            'and ColossalAI save and load, so exact resume, safe loading and stages would not work, and its own '
+            'FSDPStrategy cannot resume. To shard weights and moments, use mkd_plugin.ShardedStrategy.'
+        )
+    if name in DISTRIBUTED and cfg.get('launcher', 'none') == 'none':
+        raise ValueError(f'strategy={name} needs a launcher: tools/dist_train.sh CONFIG GPUS, or tools/slurm_train.sh.')
+
+
+def strategy_name(strategy: Any) -> str:
+    """Return a strategy's name in a config, mmengine's own without their package."""
+    kind = strategy['type']
+    name = kind if isinstance(kind, str) else f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
+    return name.removeprefix('mmengine.')
+
+
+def check_classes(cfg: Config) -> None:
+    """Raise ValueError if heads and data have different numbers of classes.
+
+    mmdet would train silently, mmseg until it meets a label that its head lacks. Data whose classes are known from their
+    files alone, and models without heads, are not checked.
+    """
+    heads = {
+        where: number
+        for key, part in (cfg.get('model') or {}).items()
+        if key.endswith('head') and key not in OTHER_HEADS
+        for where, number in head_classes(part, f'model.{key}')
+    }
+    for loader in LOADERS if heads else ():
+        for _, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            classes = data_classes(dataset, cfg.get('default_scope') or 'mmengine')
+            wrong = [f'{where}.num_classes={number}' for where, number in heads.items() if number != len(classes or ())]
+            if classes is not None and wrong:
+                raise ValueError(
+                    f'{", ".join(wrong)}: but the {dataset["type"]} of {loader} has {len(classes)} classes, '
+                    f'{", ".join(map(str, classes[:3]))}{", …" if len(classes) > 3 else ""}. Set num_classes to that '
+                    'number, or name the classes of your data with metainfo=dict(classes=(…)) in every dataset.'
+                )
+
+
+def head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
+    """Yield the place and value of every ``num_classes`` in a head."""
+    if isinstance(node, dict) and isinstance(node.get('num_classes'), int):
+        yield where, node['num_classes']
+    for key, part in items_of(node):
+        if key not in OTHER_HEADS:
+            yield from head_classes(part, f'{where}.{key}')
+
+
+def data_classes(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
+    """Return the classes in a dataset's ``metainfo``, else those of its Python class; None if neither states them."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        kind = dataset['type']
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(scope) as registry:
+                kind = registry.get(kind)
+        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    return tuple(classes) if isinstance(classes, (list, tuple)) else None
+
+
+def items_of(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield key and value of a dict, index and value of a list; nothing of anything else."""
+    if isinstance(node, dict):
+        yield from node.items()
+    elif isinstance(node, (list, tuple)):
+        yield from enumerate(node)
+
+
+def datasets_of(node: Any, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield option and config of a dataset, or of those that it wraps."""
+    if not isinstance(node, dict):
+        return
+    inner = [*(node.get('datasets') or []), *([node['dataset']] if 'dataset' in node else [])]
+    for part in inner:
+        yield from datasets_of(part, f'{option}.dataset')
+    if not inner:
+        yield option, node
+
+
+def check_work_dir(work_dir: str | Path) -> None:
+    """Raise ValueError if logs and checkpoints cannot be written; the folder itself is not made."""
+    if '://' in str(work_dir):
+        return
+    folder = Path(work_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = f'{existing} is a file' if existing.is_file() else f'{existing}: {error.strerror}'
+        raise ValueError(
+            f'work_dir={work_dir}: nothing can be written there ({reason}). Name another folder with --work-dir, or make '
+            'this one writable.'
+        ) from error
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A file or folder that does not exist.
+
+    Attributes:
+        path: Where it is expected.
+        option: The option that names it, as ``--cfg-options`` takes it.
+        expected: What it should be.
+    """
+
+    path: str
+    option: str
+    expected: str
+
+
+def missing_files(cfg: Config) -> list[Missing]:
+    """Return every missing file and folder of a config's datasets and networks. Addresses (``https://…``) are not tried."""
+    found: list[Missing] = []
+    for loader in LOADERS:
+        for option, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
+            found += missing_data(dataset, option)
+    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+        if not path:
+            found.append(Missing("''", option, 'a checkpoint: the config leaves it to you'))
+        elif not exists(path):
+            found.append(Missing(path, option, 'a checkpoint (.pth)'))
+    if cfg.get('load_from') and not exists(cfg.load_from):
+        found.append(Missing(cfg.load_from, 'load_from', 'the checkpoint to start or continue from'))
+    return list({(entry.path, entry.expected): entry for entry in found}.values())
+
+
+def missing_data(dataset: dict[str, Any], option: str) -> list[Missing]:
+    """Return the missing files and folders of a dataset that wraps no other."""
+    root, parts = str(dataset.get('data_root') or ''), data_parts(dataset)
+    prefixes, annotations = dataset.get('data_prefix'), dataset.get('ann_file')
+    own_labels = isinstance(prefixes, dict) and not {'img', 'img_path'}.isdisjoint(prefixes)  # as in mmdet and mmseg
+    labels = dataset.get('with_label', not own_labels and not str(dataset.get('type')).endswith('ImageFolder'))
+    kind = 'a folder of images' + (', one sub-folder for each class' if labels and not annotations else '')
+    if str(dataset.get('type')).endswith('ShardDataset'):
+        kind = 'a folder of tar shards'
+    if root and not exists(root):
+        inside = f' with {", ".join(parts)} in it' if parts else ''
+        return [Missing(root, f'{option}.data_root', kind + inside)]
+    return [
+        Missing(path, f'{option}.ann_file', 'the list of images')
+        if part == annotations
+        else Missing(path, f'{option}.data_prefix', kind)
+        for part in parts
+        if not exists(path := os.path.join(root, part))
+    ]
+
+
+def data_parts(dataset: dict[str, Any]) -> list[str]:
+    """Return the annotation file and the folders below a dataset's root; mmpretrain's ImageNet turns a split into one."""
+    prefix = dataset.get('data_prefix') or ''
+    parts = [dataset.get('ann_file') or '', *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    return [str(part) for part in parts if part] or [str(part) for part in [dataset.get('split')] if part]
+
+
+def exists(path: str) -> bool:
+    """Whether a path exists; True for an address."""
+    return '://' in path or Path(path).expanduser().exists()
+
+
+def checkpoints_of(node: Any, option: str) -> Iterator[tuple[str, str]]:
+    """Yield option and path of every ``checkpoint`` in a part of a config."""
+    for key, value in items_of(node):
+        if key == 'checkpoint' and isinstance(value, str):
+            yield f'{option}.{key}', value
+        else:
+            yield from checkpoints_of(value, f'{option}.{key}')
+
+
+def without_missing_checkpoints(node: Any) -> Any:
+    """Copy a part of a config, with random weights in place of missing files."""
+    if isinstance(node, (list, tuple)):
+        return type(node)(without_missing_checkpoints(value) for value in node)
+    if not isinstance(node, dict):
+        return node
+    path = node.get('checkpoint')
+    if isinstance(path, str) and (not path or not exists(path)):
+        if node.get('type') == 'Pretrained':
+            return None
+        node = {**node, 'checkpoint': None, 'seed': 0}
+    return {key: without_missing_checkpoints(value) for key, value in node.items()}
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Raise ValueError, with the expected tree, if data of these loaders of a detector or segmentor are missing."""
+    text = missing_tree(cfg, loaders)
+    if text is not None:
+        raise ValueError(text)
+
+
+def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
+    """Return the tree of expected files with the missing ones marked, or None if nothing is missing.
+
+    Configs of mmpretrain are not checked: some of its data sets download themselves.
+    """
+    if cfg.get('default_scope') not in DENSE:
+        return None
+    parts: dict[str, dict[str, bool]] = {}
+    for loader in loaders:
+        for _, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), loader):
+            root = str(dataset.get('data_root') or '')
+            for part in data_parts(dataset):
+                parts.setdefault(root, {})[part] = exists(os.path.join(root, part))
+    if all(present for found in parts.values() for present in found.values()):
+        return None
+    lines = ['Data of this config are missing. It expects']
+    for root, found in parts.items():
+        lines.append(f'    {root}')
+        lines += [f'        {part:<44} {"" if present else "missing"}'.rstrip() for part, present in found.items()]
+        lines += [f'    ({text})' for name, text in SOURCES.items() if name in root.lower()][:1]
+    return '\n'.join([*lines, 'Put or link them there, or name another such folder: --cfg-options data_root=DIR/.'])

@@ -1,0 +1,306 @@
+"""projects/paper_claims: intervals and verdicts, keys, resuming, claims, the page; and one claim from end to end, tiny."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+
+from mkd_plugin.checkpoint import load_backbone
+from mkd_plugin.datasets import write_digits
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.students import VisibleViT
+from mkd_plugin.reporting.experiment import JobContext, Processes, run_jobs
+from projects.paper_claims import claims, measures, page, recipes, settings, verdicts
+from projects.paper_claims import experiment as experiments
+from projects.paper_claims import run as command
+from projects.paper_claims.experiment import Experiment, Run
+
+ROOT = Path(__file__).resolve().parents[3]
+REPORT = ROOT / 'docs/small_scale/report.json'
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """The smoke settings in an empty folder."""
+    return Experiment(settings.SMOKE, tmp_path / 'runs', tmp_path / 'digits')
+
+
+# Statistics.
+
+
+def test_t_interval__is_scipys():
+    values = [1.5, 2.25, 0.5, 1.0]
+    found = verdicts.t_interval(values)
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.3125, wanted.low, wanted.high))
+
+
+def test_t_interval__covers_at_its_level_where_pooling_draws_does_not():
+    random = np.random.default_rng(0)
+    seeds = random.normal(size=(1000, 3, 1))  # each experiment: 3 seeds, 10 draws of twice their spread
+    draws = 0.4 + seeds + 2 * random.normal(size=(1000, 3, 10))
+
+    def coverage(samples):
+        intervals = [verdicts.t_interval(list(sample)) for sample in samples]
+        return np.mean([interval.low < 0.4 < interval.high for interval in intervals])
+
+    assert 0.93 < coverage(draws.mean(axis=2)) < 0.97
+    assert coverage(draws.reshape(1000, 30)) < 0.85
+
+
+def test_t_interval__one_seed_is_refused():
+    with pytest.raises(ValueError, match='at least two'):
+        verdicts.t_interval([1.0])
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'margin', 'wanted'),
+    [
+        (0.1, 3.0, None, 'holds'), (-3.0, -0.1, None, 'fails'), (-0.1, 3.0, None, 'undecided'), (0.0, 3.0, None, 'undecided'),
+        (-0.9, 0.9, 1.0, 'holds'), (1.1, 2.0, 1.0, 'fails'), (-2.0, -1.1, 1.0, 'fails'), (-1.1, 0.5, 1.0, 'undecided'),
+        (-2.0, 2.0, 1.0, 'undecided'),
+    ],
+)  # fmt: skip
+def test_verdict__side_of_the_interval(low, high, margin, wanted):
+    assert verdicts.verdict(verdicts.Interval((low + high) / 2, low, high), margin) == wanted
+
+
+@pytest.mark.parametrize(
+    ('found', 'wanted'),
+    [(['holds', 'holds'], 'holds'), (['holds', 'undecided'], 'undecided'), (['undecided', 'fails', 'holds'], 'fails')],
+)
+def test_combine__all_must_hold(found, wanted):
+    assert verdicts.combine(found) == wanted
+
+
+# Claims and their runs.
+
+
+def test_claims__every_network_is_trained_and_every_training_is_needed():
+    needed = {recipes.recipe_of(name) for claim in claims.CLAIMS for name in claim.networks}
+    teachers = {recipes.recipe_of(name) for recipe in recipes.RECIPES.values() for name in recipe.teachers}
+    assert needed | teachers == set(recipes.RECIPES)
+    assert [claim.number for claim in claims.CLAIMS] == [1, 2, 3, 4, 5, 6]
+    assert all(any(row.decides for row in claim.comparisons) for claim in claims.CLAIMS)
+
+
+def test_recipe_of__unknown_network():
+    with pytest.raises(ValueError, match="'mae-9'.*'random-1'"):
+        recipes.recipe_of('mae-9')
+
+
+def test_comparison__difference_of_means_and_of_spreads():
+    scores = {'a': 80.0, 'b': 90.0, 'c': 70.0, 'd': 71.0}
+    assert claims.Comparison('', ('a', 'b'), ('c', 'd')).value(scores) == pytest.approx(85 - 70.5)
+    spread = claims.Comparison('', ('a', 'b'), ('c', 'd'), stdev)
+    assert spread.value(scores) == pytest.approx(np.std([80, 90], ddof=1) - np.std([70, 71], ddof=1))
+
+
+@pytest.mark.parametrize('name', recipes.RECIPES)
+def test_pretrain_config__trains_on_the_training_split_only(name):
+    cfg = recipes.pretrain_config(name, settings.FULL, lambda network: f'{network}.pth')
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.data_prefix == 'train'
+    assert dataset.get('with_label', True) == (name == 'supervised-teacher')
+
+
+def test_pretrain_config__options_arrive():
+    def model(name):
+        return recipes.pretrain_config(name, settings.FULL, lambda network: f'{network}.pth').model
+
+    assert model('dbot-mae').teachers.boot.start.checkpoint == 'mae-0.pth'
+    assert model('dbot-random').teachers.boot.start == 'student'
+    assert model('dbot-raw-contrastive').objectives.feature.normalize is None
+    assert model('dmae-0.90').masking.ratio == 0.9
+    assert (model('hybrid-0').objectives.relation.weight, model('hybrid-1').objectives.relation.weight) == (0, 1)
+    kept = recipes.pretrain_config('dbot-kept', settings.FULL, str)
+    assert (kept.model.teachers.boot.reset_student, kept.model.teachers.boot.stages) == (False, 2)
+
+
+# Keys, order, resuming.
+
+
+def test_key__covers_config_seed_and_what_came_before(experiment):
+    student, fine = Run('pretrain', 'dbot-mae', 0), Run('finetune', 'mae-2', 0, 1)
+    elsewhere = replace(experiment, root=Path('/another'), data_root=Path('/place'))
+    assert elsewhere.key(student) == experiment.key(student)
+    assert experiment.key(replace(student, seed=1)) != experiment.key(student)
+    assert experiment.key(replace(fine, draw=0)) != experiment.key(fine)
+
+    labels = replace(experiment, settings=replace(settings.SMOKE, labels=2))
+    assert labels.key(student) == experiment.key(student)
+    assert labels.key(fine) != experiment.key(fine)
+    teacher = replace(experiment, settings=replace(settings.SMOKE, decoder_width=12))
+    assert teacher.key(fine) != experiment.key(fine)  # through the checkpoint it starts from
+
+
+def test_plan__every_job_once_after_what_it_needs(experiment):
+    jobs = experiment.plan(['mae-2', 'hybrid-alpha1', 'mae-0'])
+    assert len(set(jobs)) == len(jobs)
+    for number, job in enumerate(jobs):
+        assert set(experiment.dependencies(job)) <= set(jobs[:number])
+    assert sum(job.kind == 'finetune' for job in jobs) == 3 * 2 * 2
+    assert {job.name for job in jobs if job.kind == 'pretrain'} == {
+        'mae', 'supervised-teacher', 'dbot-mae', 'hybrid-1',
+    }  # fmt: skip
+
+
+def test_jobs__depend_on_the_runs_that_they_need(experiment):
+    student = Run('pretrain', 'dbot-mae', 0)
+    runs = [Run('pretrain', 'mae', 0), student, Run('finetune', 'mae-2', 0, 1)]
+    teacher, student, fine = experiment.jobs(runs)
+    assert (teacher.dependencies, student.dependencies) == ((), (teacher.key,))
+    assert fine.dependencies == (student.key,)
+    assert (student.cost, fine.cost) == (8, 4)  # 2 stages of 2 epochs of 2 steps; 4 steps
+
+
+def execute(experiment, run):
+    """Run a job as the experiment runner does, in this process; return its folder."""
+    key = experiment.key(run)
+    experiment.store.work_dir(key).mkdir(parents=True, exist_ok=True)
+    context = JobContext(experiment.store.work_dir(key), lambda fraction: None, 0, Processes())
+    experiment.execute(run, context)
+    return context.work_dir
+
+
+def test_execute__interrupted_pretraining_ends_as_one_that_was_not(experiment, monkeypatch):
+    write_digits(experiment.data_root)
+    run = Run('pretrain', 'dbot-random', 0)
+    execute(experiment, run)
+    again = replace(experiment, root=experiment.root.with_name('again'))
+    steps, loss = [], MaskedDistiller.loss
+
+    def stopped(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 6:  # of 4 epochs × 2 steps
+            raise KeyboardInterrupt
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedDistiller, 'loss', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        execute(again, run)
+    execute(again, run)
+    assert len(steps) == 6 + 4  # from the end of epoch 2 on
+
+    networks = []
+    for place in (experiment, again):
+        networks.append(VisibleViT(arch=settings.SMOKE.arch, img_size=24, patch_size=4))
+        load_backbone(networks[-1], place.checkpoint('random-2', 0))
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.equal(one, other)
+
+
+# Scores.
+
+
+def test_split_features__are_means_of_the_last_blocks_patch_tokens(experiment):
+    root = write_digits(experiment.data_root)
+    images, labels = measures.read_split(root / 'val')
+    assert images.shape == (357, 3, 24, 24) and abs(images.mean()) < 0.2 and 0.8 < images.std() < 1.2
+    assert labels.bincount().tolist() == [len(list(folder.iterdir())) for folder in sorted((root / 'val').iterdir())]
+    network = VisibleViT(arch=settings.SMOKE.arch, img_size=24, patch_size=4).eval()
+    with torch.no_grad():
+        wanted = network(images, taps=('block:-1',)).tokens('block:-1')[:, network.num_prefix :].mean(dim=1)
+    found, same_labels = measures.split_features(network, root / 'val')
+    torch.testing.assert_close(found, wanted)
+    assert same_labels is labels
+
+
+def test_probe_accuracy__finds_a_line_whatever_the_channels_scales():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(80, 2)) * [1e-3, 1e3] + 5
+    labels = (features[:, 0] > 5).astype(int)
+    features, labels = torch.from_numpy(features), torch.from_numpy(labels)
+    assert measures.probe_accuracy((features[:60], labels[:60]), (features[60:], labels[60:])) >= 95
+
+
+# The page.
+
+
+def test_judge__stored_verdicts_follow_from_the_stored_scores():
+    stored = json.loads(REPORT.read_text())
+    assert [verdicts.judge(claim, stored['scores']) for claim in claims.CLAIMS] == stored['claims']
+    sizes = stored['settings']
+    assert sizes['seeds'] >= 3 and sizes['draws'] >= 10
+    for seeds in stored['scores']['finetuned'].values():
+        assert [len(draws) for draws in seeds] == [sizes['draws']] * sizes['seeds']
+
+
+def test_write_page__the_page_in_docs_is_its_reports(tmp_path):
+    page.write_page(
+        json.loads(REPORT.read_text()), tmp_path / 'small_scale.md', tmp_path / 'small_scale',
+        command='python projects/paper_claims/run.py',
+    )  # fmt: skip
+    text = (tmp_path / 'small_scale.md').read_text()
+    assert text == (ROOT / 'docs/small_scale.md').read_text()
+    for name in ('claim_1', 'claim_2', 'claim_3', 'claim_4', 'claim_5', 'claim_6', 'stages'):
+        assert f'(small_scale/{name}.png)' in text
+        assert (REPORT.parent / f'{name}.png').is_file()
+        with Image.open(tmp_path / f'small_scale/{name}.png') as picture:
+            assert min(picture.size) > 100 and len(picture.convert('RGB').getcolors(2**24)) > 20
+
+
+# The command line, from end to end.
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--seeds', '1'], 'must be at least 2'),
+        (['--claim', '7'], 'invalid choice: 7'),
+        (['--report-only', '--page', 'nowhere/page.md'], 'there is no nowhere/page/report.json'),
+    ],
+)
+def test_parse_args__refuses(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['run.py', *words])
+    with pytest.raises(SystemExit):
+        command.parse_args()
+    assert message in capsys.readouterr().err
+
+
+def test_parse_args__a_part_does_not_replace_the_page_in_docs(monkeypatch):
+    def page_of(*words):
+        monkeypatch.setattr(sys, 'argv', ['run.py', '--work-dir', 'runs', *words])
+        return command.parse_args().page
+
+    assert page_of() == ROOT / 'docs/small_scale.md'
+    assert page_of('--claim', '1') == page_of('--smoke') == Path('runs/small_scale.md')
+
+
+def test_run__one_claim_and_again(tmp_path):
+    options = ['--smoke', '--claim', '3', '--draws', '1', '--work-dir', 'runs', '--data-root', 'digits']
+    program = [sys.executable, str(ROOT / 'projects/paper_claims/run.py'), *options]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '12 jobs, 0 already done' in done.stdout  # 2 seeds × (2 trainings + 2 networks × (1 draw + 1))
+    text = (tmp_path / 'runs/small_scale.md').read_text()
+    assert '## 3. Re-initialising the student beats keeping it' in text and '## 1.' not in text
+    found = json.loads((tmp_path / 'runs/small_scale/report.json').read_text())
+    (claim,) = found['claims']
+    values = np.subtract(*(np.mean(found['scores']['finetuned'][name], axis=1) for name in ('random-2', 'kept-2')))
+    assert claim['comparisons'][0]['measures']['finetuned']['seeds'] == pytest.approx(values, abs=1e-3)
+    assert all(0 < score[0] <= 100 for score in found['scores']['probe']['kept-2'])
+
+    small = replace(settings.SMOKE, draws=1)
+    experiment, printed = Experiment(small, tmp_path / 'runs', tmp_path / 'digits'), io.StringIO()
+    runs = experiment.plan(['random-2', 'kept-2'])
+    run_jobs(experiment.jobs(runs), experiment.store, console=Console(file=printed))
+    assert '12 jobs, 12 already done' in printed.getvalue()
+    assert experiments.collect(experiment, [claims.CLAIMS[2]]) == found
+
+
+def test_collect__unfinished_jobs(experiment):
+    with pytest.raises(ValueError, match=r'\d+ jobs are not finished, the first is: pretrain dbot-random, seed 0'):
+        experiments.collect(experiment, [claims.CLAIMS[2]])
