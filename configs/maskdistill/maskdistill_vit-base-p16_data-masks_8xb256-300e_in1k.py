@@ -1,5 +1,6 @@
-# Blocks are drawn by mmpretrain's BEiTMaskGenerator in the data pipeline instead of on the device: the same
-# distribution, up to 78 = floor(0.4 · 196) hidden patches. A mask from the data replaces the one of `masking`. The
+# Blocks are drawn by mmpretrain's BEiTMaskGenerator in the data pipeline instead of on the device. Its distribution is not that
+# of `BlockMasking`: it hides exactly 78 = floor(0.4 · 196) patches and never the last row or column, whereas BEiT's own
+# generator and ours stop after ten failures and hide 77.5 on average. A mask from the data replaces the one of `masking`. The
 # maximum number of hidden patches is then unknown in advance, so the teacher's last block computes every token.
 _base_ = 'maskdistill_vit-base-p16_8xb256-300e_in1k.py'
 

@@ -1,7 +1,7 @@
-# data2vec: the mean of the top six blocks of a moving average of the student, LN, one linear layer, smooth L1. data2vec
-# averages the MLP outputs of the blocks and raises the momentum over the first epochs; this row averages the blocks'
-# outputs and keeps dBOT's best momentum constant (its Table 5). Otherwise as in every row here: ViT-B/16, MaskDistill's
-# schedule of 300 epochs.
+# data2vec: the mean of the top six blocks of a moving average of the student, LN, one linear layer, smooth L1.
+# data2vec for vision also normalises each block's output by an LN before the mean (read in forks of its reference
+# code), and raises the momentum over the first epochs; this row averages raw outputs and keeps dBOT's best momentum
+# constant (its Table 5). Otherwise as in every row here: ViT-B/16, MaskDistill's schedule of 300 epochs.
 _base_ = [
     '../_base_/models/symmetric_vit-base-p16.py', '../_base_/datasets/in1k_pretrain_224.py',
     '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.registry import MODELS
+from mkd_plugin.structures import RegionTokens
 
 TORCH_LOSSES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss)  # the objective sets reduction='none'
 
@@ -28,7 +29,8 @@ class TokenInfoNCE(nn.Module):
     """InfoNCE between the tokens of an image (ConMIM, MimCo).
 
     Cross entropy over the cosine similarities of a prediction to all targets of the region in the same image; the target
-    of the same token is the positive, the others are negatives.
+    of the same token is the positive, the others are negatives. If images hide different numbers of patches, padding tokens
+    are no negatives.
 
     Args:
         temperature: Divisor of the cosine similarities.
@@ -37,16 +39,29 @@ class TokenInfoNCE(nn.Module):
         ValueError: ``temperature`` is not positive.
     """
 
+    wants_region = True
+
     def __init__(self, *, temperature: float = 0.1) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f'temperature={temperature}: it must be positive.')
         self.temperature = temperature
 
-    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
-        """Compute the loss, (B, R)."""
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor, region: RegionTokens | None = None) -> Tensor:
+        """Compute the loss, (B, R).
+
+        Args:
+            prediction_BRD: Predictions.
+            target_BRD: Targets.
+            region: Marks padding tokens, which get a finite loss of no meaning; None for no padding.
+        """
         prediction_BRD, target_BRD = F.normalize(prediction_BRD, dim=-1), F.normalize(target_BRD, dim=-1)
         logits_BRR = prediction_BRD @ target_BRD.transpose(1, 2) / self.temperature
+        if region is not None and region.weight_BR is not None:
+            # a padding token keeps itself, or its row would have no logit at all
+            itself_RR = torch.eye(logits_BRR.shape[1], dtype=torch.bool, device=logits_BRR.device)
+            padding_BRR = (region.weight_BR == 0).unsqueeze(1) & ~itself_RR
+            logits_BRR = logits_BRR.masked_fill(padding_BRR, float('-inf'))
         places_BR = torch.arange(logits_BRR.shape[1], device=logits_BRR.device).expand(len(logits_BRR), -1)
         return F.cross_entropy(logits_BRR.transpose(1, 2), places_BR, reduction='none')
 

@@ -112,7 +112,9 @@ class Objective(nn.Module):
                 f"The head predicts out_width={stated}, but '{tap}' of the teacher '{self.teacher}' has "
                 f'{target.channels} channels. Remove out_width: it is set automatically.'
             )
-        head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=context.student.grid)
+        network = context.student.network
+        start = {'initialization': network.initialization} if accepts(cfg, 'initialization') else {}
+        head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=network.grid, **start)
         if target.kind not in head.kinds:
             raise ValueError(
                 f"{type(head).__name__} accepts {' or '.join(head.kinds)}, but '{student_taps[0]}' is {target.kind}."
@@ -201,9 +203,13 @@ def build_normalization(cfg: dict[str, Any] | None, width: int) -> nn.Module:
     """Build N, with the number of channels if its constructor has a keyword ``width``."""
     if cfg is None:
         return nn.Identity()
+    return build(cfg, **({'width': width} if accepts(cfg, 'width') else {}))
+
+
+def accepts(cfg: dict[str, Any], keyword: str) -> bool:
+    """Whether the constructor of a config's component has a keyword."""
     component = find(cfg['type']) if 'type' in cfg else None
-    wants_width = component is not None and 'width' in inspect.signature(component).parameters
-    return build(cfg, **({'width': width} if wants_width else {}))
+    return component is not None and keyword in inspect.signature(component).parameters
 
 
 def build_loss(cfg: dict[str, Any]) -> nn.Module:

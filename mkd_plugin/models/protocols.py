@@ -214,7 +214,8 @@ class Masking(nn.Module):
 class Head(nn.Module):
     """Predicts the target at the tokens of a region.
 
-    The objective sets the three arguments; a config may state ``out_width`` to have it checked.
+    The objective sets the three arguments; a config may state ``out_width`` to have it checked. If a constructor has a
+    keyword ``initialization``, the objective sets the student's.
 
     Args:
         in_width: Width of the student's tokens (of each tap, for a head that reads several).

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.models.vit.block import BEIT_INIT
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
@@ -33,21 +34,23 @@ class VisibleViT(VisionTransformer):
 class MaskTokenViT(VisionTransformer):
     """ViT that replaces hidden patches by a mask token before positions are added.
 
-    Takes the options of :class:`VisionTransformer`. The number of hidden patches may differ between images.
+    Takes the options of :class:`VisionTransformer`. The number of hidden patches may differ between images. Weights start
+    as in BEiT, which MaskDistill and dBOT's symmetric variant follow.
     """
 
     sees_all = True
+    initialization = BEIT_INIT
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.arch.width))
-        nn.init.normal_(self.mask_token, std=0.02)
+        self.initialization.token_(self.mask_token)
 
     def reset_parameters(self) -> None:
-        """Draw new weights; mask token normal(0.02)."""
+        """Draw new weights by the class's ``initialization``."""
         super().reset_parameters()
         if hasattr(self, 'mask_token'):  # not yet set when the parent's constructor calls this
-            nn.init.normal_(self.mask_token, std=0.02)
+            self.initialization.token_(self.mask_token)
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """Embed all patches, replace hidden ones, and add positions, (B, L, D)."""
@@ -62,8 +65,10 @@ class PlainViT(VisionTransformer):
     """ViT for ``NoMasking``; takes the options of :class:`VisionTransformer`.
 
     Unlike :class:`VisibleViT` it supports a relative position bias; unlike :class:`MaskTokenViT` it has no mask token,
-    which would receive no gradient.
+    which would receive no gradient. Weights start as in BEiT.
     """
+
+    initialization = BEIT_INIT
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """Embed all patches and add positions, (B, L, D). Raises ValueError if the mask hides a patch."""

@@ -11,7 +11,7 @@ from mkd_plugin.utils.configs import get_config
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'unified_view.md'
 MASKDISTILL = 'maskdistill/maskdistill_vit-base-p16_8xb256-300e_in1k'
-NOT_A_VIT = 'The student is no plain ViT, and this package has one ViT and no other student.'
+NOT_A_VIT = 'Its student is no plain ViT, and that network is what the method is about.'
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ published methods beside itself as rows of that equation. Each row below gives t
 config's, read from the config itself. A row's config has what the row says and no more; the first lines of the config name
 what else the method has. The configs of `configs/unified_view` share student and schedule, so two of them differ only in what
 the table says; the methods' own schedules differ. Nothing here was trained at ImageNet scale.
+
+The rule for a student that is no plain ViT: the row has a config if the method's own paper also trains a plain ViT
+(SimMIM), and none if the other network is the method (ConvMAE, HiViT, GreenMIM).
 
 """
 

@@ -1,6 +1,7 @@
 # MaskDistill with ViT-B/16 and CLIP's ViT-B/16. Our choices where the paper gives no details: tokens are projected to
 # 512 channels, as in the same authors' BEiT v2 (the alternative is `tap='output'`), and beta is 1.0. Positions follow
-# §4, BEiT's relative bias (§3 mentions learnable positions).
+# §4, BEiT's relative bias (§3 mentions learnable positions). Eq. 3 averages over each image's hidden patches and then over
+# images; here, as in BEiT and dBOT's code, the mean is over all hidden patches of the batch.
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(

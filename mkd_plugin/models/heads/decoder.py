@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
-from mkd_plugin.models.vit.block import drop_path_rates, init_linears
+from mkd_plugin.models.vit.block import MAE_INIT, drop_path_rates
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask, take
 
@@ -67,7 +67,7 @@ class TransformerDecoder(Head):
 
     def reset_parameters(self) -> None:
         """Draw new weights: linear layers xavier-uniform, mask token normal(0.02)."""
-        init_linears(self)
+        MAE_INIT.init_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from mkd_plugin.models.protocols import Head
-from mkd_plugin.models.vit.block import init_linears
+from mkd_plugin.models.vit.block import MAE_INIT, Initialization
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import QueryKey, RegionTokens, TokenFeatures
 
@@ -39,16 +39,23 @@ class NoHead(Head):
 
 @MODELS.register_module()
 class LinearHead(Head):
-    """Linear layer, initialised xavier-uniform."""
+    """Linear layer.
 
-    def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+    Args:
+        initialization: Distribution of the initial weights; the objective sets the student's.
+    """
+
+    def __init__(
+        self, *, in_width: int, out_width: int, grid: tuple[int, int], initialization: Initialization = MAE_INIT
+    ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
+        self.initialization = initialization
         self.linear = nn.Linear(in_width, out_width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
-        init_linears(self)
+        self.initialization.init_linears(self)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -150,12 +153,51 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
-def init_linears(module: nn.Module) -> None:
-    """Initialise as MAE does: linear layers xavier-uniform with zero bias; reset norms, layer scales and position biases."""
-    for child in module.modules():
-        if isinstance(child, nn.Linear):
-            nn.init.xavier_uniform_(child.weight)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-        elif isinstance(child, (nn.LayerNorm, LayerScale, RelativePositionBias)):
-            child.reset_parameters()
+@dataclass(frozen=True)
+class Initialization:
+    """Distributions of a network's initial weights; biases start at zero.
+
+    Attributes:
+        weight_: Fills the weight of a linear layer, or of the patch embedding as a matrix, in place.
+        token_: Fills a prefix or mask token in place.
+        position_: Fills learned positions in place; None to start from the sine-cosine table.
+        scale_residuals: Divide the last linear layer of both branches of block i (from 1) by √(2 · i).
+    """
+
+    weight_: Callable[[Tensor], Any]
+    token_: Callable[[Tensor], Any]
+    position_: Callable[[Tensor], Any] | None = None
+    scale_residuals: bool = False
+
+    def init_linears(self, module: nn.Module) -> None:
+        """Initialise all linear layers; reset norms, layer scales and position biases."""
+        for child in module.modules():
+            if isinstance(child, nn.Linear):
+                self.weight_(child.weight)
+                if child.bias is not None:
+                    nn.init.zeros_(child.bias)
+            elif isinstance(child, (nn.LayerNorm, LayerScale, RelativePositionBias)):
+                child.reset_parameters()
+
+    @torch.no_grad()
+    def init_blocks(self, blocks: nn.ModuleList) -> None:
+        """Scale the output layers of blocks whose linear layers have been initialised."""
+        if not self.scale_residuals:
+            return
+        for number, block in enumerate(blocks, start=1):
+            assert isinstance(block, Block)
+            last = block.ffn.layers[1]
+            assert isinstance(last, nn.Linear)
+            for linear in (block.attn.proj, last):
+                linear.weight.div_(math.sqrt(2 * number))
+
+
+def truncated_normal_(tensor: Tensor) -> Tensor:
+    """Fill a tensor as BEiT does: normal with a standard deviation of 0.02 before it is cut at ± 0.02."""
+    return nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)
+
+
+MAE_INIT = Initialization(weight_=nn.init.xavier_uniform_, token_=partial(nn.init.normal_, std=0.02))
+BEIT_INIT = Initialization(
+    weight_=truncated_normal_, token_=truncated_normal_, position_=truncated_normal_, scale_residuals=True
+)

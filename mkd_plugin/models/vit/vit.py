@@ -11,7 +11,15 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.load import load_backbone
-from mkd_plugin.models.vit.block import ACTIVATIONS, Arch, Block, drop_path_rates, init_linears, resolve_arch
+from mkd_plugin.models.vit.block import (
+    ACTIVATIONS,
+    MAE_INIT,
+    Arch,
+    Block,
+    Initialization,
+    drop_path_rates,
+    resolve_arch,
+)
 from mkd_plugin.models.vit.embeddings import PatchEmbed, grid_of, sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
@@ -33,7 +41,8 @@ class VisionTransformer(BaseModule):
         patch_size: Side of a patch, pixels.
         in_channels: Image channels.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
-        position: Absolute positions: 'sincos' (fixed), 'learned' (initialised from the same table) or 'none'.
+        position: Absolute positions: 'sincos' (fixed), 'learned' or 'none'. Learned positions start from
+            the same table, unless the class's ``initialization`` draws them.
         relative_position: BEiT's relative position bias: 'shared' by all blocks (pre-training), 'per_block'
             (fine-tuning), or None.
         layer_scale: Initial value of layer scale on every branch; None for no layer scale.
@@ -58,6 +67,7 @@ class VisionTransformer(BaseModule):
 
     pos_embed: Tensor | None
     block_class: ClassVar[type[Block]] = Block
+    initialization: ClassVar[Initialization] = MAE_INIT
     sees_all = False  # with a mask, only visible patches are computed
 
     def __init__(
@@ -151,16 +161,21 @@ class VisionTransformer(BaseModule):
             self.rel_pos_bias = RelativePositionBias(grid=self.grid, num_heads=self.arch.num_heads)
 
     def reset_parameters(self) -> None:
-        """Draw new weights: linear layers and patch embedding xavier-uniform, prefix tokens normal(0.02)."""
-        init_linears(self)
+        """Draw new weights by the class's ``initialization``."""
+        self.initialization.init_linears(self)
+        self.initialization.init_blocks(self.layers)
         projection = self.patch_embed.projection
-        nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        self.initialization.weight_(projection.weight.view(projection.weight.shape[0], -1))
         assert projection.bias is not None
         nn.init.zeros_(projection.bias)
         for token in (self.cls_token, self.dist_token, self.register_tokens):
             if token is not None:
-                nn.init.normal_(token, std=0.02)
-        if self.pos_embed is not None:
+                self.initialization.token_(token)
+        if self.pos_embed is None:
+            return
+        if isinstance(self.pos_embed, nn.Parameter) and self.initialization.position_ is not None:
+            self.initialization.position_(self.pos_embed)
+        else:
             with torch.no_grad():  # also the fixed table: a checkpoint may have replaced it
                 self.pos_embed.copy_(sincos_positions(self.grid, self.arch.width, self.num_placed))
 

@@ -46,8 +46,8 @@ RECIPES = {
 FINETUNING = {
     'in1k/hybrid-ft_vit-base-p16_8xb32-100e_in1k': (3e-4, 256, 1000, 100),
     'in1k/hybrid-ft_vit-large-p16_8xb32-50e_in1k': (3e-4, 256, 1000, 50),
-    'cifar100/hybrid-ft_vit-base-p16_8xb96-100e_cifar100': (7.5e-6, 768, 100, 100),
-    'cars/hybrid-ft_vit-base-p16_8xb96-100e_cars': (7.5e-6, 768, 196, 100),
+    'cifar100/hybrid-ft_vit-base-p16_8xb96-1000e_cifar100': (1.125e-5, 768, 100, 1000),
+    'cars/hybrid-ft_vit-base-p16_8xb96-1000e_cars': (1.125e-5, 768, 196, 1000),
 }
 PAPER = {
     **dict(zip(('alpha-0', 'alpha-0.1', 'alpha-0.3', 'alpha-0.5', 'alpha-0.7', 'default'),
@@ -128,7 +128,7 @@ def test_masking__kept_tokens_of_196(row, kept):
 
 
 @pytest.mark.parametrize(
-    'name', ['cifar100/hybrid-ft_vit-base-p16_8xb96-100e_cifar100', 'cars/hybrid-ft_vit-base-p16_8xb96-100e_cars']
+    'name', ['cifar100/hybrid-ft_vit-base-p16_8xb96-1000e_cifar100', 'cars/hybrid-ft_vit-base-p16_8xb96-1000e_cars']
 )
 @pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader', 'test_dataloader'])
 def test_finetuning__pipeline_takes_the_data_sets_images(name, loader, tmp_path):
@@ -152,4 +152,4 @@ def test_in21k__is_a_folder_of_class_folders(tmp_path):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         found = DATASETS.build({**dataset, 'data_root': str(tmp_path)})
         assert len(found) == 3
-        assert found[0]['inputs'].shape[0] == 3
+        assert found[0]['inputs'].pixels.shape[2] == 3

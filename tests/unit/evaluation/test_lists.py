@@ -97,7 +97,7 @@ def test_config__trains_on_the_list(tmp_path, name, percent):
     share = 100 * 3 // 60 if percent == 1 else 50
     (tmp_path / 'meta').mkdir()
     write_list(draw_share(tmp_path / 'train', share / 100, 0), tmp_path / f'meta/train_{percent}p.txt')
-    length = {1: 400, 10: 200}[percent]
+    length = 100 if name == 'dmae' else {1: 400, 10: 200}[percent]
     cfg = get_config(f'{name}/finetune/in1k/{name}-ft_vit-base-p16_8xb128-{length}e_in1k-{percent}p')
     whole = get_config(f'{name}/finetune/in1k/{name}-ft_vit-base-p16_8xb128-100e_in1k')
     dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, data_root=str(tmp_path)))

@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from helpers.networks import ARCH, scatter_weights
+from mmpretrain.structures import DataSample
 
 from mkd_plugin.models.heads import RegroupedRelations
 from mkd_plugin.models.losses import CosineLoss, TokenInfoNCE
 from mkd_plugin.models.targets import BatchStandardize
-from mkd_plugin.structures import QueryKey, Region, TokenFeatures, TokenMask
+from mkd_plugin.registry import MODELS
+from mkd_plugin.structures import QueryKey, Region, TokenFeatures, TokenMask, take
 
 
 def pair():
@@ -41,6 +44,68 @@ def test_token_info_nce__equals_loops():
 def test_token_info_nce__temperature_must_be_positive():
     with pytest.raises(ValueError, match='temperature=0: it must be positive'):
         TokenInfoNCE(temperature=0)
+
+
+RAGGED_BL = torch.stack([torch.arange(16) % 3 == 1, torch.arange(16) < 2, torch.arange(16) < 0])
+
+
+def test_token_info_nce__padding_is_no_negative():
+    """Each image's loss is that of its hidden tokens alone; an image without any adds nothing, and no NaN."""
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(3, 16, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    prediction.requires_grad_()
+    loss = TokenInfoNCE(temperature=0.2)
+    alone = torch.cat([loss(prediction[i : i + 1, row], target[i : i + 1, row])[0] for i, row in enumerate(RAGGED_BL)])
+    for mask in (TokenMask(RAGGED_BL), TokenMask(RAGGED_BL, most_hidden=7)):
+        region = Region.parse('hidden').tokens(mask)
+        values = loss(take(prediction, region.ids_BR), take(target, region.ids_BR), region=region)
+        torch.testing.assert_close(region.mean(values), alone.mean())
+        (gradient,) = torch.autograd.grad(region.mean(values), prediction)
+        assert gradient.isfinite().all()
+        assert not gradient[~RAGGED_BL].any()
+
+
+def test_batch_standardize__padding_does_not_count():
+    target = torch.randn(3, 16, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = BatchStandardize()(target[RAGGED_BL])
+    for mask in (TokenMask(RAGGED_BL), TokenMask(RAGGED_BL, most_hidden=7)):
+        region = Region.parse('hidden').tokens(mask)
+        found = BatchStandardize()(take(target, region.ids_BR), region=region)
+        torch.testing.assert_close(found[region.weight_BR.bool()], wanted)
+        assert found.isfinite().all()
+    nothing = Region.parse('hidden').tokens(TokenMask(torch.zeros(3, 16, dtype=torch.bool)))
+    assert BatchStandardize()(target, region=nothing).isfinite().all()
+
+
+CONTRASTIVE = dict(  # ConMIM's row of the unified view
+    type='MaskedDistiller',
+    backbone=dict(type='MaskTokenViT', arch=ARCH, img_size=56, patch_size=4),
+    masking=dict(type='BlockMasking', num_hidden=78),
+    teachers=dict(teacher=dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=1)),
+    objectives=dict(
+        feature=dict(
+            teacher='teacher',
+            tap='output',
+            normalize=dict(type='BatchStandardize'),
+            student='output',
+            head=dict(type='LinearHead'),
+            loss=dict(type='TokenInfoNCE', temperature=0.1),
+            region='hidden',
+        )
+    ),
+)
+
+
+def test_contrastive_row__given_mask_reproduces_the_drawn_one():
+    model = scatter_weights(MODELS.build(CONTRASTIVE).double().eval())
+    images = torch.randn(8, 3, 56, 56, dtype=torch.float64)
+    torch.manual_seed(0)
+    hidden_BL = model.masking(images, None).hidden_BL
+    assert len(hidden_BL.sum(1).unique()) > 1, 'the masks must differ in size'
+    torch.manual_seed(0)
+    drawn = model.loss(images)['loss_feature']
+    given = model.loss(images, [DataSample().set_mask(row) for row in hidden_BL])['loss_feature']
+    torch.testing.assert_close(given, drawn, rtol=1e-12, atol=0)
 
 
 def test_batch_standardize__equals_torchs_batch_norm():
