@@ -15,7 +15,7 @@ from mkd_cli.environment import explain_missing_module
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-OURS = ('mkd_plugin', 'mkd_cli')
+OURS = ('mkd_plugin', 'mkd_cli', 'projects')
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -144,4 +144,4 @@ def test_describe_environment__names_hosts_threads_and_precision():
     assert found['mmengine'].startswith('0.10.') and 'mmengine' in found['mmengine'].split('(')[1]
     assert found['CPU threads of torch'] == str(torch.get_num_threads())
     assert found['GPU bf16'] == 'no GPU' or torch.cuda.is_available()
-    assert {'PyTorch', 'timm', 'mmpretrain', 'mmdet', 'mmseg'} <= set(found)
+    assert {'torch', 'timm', 'mmpretrain', 'mmdet', 'mmseg'} <= set(found)
