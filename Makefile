@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 FAST_TESTS = tests/unit/models tests/unit/test_structures.py tests/unit/test_architecture.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format types fast check docs quickstart figures wheel clean
+.PHONY: help setup lint format types fast check fuzz docs quickstart figures wheel clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ fast: lint  ## lint and the unit tests of the core: at most a minute on two core
 check:  ## everything a change must pass; the same as CI
 	bash tools/run_tests.sh
 
+fuzz:  ## new damaged files and wrong command lines by the thousand, on two cores: about an hour
+	$(PYTHON) -m pytest -n 2 --hypothesis-profile long tests/fuzz
+
 docs:  ## build the site into docs/_build/html, with warnings as errors
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
@@ -45,4 +48,4 @@ wheel:  ## build a wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove built pages, wheels and caches
-	rm -rf dist docs/_build docs/methods docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf dist docs/_build docs/methods docs/reference/generated .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,227 +1,231 @@
 """Kill training runs with SIGKILL, resume them, and compare them bit for bit with an uninterrupted run.
 
-    python benchmarks/kill_resume.py --kills 100 [--seed 0] [--folder DIR]
+    python benchmarks/kill_resume.py --kills 200 [--minutes 45] [--seed 0] [--folder DIR] [--only TEXT]
 
 Half of the kills come at a random moment, the others at the most dangerous ones (`AIMS`): while a checkpoint is written,
-between two steps of replacing it, in the middle of a change of stage. Every scenario is a tiny dBOT on the embedded digits in
-two stages. If the runs differ, the program exits with code 1 and keeps the folder.
+between two steps of replacing it, in the middle of a change of stage. The runs are those of kill_scenarios.py: a tiny dBOT in
+two stages, a detector and a segmentor, by epochs and by iterations, with 0 and 2 workers, in one and in two processes.
+
+DIR/kill_resume.json holds the results. The same command goes on where it was stopped, with the uninterrupted runs that are
+there already. If two runs differ, the program exits with code 1 and keeps both.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-EPOCH, EPOCHS, BATCH = 6, 4, 4  # iterations an epoch; epochs in all, two a stage
-AIMS = (
-    'half a checkpoint',
-    'before the rename',
-    'before the pointer',
-    'before the deletion',
-    'half a stage',
-    'breakpoint',
-)
-PRELOAD = ['mmpretrain.models', 'mmpretrain.datasets', 'mmpretrain.engine', 'mkd_plugin.models', 'mkd_plugin.engine']
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == '__main__':
+    sys.path[:0] = [str(ROOT / name) for name in ('', 'tests', 'benchmarks')]
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """How a run counts its progress and loads its data."""
-
-    loop: str
-    workers: int
-    accumulate: int = 1
-
-    def __str__(self) -> str:
-        return f'{self.loop}-{self.workers}-workers-{self.accumulate}-accumulated'
-
-
-# Four accumulated iterations do not divide an epoch of six: checkpoints due between two steps are postponed.
-SCENARIOS = (
-    Scenario('epochs', 0),
-    Scenario('epochs', 2, 4),
-    Scenario('iterations', 0, 2),
-    Scenario('iterations', 2),
+from kill_scenarios import (  # noqa: E402, F401 - some for the tests
+    AIMS,
+    BATCH,
+    CHECKPOINT_AIMS,
+    DBOT,
+    EPOCH,
+    EPOCHS,
+    MODULES,
+    SCENARIOS,
+    Moment,
+    Scenario,
+    build_config,
+    train,
+    write_data,
 )
 
-
-def build_config(scenario: Scenario, data: Path, work_dir: Path) -> Any:
-    """A tiny dbot_digits with drop path that keeps one checkpoint, and persistent workers if there are any."""
-    import mkd_plugin
-
-    cfg = mkd_plugin.get_config('dbot/dbot_digits')
-    cfg.work_dir, cfg.resume, cfg.log_level, cfg.visualizer = str(work_dir), True, 'ERROR', None
-    cfg.model.backbone.update(arch=dict(width=16, depth=2, num_heads=2), patch_size=8, drop_path_rate=0.3)
-    cfg.model.objectives.feature.head.update(depth=1, width=16, num_heads=2)
-    cfg.train_dataloader.update(batch_size=BATCH, num_workers=scenario.workers)
-    cfg.train_dataloader.persistent_workers = scenario.workers > 0
-    cfg.train_dataloader.dataset.update(data_root=str(data), indices=BATCH * EPOCH)
-    cfg.optim_wrapper.accumulative_counts = scenario.accumulate
-    cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = 1
-    cfg.param_scheduler[1].end = EPOCHS // 2
-    cfg.train_cfg.max_epochs = EPOCHS
-    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
-    cfg.default_hooks.pop('curves')  # half a second each
-    if scenario.loop == 'iterations':
-        for entry in cfg.param_scheduler:
-            entry.update(by_epoch=False, convert_to_iter_based=False, begin=entry.begin * EPOCH, end=entry.end * EPOCH)
-        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=EPOCHS * EPOCH)
-        cfg.train_dataloader.sampler.type = 'InfiniteSampler'
-        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
-        cfg.log_processor = dict(by_epoch=False)
-    return cfg
-
-
-def train(scenario: Scenario, data: Path, work_dir: Path, aim: str | None, nth: int, progress: Any) -> None:
-    """Train from scratch or resume; runs in its own process."""
-    import torch
-    from mmengine.hooks import Hook
-    from mmengine.runner import Runner
-
-    class Report(Hook):
-        priority = 'LOWEST'
-
-        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-            progress.value += 1
-
-    work_dir.mkdir(parents=True, exist_ok=True)
-    log = os.open(work_dir / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    torch.set_num_threads(1)
-    runner = Runner.from_cfg(build_config(scenario, data, work_dir))
-    runner.register_hook(Report())
-    if aim is not None:
-        kill_at(aim, nth)
-    runner.train()
-
-
-def kill_at(aim: str, nth: int) -> None:
-    """Make this process kill itself when it reaches a certain line for the nth time."""
-    from mmengine.fileio import LocalBackend
-
-    from mkd_plugin.engine import AtomicCheckpointHook, checkpoints, teacher_updates
-
-    left = [nth]
-
-    def dies(function: Callable[..., Any], at: Callable[..., bool] = lambda *args: True) -> Callable[..., Any]:
-        def replaced(*args: Any, **kwargs: Any) -> Any:
-            left[0] -= at(*args)
-            if left[0] <= 0:
-                if function is put:
-                    Path(args[2]).write_bytes(args[1][: len(args[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return replaced
-
-    put = LocalBackend.put
-    stage = aim == 'half a stage'
-    owner, name, at = {
-        'half a checkpoint': (LocalBackend, 'put', lambda self, data, path: 'stage' not in str(path)),
-        'half a stage': (LocalBackend, 'put', lambda self, data, path: stage and 'stage' in str(path)),
-        'before the rename': (checkpoints, 'move_into_place', lambda *args: True),
-        'before the pointer': (checkpoints, 'point_to', lambda *args: True),
-        'before the deletion': (AtomicCheckpointHook, '_forget', lambda self, steps: bool(steps)),
-        'breakpoint': (teacher_updates, 'restart_schedule', lambda *args: True),
-    }[aim]
-    setattr(owner, name, dies(getattr(owner, name), at))
+ANY = 'any moment'
+PER_RUN = 4  # kills of one run
+RESULTS = 'kill_resume.json'
 
 
 class KillTest:
     """Starts runs, kills them, and compares the results.
 
     Args:
-        folder: Folder for the data and all runs.
+        folder: Folder for the data, all runs and the results.
         seed: Seed of the moments.
+        scenarios: What is run, in turn.
         report: Called with each line of progress.
+
+    Raises:
+        ValueError: The folder was begun with another version of the package, or with another seed.
     """
 
-    def __init__(self, folder: Path, *, seed: int = 0, report: Callable[[str], Any] = print) -> None:
-        from mkd_plugin.datasets import write_digits
-
-        os.environ.update(OMP_NUM_THREADS='1')  # exact results need the same number of threads
-        self.data, self.folder, self.report = write_digits(folder / 'digits'), folder, report
-        self.random = random.Random(seed)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int = 0,
+        scenarios: Sequence[Scenario] = SCENARIOS,
+        report: Callable[[str], Any] = print,
+    ) -> None:
+        os.environ.update(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')  # what exact results need
+        self.folder, self.seed, self.scenarios, self.report = folder, seed, scenarios, report
+        folder.mkdir(parents=True, exist_ok=True)
         self.context = multiprocessing.get_context('forkserver')  # imports once; every run is still its own process
-        self.context.set_forkserver_preload([*PRELOAD, __name__])
-        self.kills, self.aims = 0, self.random.sample(AIMS, len(AIMS))
-        self.references: dict[Scenario, Path] = {}
+        modules = [name for model in dict.fromkeys(['dbot', *(s.model for s in scenarios)]) for name in MODULES[model]]
+        self.context.set_forkserver_preload([*modules, train.__module__])
+        self.configs: dict[Scenario, Any] = {}
+        identity = dict(seed=seed, code=digest_of_code())
+        self.results: dict[str, Any] = {**identity, 'runs': []}
+        self.references: dict[str, float] = {}  # seconds of each uninterrupted run
+        if (folder / RESULTS).is_file():
+            self.results = json.loads((folder / RESULTS).read_text())
+            if {name: self.results[name] for name in identity} != identity:
+                raise ValueError(
+                    f'{folder} was begun with other code or another seed. Give another --folder, or delete it.'
+                )
+            self.references = self.results['references']
+        self.kills = sum(run['kills'] for run in self.results['runs'])
+        self.random, self.aims = random.Random(f'{seed} {self.kills}'), list(AIMS)
+        self.random.shuffle(self.aims)
+        self.where: list[str] = []  # moments of the kills of the present run
+        self.began, self.before, self.wanted = time.monotonic(), self.kills, self.kills
 
-    def start(self, scenario: Scenario, work_dir: Path, aim: str | None = None, nth: int = 1) -> tuple[Any, Any]:
-        """Start a process that trains, and a shared count of the iterations it has begun."""
-        progress = self.context.Value('i', 0)
-        process = self.context.Process(target=train, args=(scenario, self.data, work_dir, aim, nth, progress))
-        process.start()
-        return process, progress
+    def start(self, scenario: Scenario, work_dir: Path, moment: Moment | None = None) -> tuple[list[Any], Any]:
+        """Start the processes of a run, and a shared count of the iterations that the first has begun."""
+        if scenario not in self.configs:
+            self.configs[scenario] = build_config(scenario, write_data(scenario.model, self.folder), work_dir)
+        cfg = self.configs[scenario]
+        cfg.work_dir = str(work_dir)
+        progress, port = self.context.Value('i', 0), free_port()
+        processes = [
+            self.context.Process(target=train, args=(cfg, moment if rank == 0 else None, rank, port, progress))
+            for rank in range(scenario.ranks)
+        ]
+        for process in processes:
+            process.start()
+        return processes, progress
+
+    def finish(self, scenario: Scenario, work_dir: Path) -> None:
+        """Run to the end. Raises RuntimeError if the run fails."""
+        processes, _ = self.start(scenario, work_dir)
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise RuntimeError(f'A run failed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
 
     def reference(self, scenario: Scenario) -> Path:
         """Work dir of an uninterrupted run without workers, which must not change the result."""
-        plain = Scenario(scenario.loop, 0, scenario.accumulate)
-        if plain not in self.references:
-            work_dir = self.folder / f'whole-{plain}'
-            process, _ = self.start(plain, work_dir)
-            process.join()
-            if process.exitcode != 0:
-                raise RuntimeError(f'An uninterrupted run failed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
-            self.references[plain] = work_dir
-        return self.references[plain]
+        plain = Scenario(scenario.loop, 0, scenario.accumulate, scenario.ranks, scenario.model)
+        work_dir = self.folder / f'whole-{plain}'
+        if str(plain) not in self.references:
+            shutil.rmtree(work_dir, ignore_errors=True)
+            began = time.monotonic()
+            self.finish(plain, work_dir)
+            self.references[str(plain)] = round(time.monotonic() - began, 1)
+        return work_dir
 
     def one_run(self, scenario: Scenario, kills: int) -> None:
         """Kill a run up to this many times, let it finish, and compare."""
         reference, work_dir = self.reference(scenario), self.folder / f'killed-{scenario}-{self.kills}'
+        shutil.rmtree(work_dir, ignore_errors=True)
+        began, self.where = time.monotonic(), []
         for _ in range(kills):
             if not self.kill(scenario, work_dir):
                 break
-        process, _ = self.start(scenario, work_dir)
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f'A resumed run failed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
+        self.finish(scenario, work_dir)
         different = differences(reference, work_dir)
         if different:
             raise AssertionError(f'{work_dir} differs from {reference}: {different[:10]}')
-        self.report(f'  {scenario}: the same weights, moments and stages after {self.kills} kills in all')
+        self.report(f'      {scenario}: the same weights, moments and stages after {self.kills} kills in all')
         shutil.rmtree(work_dir)
+        seconds = round(time.monotonic() - began, 1)
+        self.results['runs'].append(dict(scenario=str(scenario), kills=len(self.where), seconds=seconds, at=self.where))
+        text = json.dumps({**self.results, 'kills': self.kills, 'references': self.references}, indent=1)
+        (self.folder / RESULTS).write_text(text + '\n')
 
     def kill(self, scenario: Scenario, work_dir: Path) -> bool:
         """Start a run and kill it; False if it finished first."""
-        aim = None
+        moment, victim = None, 0
         if self.kills % 2:
-            self.aims.append(self.aims.pop(0))
-            aim = self.aims[-1]
-        process, progress = self.start(scenario, work_dir, aim, nth=self.random.choice((1, 1, 2)))
-        if aim is None:
-            wanted = self.random.randrange(EPOCH * EPOCHS // 2)
-            while progress.value < wanted and process.is_alive():
+            known = AIMS if scenario.model == 'dbot' else CHECKPOINT_AIMS
+            aim = next(aim for aim in self.aims if aim in known)
+            self.aims.remove(aim)
+            self.aims.append(aim)
+            moment = Moment(aim, self.random.choice((1, 1, 2)), self.random.random())
+        processes, progress = self.start(scenario, work_dir, moment)
+        if moment is None:
+            victim = self.random.randrange(scenario.ranks)
+            wanted = self.random.randrange(scenario.iterations // 2)
+            while progress.value < wanted and processes[victim].is_alive():
                 time.sleep(0.001)
             time.sleep(self.random.random() * 0.03)
+            processes[victim].kill()
+        processes[victim].join()
+        for process in processes:  # as a launcher or scheduler ends what is left of a job
+            process.join(self.random.random() * 0.3)
             process.kill()
-        process.join()
-        if process.exitcode == 0:
-            return False
-        if process.exitcode != -signal.SIGKILL:
+            process.join()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        code = processes[victim].exitcode
+        if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f'A run failed before it was killed:\n{(work_dir / "output.txt").read_text()[-3000:]}')
+        if code == 0:
+            return False
         self.kills += 1
-        self.report(f'{self.kills:4d}  {scenario}: {aim or "any moment"}, {progress.value} iterations after its start')
+        self.where.append(moment.aim if moment else ANY)
+        self.report(f'{self.forecast()}  {scenario}: {self.where[-1]}, {progress.value} iterations after its start')
         return True
 
-    def run(self, kills: int, *, per_run: int = 4) -> None:
-        """Kill this many times in total, in turn over the scenarios."""
-        turn = 0
-        while self.kills < kills:
-            self.one_run(SCENARIOS[turn % len(SCENARIOS)], min(per_run, kills - self.kills))
+    def forecast(self) -> str:
+        """How many kills are done, and how long the rest will take."""
+        each = (time.monotonic() - self.began) / max(1, self.kills - self.before)
+        left = each * max(0, self.wanted - self.kills) / 60
+        return f'{self.kills:4d}/{self.wanted} about {left:.0f} min left'
+
+    def run(self, kills: int, *, minutes: float = float('inf'), per_run: int = PER_RUN) -> None:
+        """Kill until this many kills are done in total, in turn over the scenarios, or until the time is over."""
+        self.began, self.before, self.wanted = time.monotonic(), self.kills, kills
+        turn = len(self.results['runs'])
+        while self.kills < kills and time.monotonic() - self.began < 60 * minutes:
+            self.one_run(self.scenarios[turn % len(self.scenarios)], min(per_run, kills - self.kills))
             turn += 1
+
+    def table(self) -> str:
+        """Kills, runs and seconds of each scenario, and the moments of all kills."""
+        runs, lines = self.results['runs'], [f'{"scenario":58}{"runs":>6}{"kills":>7}{"seconds":>9}{"a kill":>8}']
+        for name in dict.fromkeys(run['scenario'] for run in runs):
+            own = [run for run in runs if run['scenario'] == name]
+            kills, seconds = sum(run['kills'] for run in own), sum(run['seconds'] for run in own)
+            lines.append(f'{name:58}{len(own):6}{kills:7}{seconds:9.1f}{seconds / max(1, kills):8.1f}')
+        lines.append(f'{"uninterrupted runs":58}{len(self.references):6}{"":7}{sum(self.references.values()):9.1f}')
+        moments = Counter(aim for run in runs for aim in run['at'])
+        return '\n'.join([*lines, ', '.join(f'{aim}: {count}' for aim, count in moments.most_common())])
+
+
+def free_port() -> int:
+    """A port that nothing uses."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return int(found.getsockname()[1])
+
+
+def digest_of_code() -> str:
+    """SHA-256 of the package, the configs and the scenarios: with other code, runs must be made anew."""
+    paths = [
+        *(ROOT / 'mkd_plugin').rglob('*.py'),
+        *(ROOT / 'configs').rglob('*.py'),
+        *Path(__file__).parent.glob('kill*.py'),
+    ]
+    return hashlib.sha256(b''.join(path.read_bytes() for path in sorted(paths))).hexdigest()
 
 
 def differences(whole: Path, resumed: Path) -> list[str]:
@@ -253,26 +257,31 @@ def unequal(a: Any, b: Any, name: str = '') -> list[str]:
     return [] if same else [name]
 
 
-def main() -> None:
-    """Read the command line."""
+def main() -> int:
+    """Read the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=20, help='number of kills in total (default: 20)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the moments (default: 0)')
     parser.add_argument(
-        '--folder', type=Path, help='folder for data and runs (default: a temporary one, deleted on success)'
+        '--minutes', type=float, default=float('inf'), help='begin no run after this time (default: none)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the moments (default: 0)')
+    parser.add_argument('--only', default='', help='only the scenarios whose names contain this, such as detector')
+    parser.add_argument(
+        '--folder',
+        type=Path,
+        default=Path('work_dirs/kill_resume'),
+        help='data, runs and results (default: %(default)s)',
     )
     args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp(prefix='kill_resume_'))
-    began = time.monotonic()
-    KillTest(folder, seed=args.seed).run(args.kills)
-    print(f'{args.kills} kills survived in {time.monotonic() - began:.0f} s: bit-identical every time.')
-    if args.folder is None:
-        shutil.rmtree(folder)
+    scenarios = [scenario for scenario in SCENARIOS if args.only in str(scenario)]
+    if not scenarios:
+        parser.error(f'--only {args.only}: the scenarios are {", ".join(map(str, SCENARIOS))}')
+    test = KillTest(args.folder, seed=args.seed, scenarios=scenarios)
+    test.run(args.kills, minutes=args.minutes)
+    print(test.table())
+    print(f'{test.kills} kills survived, bit-identical every time. {args.folder / RESULTS}')
+    return 0
 
 
 if __name__ == '__main__':
-    # import under its own name, so that other processes can unpickle its functions
-    sys.path.insert(0, str(Path(__file__).parent))
-    import kill_resume
-
-    kill_resume.main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -71,12 +72,24 @@ def stop(runner, outputs):
 
 
 def test_run__killed_twelve_times_over_both_loops_and_a_breakpoint(tmp_path):
-    test = kill_resume.KillTest(tmp_path, seed=int.from_bytes(os.urandom(4), 'big'))
-    for scenario in kill_resume.SCENARIOS:
-        wanted = test.kills + 3
-        while test.kills < wanted:
-            test.one_run(scenario, wanted - test.kills)
-    assert test.kills == 12
+    """With a pause: the kill test goes on where it was stopped, with the uninterrupted runs that it has."""
+    seed = int.from_bytes(os.urandom(4), 'big')
+    for kills in (6, 12):
+        test = kill_resume.KillTest(tmp_path, seed=seed, scenarios=kill_resume.DBOT)
+        test.run(kills, per_run=3)
+        assert test.kills == kills
+    results = json.loads((tmp_path / kill_resume.RESULTS).read_text())
+    assert sum(run['kills'] for run in results['runs']) == 12 and len(results['references']) == 4
+    with pytest.raises(ValueError, match='with other code or another seed. Give another --folder'):
+        kill_resume.KillTest(tmp_path, seed=seed + 1)
+
+
+@pytest.mark.slow
+def test_run__killed_in_two_processes_as_a_detector_and_as_a_segmentor(tmp_path):
+    scenarios = [scenario for scenario in kill_resume.SCENARIOS if scenario not in kill_resume.DBOT]
+    test = kill_resume.KillTest(tmp_path, scenarios=scenarios)
+    test.run(len(scenarios), per_run=1)
+    assert test.kills == len(scenarios)
 
 
 @pytest.mark.parametrize('scenario', LOOPS, ids=str)
