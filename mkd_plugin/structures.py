@@ -25,25 +25,17 @@ def take(x_BND: Tensor, rows_BR: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Patches of each image that are hidden from the student.
+    """Patches of each image that are hidden from the student."""
 
-    Attributes:
-        hidden_BL: bool, True = hidden.
-        ids_keep_BV: Ids of the visible patches, ascending; None if their number varies within the batch.
-        ids_hide_BM: Ids of the hidden patches, likewise.
-        ids_restore_BL: Position of patch ``l`` in ``cat(visible, hidden)``, likewise.
-        most_hidden: Upper bound on the hidden patches per image, if their number varies.
-        regions: Patch ids (B, R) of the masking's additional regions, by name.
-        per_image: Masks per image; rows ``i · per_image`` to ``(i + 1) · per_image − 1`` belong to image ``i``.
-    """
-
-    hidden_BL: Tensor
+    hidden_BL: Tensor  #: bool, True = hidden
+    #: Ids of the visible patches, ascending; None if their number varies within the batch
     ids_keep_BV: Tensor | None = None
-    ids_hide_BM: Tensor | None = None
-    ids_restore_BL: Tensor | None = None
-    most_hidden: int | None = None
+    ids_hide_BM: Tensor | None = None  #: Ids of the hidden patches, likewise
+    ids_restore_BL: Tensor | None = None  #: Position of patch ``l`` in ``cat(visible, hidden)``, likewise
+    most_hidden: int | None = None  #: Upper bound on the hidden patches per image, if their number varies
+    #: Patch ids (B, R) of the masking's additional regions, by name
     regions: Mapping[str, Tensor] = field(default_factory=dict)
-    per_image: int = 1
+    per_image: int = 1  #: Masks per image; rows ``i · per_image`` to ``(i + 1) · per_image − 1`` belong to image ``i``
 
     @classmethod
     def from_hidden(cls, hidden_BL: Tensor, num_visible: int) -> TokenMask:
@@ -94,17 +86,11 @@ class TokenMask:
 
 @dataclass(frozen=True)
 class RegionSpec:
-    """Named set of patches declared by a masking.
+    """Named set of patches declared by a masking."""
 
-    Attributes:
-        name: Name in the config of objectives.
-        visible: Whether all its patches are visible to the student.
-        empty: Whether it never contains a patch.
-    """
-
-    name: str
-    visible: bool = False
-    empty: bool = False
+    name: str  #: Name in the config of objectives
+    visible: bool = False  #: Whether all its patches are visible to the student
+    empty: bool = False  #: Whether it never contains a patch
 
 
 HIDDEN, VISIBLE, ALL = RegionSpec('hidden'), RegionSpec('visible', visible=True), RegionSpec('all')
@@ -113,15 +99,10 @@ CLS = 'cls'
 
 @dataclass(frozen=True)
 class Region:
-    """Tokens that a loss is averaged over: a set of patches, the cls token, or both.
+    """Tokens that a loss is averaged over: a set of patches, the cls token, or both."""
 
-    Attributes:
-        patches: Name of the set of patches; None for cls only.
-        cls: Whether the cls token is included.
-    """
-
-    patches: str | None
-    cls: bool
+    patches: str | None  #: Name of the set of patches; None for cls only
+    cls: bool  #: Whether the cls token is included
 
     @classmethod
     def parse(cls, text: str, known: Iterable[str] = (HIDDEN.name, VISIBLE.name, ALL.name)) -> Region:
@@ -155,19 +136,12 @@ class Region:
 
 @dataclass(frozen=True)
 class RegionTokens:
-    """Tokens of a region in one batch.
+    """Tokens of a region in one batch."""
 
-    Attributes:
-        patches: Name of the set of patches in ``ids_BR``; None for cls only.
-        cls: Whether the cls token precedes them.
-        ids_BR: Patch ids, one row per mask.
-        weight_BR: 1 for a token of the region (cls included), 0 for padding; None without padding.
-    """
-
-    patches: str | None
-    cls: bool
-    ids_BR: Tensor
-    weight_BR: Tensor | None = None
+    patches: str | None  #: Name of the set of patches in ``ids_BR``; None for cls only
+    cls: bool  #: Whether the cls token precedes them
+    ids_BR: Tensor  #: Patch ids, one row per mask
+    weight_BR: Tensor | None = None  #: 1 for a token of the region (cls included), 0 for padding; None without padding
 
     @property
     def complete(self) -> bool:
@@ -208,19 +182,12 @@ class RegionTokens:
 
 @dataclass(frozen=True)
 class TapSpec:
-    """Description of a tap, known before the network runs.
+    """Description of a tap, known before the network runs."""
 
-    Attributes:
-        kind: 'tokens' or 'relation'.
-        channels: Width of a token; for relations, the number of heads.
-        cls: Whether a cls token precedes the patches.
-        classes: Whether the tap gives class indices; ``channels`` is then the number of classes.
-    """
-
-    kind: str
-    channels: int
-    cls: bool = True
-    classes: bool = False
+    kind: str  #: 'tokens' or 'relation'
+    channels: int  #: Width of a token; for relations, the number of heads
+    cls: bool = True  #: Whether a cls token precedes the patches
+    classes: bool = False  #: Whether the tap gives class indices; ``channels`` is then the number of classes
 
 
 class TapValue(Protocol):
@@ -253,17 +220,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class QueryKey:
-    """Queries and keys of an attention layer; their product is computed for the selected tokens only.
+    """Queries and keys of an attention layer; their product is computed for the selected tokens only."""
 
-    Attributes:
-        q_BHNK: Queries (values, for value relations).
-        k_BHNK: Keys (values, for value relations).
-        scale: Factor of the product: 1, or K^(−1/2) for attention logits.
-    """
-
-    q_BHNK: Tensor
-    k_BHNK: Tensor
-    scale: float = 1.0
+    q_BHNK: Tensor  #: Queries (values, for value relations)
+    k_BHNK: Tensor  #: Keys (values, for value relations)
+    scale: float = 1.0  #: Factor of the product: 1, or K^(−1/2) for attention logits
 
     def at(self, rows: slice | Tensor) -> Tensor:
         """Compute token relations scale · Q·Kᵀ per head, (B, H, R, R) (Hybrid Distill, Sec. 3)."""
@@ -296,19 +257,13 @@ class QueryKey:
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Features of one network for one batch.
+    """Features of one network for one batch."""
 
-    Attributes:
-        taps: Tap name → value over N tokens.
-        num_prefix: P, the number of prefix tokens before the patches (the first is cls).
-        mask: Mask whose visible patches were computed, in the order of ``mask.ids_keep_BV``; None for the full grid.
-        region: Region whose tokens were computed, in its order; None for all tokens.
-    """
-
-    taps: Mapping[str, TapValue]
-    num_prefix: int
+    taps: Mapping[str, TapValue]  #: Tap name → value over N tokens
+    num_prefix: int  #: P, the number of prefix tokens before the patches (the first is cls)
+    #: Mask whose visible patches were computed, in the order of ``mask.ids_keep_BV``; None for the full grid
     mask: TokenMask | None = None
-    region: RegionTokens | None = None
+    region: RegionTokens | None = None  #: Region whose tokens were computed, in its order; None for all tokens
 
     def select(self, tap: str, region: RegionTokens) -> Tensor:
         """Read the tokens of a region, (B, R, D), or (B, H, R, R) for relations."""

@@ -13,7 +13,7 @@ from math import log, prod
 import torch
 from torch import Tensor
 
-from mkd_plugin.analysis.streaming import ImageMean, check_finite, check_flavour, widen
+from mkd_plugin.analysis.streaming import FLAVOURS, ImageMean, check_finite, widen
 
 DISTANCE_EPS = 1e-32  # the public code's, before rows are renormalised
 NMI_EPS = 1e-8
@@ -59,11 +59,11 @@ def renormalise(patches_BHLL: Tensor, eps: float) -> Tensor:
 class AttentionSummary:
     """Attention statistics of one layer, means over images in float64."""
 
-    flavour: str  # convention of the distance; the other values are the same in both
-    distance_H: Tensor  # pixels
-    entropy_H: Tensor  # nats
-    entropy_fraction_H: Tensor  # divided by the maximum, ln L
-    nmi_H: Tensor  # 0 (collapse) … 1
+    flavour: str  #: convention of the distance; the other values are the same in both
+    distance_H: Tensor  #: pixels
+    entropy_H: Tensor  #: nats
+    entropy_fraction_H: Tensor  #: divided by the maximum, ln L
+    nmi_H: Tensor  #: 0 (collapse) … 1
     images: int
 
 
@@ -84,7 +84,8 @@ class AttentionStatistics:
     def __init__(
         self, *, grid: tuple[int, int], patch_size: int, flavour: str, num_prefix: int = 1, name: str = 'attention'
     ) -> None:
-        check_flavour(flavour)
+        if flavour not in FLAVOURS:
+            raise ValueError(f'flavour={flavour!r}: use one of {list(FLAVOURS)}.')
         if prod(grid) < 2:
             raise ValueError(f'grid={grid}: attention between patches needs at least two patches. Use smaller patches.')
         self.grid, self.num_prefix, self.flavour, self.name = grid, num_prefix, flavour, name

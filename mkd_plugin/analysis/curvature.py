@@ -21,9 +21,9 @@ class Eigenpairs:
     """The eigenvalues of largest magnitude, in the order in which they were found."""
 
     values_K: Tensor
-    vectors_KN: Tensor  # orthonormal eigenvectors
-    iterations: list[int]  # products for each
-    converged: list[bool]  # whether each reached the tolerance
+    vectors_KN: Tensor  #: orthonormal eigenvectors
+    iterations: list[int]  #: products for each
+    converged: list[bool]  #: whether each reached the tolerance
 
 
 def top_eigenpairs(
@@ -88,10 +88,10 @@ def without(v_N: Tensor, known_KN: Tensor) -> Tensor:
 class TraceEstimate:
     """An estimate of the trace."""
 
-    value: float  # mean over random vectors
-    standard_error: float  # NaN for a single vector
-    samples: int  # random vectors
-    converged: bool  # whether the running mean reached the tolerance
+    value: float  #: mean over random vectors
+    standard_error: float  #: NaN for a single vector
+    samples: int  #: random vectors
+    converged: bool  #: whether the running mean reached the tolerance
 
 
 def hutchinson_trace(
@@ -126,8 +126,8 @@ def hutchinson_trace(
 class SpectralDensity:
     """The distribution of eigenvalues, as points with weights."""
 
-    nodes_M: Tensor  # Ritz values of all random vectors
-    weights_M: Tensor  # they sum to one
+    nodes_M: Tensor  #: Ritz values of all random vectors
+    weights_M: Tensor  #: they sum to one
 
     @property
     def mean(self) -> float:

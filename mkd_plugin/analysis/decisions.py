@@ -46,11 +46,11 @@ def coarse_decisions(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) ->
 class ShapeBiasSummary:
     """Decisions on cue-conflict images."""
 
-    shape: int  # decisions for the class of the shape
-    texture: int  # decisions for the class of the texture
-    other: int  # other decisions
-    dropped: int  # images without a conflict, which are not counted
-    by_class: dict[str, float]  # class of the shape → bias on its images; NaN without decisions for shape or texture
+    shape: int  #: decisions for the class of the shape
+    texture: int  #: decisions for the class of the texture
+    other: int  #: other decisions
+    dropped: int  #: images without a conflict, which are not counted
+    by_class: dict[str, float]  #: class of the shape → bias on its images; NaN without decisions for shape or texture
 
     @property
     def bias(self) -> float:

@@ -75,13 +75,9 @@ class MeanLoss:
 
 
 class SymmetricOperator(Protocol):
-    """A symmetric matrix given by its products.
+    """A symmetric matrix given by its products."""
 
-    Attributes:
-        like_N: A vector with the type and device of the vectors it is multiplied with.
-    """
-
-    like_N: Tensor
+    like_N: Tensor  #: A vector with the type and device of the vectors it is multiplied with
 
     def product(self, v_N: Tensor) -> Tensor:
         """Multiply by a vector, (N,)."""
@@ -95,17 +91,18 @@ class Hessian:
 
     Args:
         loss: The loss.
+        on_product: Called after every product, for a progress bar.
 
     Raises:
         ValueError: No parameter is trainable.
     """
 
-    def __init__(self, loss: MeanLoss) -> None:
+    def __init__(self, loss: MeanLoss, *, on_product: Callable[[], None] | None = None) -> None:
         if not loss.parameters:
             raise ValueError(
                 'The model has no parameter with requires_grad, so its loss has no Hessian. Unfreeze some parameters.'
             )
-        self.loss = loss
+        self.loss, self.on_product = loss, on_product
         self.parameters = list(loss.parameters.values())
         self.like_N = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
 
@@ -119,6 +116,8 @@ class Hessian:
                 'A product with the Hessian is not finite: the loss or its derivatives overflow at these weights. Look for '
                 'NaN in the activations, or compute in float64.'
             )
+        if self.on_product is not None:
+            self.on_product()
         return result
 
     def _product_of(self, total: Tensor, directions: Sequence[Tensor]) -> Tensor:
@@ -195,8 +194,8 @@ def loss_at(loss: MeanLoss, first: Direction, second: Direction, at: tuple[float
 class LossLandscape:
     """The loss on a square grid around the weights."""
 
-    steps_S: Tensor  # coordinates along each direction
-    losses_SS: Tensor  # rows follow the first direction, columns the second
+    steps_S: Tensor  #: coordinates along each direction
+    losses_SS: Tensor  #: rows follow the first direction, columns the second
 
 
 def loss_landscape(

@@ -30,9 +30,9 @@ def linear_cka(x_NC: Tensor, y_NE: Tensor) -> float:
 class SimilarityTable:
     """CKA of every pair of layers."""
 
-    rows: list[str]  # layers of the first network
-    columns: list[str]  # layers of the second; the same as ``rows`` within one network
-    values_RS: Tensor  # 0 … 1, float64
+    rows: list[str]  #: layers of the first network
+    columns: list[str]  #: layers of the second; the same as ``rows`` within one network
+    values_RS: Tensor  #: 0 … 1, float64
     examples: int
 
 

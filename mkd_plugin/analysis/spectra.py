@@ -54,8 +54,8 @@ def floored_log(values: Tensor, name: str) -> Tensor:
 class FourierSummary:
     """Relative log amplitude at one layer, float64."""
 
-    relative_F: Tensor  # mean log amplitude minus its value at frequency 0; curves over depth show the last entry
-    frequency_F: Tensor  # frequencies in units of π per patch along the shorter side: 2k / min(grid)
+    relative_F: Tensor  #: mean log amplitude minus its value at frequency 0; curves over depth show the last entry
+    frequency_F: Tensor  #: frequencies in units of π per patch along the shorter side: 2k / min(grid)
     images: int
 
 
@@ -63,8 +63,8 @@ class FourierSummary:
 class SpectrumSummary:
     """A log singular-value spectrum in descending order, float64."""
 
-    log_R: Tensor  # ln of the singular values of a covariance (for tokens: mean over images of the ln)
-    relative_R: Tensor  # log_R minus the largest
+    log_R: Tensor  #: ln of the singular values of a covariance (for tokens: mean over images of the ln)
+    relative_R: Tensor  #: log_R minus the largest
     images: int
 
 

@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 FLAVOURS = ('cl-vs-mim', 'dbot')
-
-
-def check_flavour(flavour: str) -> None:
-    """Raise ValueError for an unknown flavour."""
-    if flavour not in FLAVOURS:
-        raise ValueError(f'flavour={flavour!r}: use one of {list(FLAVOURS)}.')
 
 
 def check_finite(values: Tensor, name: str) -> None:
@@ -56,9 +50,6 @@ class Accumulator(Protocol):
     def update(self, batch: Tensor, /) -> None: ...
 
     def result(self) -> Any: ...
-
-
-A = TypeVar('A', bound=Accumulator)
 
 
 class ImageMean:
@@ -116,12 +107,12 @@ class CrossScatter:
             mean += step * (new / self.examples)
 
 
-class PerLayer(Generic[A]):
+class PerLayer:
     """One accumulator per layer, made from its name when it is first seen. Pass it to ``run_watched``."""
 
-    def __init__(self, make: Callable[[str], A]) -> None:
+    def __init__(self, make: Callable[[str], Accumulator]) -> None:
         self._make = make
-        self.layers: dict[str, A] = {}
+        self.layers: dict[str, Accumulator] = {}
 
     def __call__(self, name: str, batch: Tensor) -> None:
         """Add a batch of one layer."""

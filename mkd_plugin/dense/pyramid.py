@@ -116,13 +116,7 @@ class SimplePyramid(BaseModule):
 
 
 def rescale(scale: float, widths: Sequence[int], norm_cfg: dict[str, Any]) -> nn.Module:
-    """Layers that rescale a map to ``scale`` times its sides.
-
-    Args:
-        scale: One of ``SCALES``.
-        widths: Channels before, after the first and after the second doubling.
-        norm_cfg: mmcv's config of the norm between two doublings.
-    """
+    """Layers that rescale a map to ``scale`` times its sides; ``widths``: channels before and after each doubling."""
     if scale == 4:
         return nn.Sequential(
             nn.ConvTranspose2d(widths[0], widths[1], 2, 2),

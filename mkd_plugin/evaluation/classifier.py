@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,7 @@ from typing import Any
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mkd_plugin.analysis.decisions import ShapeBias, ShapeBiasSummary, coarse_decisions
@@ -25,14 +25,21 @@ CUES = re.compile(r'([a-z]+)\d*-([a-z]+)\d*')  # cat7-elephant2: a cat's shape w
 
 
 def load_classifier(config: str | Path, checkpoint: str | Path) -> nn.Module:
-    """Build mmpretrain's classifier from a fine-tuning config and load a checkpoint, in eval mode.
+    """Load mmpretrain's classifier of a fine-tuning config; see :func:`load_trained`."""
+    return load_trained(Config.fromfile(config), checkpoint)
+
+
+def load_trained(cfg: Config, checkpoint: str | Path) -> nn.Module:
+    """Build the network of a host's config and load a checkpoint of it, in eval mode.
 
     Raises:
-        ValueError: The file is not a checkpoint of exactly this classifier.
+        ValueError: The file is not a checkpoint of exactly this network.
     """
-    cfg = Config.fromfile(config)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model: nn.Module = MODELS.build({'data_preprocessor': cfg.get('data_preprocessor'), **cfg.model})
+    model_cfg = copy.deepcopy(cfg.model)
+    model_cfg.backbone.init_cfg = None  # the checkpoint has every weight
+    model_cfg.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
+        model: nn.Module = MODELS.build(model_cfg)
     weights = weights_of(read_checkpoint(checkpoint), checkpoint)
     own = model.state_dict()
     differ = sorted(
@@ -41,8 +48,8 @@ def load_classifier(config: str | Path, checkpoint: str | Path) -> nn.Module:
     )
     if differ:
         raise ValueError(
-            f'{checkpoint} is not a checkpoint of the classifier of {config}: {shorten(differ)} are missing, unexpected, '
-            'or have another shape. Give the config of its fine-tuning.'
+            f'{checkpoint} is not a checkpoint of the network of {cfg.filename}: {shorten(differ)} are missing, '
+            'unexpected, or have another shape. Give the config of its fine-tuning.'
         )
     model.load_state_dict(weights)
     return model.eval()

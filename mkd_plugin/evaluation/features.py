@@ -35,15 +35,10 @@ def ignore(fraction: float) -> None:
 
 @dataclass(frozen=True)
 class Feature:
-    """One vector per image.
+    """One vector per image."""
 
-    Attributes:
-        tap: 'block:i' (i from 0, or negative from the end), or 'output', after the final norm.
-        pool: 'cls', or 'mean' of the patch tokens.
-    """
-
-    tap: str = 'block:-1'
-    pool: str = 'mean'
+    tap: str = 'block:-1'  #: 'block:i' (i from 0, or negative from the end), or 'output', after the final norm
+    pool: str = 'mean'  #: 'cls', or 'mean' of the patch tokens
 
     def __post_init__(self) -> None:
         if not TAP.fullmatch(self.tap):
@@ -59,15 +54,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of images.
+    """Features of a set of images."""
 
-    Attributes:
-        values: Feature → (N, D) float32, memory-mapped.
-        labels_N: Class ids.
-    """
-
-    values: Mapping[Feature, Tensor]
-    labels_N: Tensor
+    values: Mapping[Feature, Tensor]  #: Feature → (N, D) float32, memory-mapped
+    labels_N: Tensor  #: Class ids
 
 
 @dataclass(frozen=True)
@@ -86,18 +76,12 @@ class FeatureStore:
     network options, pixel statistics, names and bytes of the images, preprocessing, taps. It holds ``about.json`` (all of
     these), one ``.npy`` file per feature and ``done.json``, the number of images computed so far: an interrupted run
     resumes after the last complete shard. Processes that need the same features take turns.
-
-    Attributes:
-        cache: Folder of the cache.
-        batch_size: Images per forward pass.
-        workers: Processes that read images.
-        shard: Number of images after which the files are flushed.
     """
 
-    cache: Path
-    batch_size: int = 64
-    workers: int = 0
-    shard: int = 2048
+    cache: Path  #: Folder of the cache
+    batch_size: int = 64  #: Images per forward pass
+    workers: int = 0  #: Processes that read images
+    shard: int = 2048  #: Number of images after which the files are flushed
 
     def features(
         self, subject: OpenedModel, images: LabelledImages, which: Sequence[Feature], *, report: Report = ignore

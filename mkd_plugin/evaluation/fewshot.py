@@ -19,21 +19,13 @@ FEW = ProbeSettings(rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0), epochs=100)
 
 @dataclass(frozen=True)
 class FewShot:
-    """Accuracy with k labels per class.
+    """Accuracy with k labels per class."""
 
-    Attributes:
-        shots: k.
-        rate: Learning rate with the best mean accuracy, for a batch of 256.
-        mean: Mean top-1 accuracy over the draws, per cent.
-        std: Sample standard deviation over the draws; 0 for one draw.
-        draws: Top-1 accuracy of each draw.
-    """
-
-    shots: int
-    rate: float
-    mean: float
-    std: float
-    draws: tuple[float, ...]
+    shots: int  #: k
+    rate: float  #: Learning rate with the best mean accuracy, for a batch of 256
+    mean: float  #: Mean top-1 accuracy over the draws, per cent
+    std: float  #: Sample standard deviation over the draws; 0 for one draw
+    draws: tuple[float, ...]  #: Top-1 accuracy of each draw
 
 
 def draw_shots(labels_N: Tensor, shots: int, draw: int) -> Tensor:

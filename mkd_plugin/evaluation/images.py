@@ -23,15 +23,10 @@ HASHED_BYTES = 64 * 1024  # at each end of a file; covers most photographs compl
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short edge (bicubic, Pillow), then crop the centre.
+    """Resize the short edge (bicubic, Pillow), then crop the centre."""
 
-    Attributes:
-        crop: Height and width, pixels.
-        resize: Length of the short edge before the crop, pixels; at least that of the crop.
-    """
-
-    crop: tuple[int, int]
-    resize: int
+    crop: tuple[int, int]  #: Height and width, pixels
+    resize: int  #: Length of the short edge before the crop, pixels; at least that of the crop
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or self.resize < min(self.crop):
@@ -43,33 +38,21 @@ class Preprocessing:
         return cls(crop, round(max(crop) * 256 / 224))
 
 
+@dataclass(eq=False)
 class LabelledImages(Dataset[Tensor]):
-    """Images as uint8 RGB tensors, (3, H, W).
+    """Images as uint8 RGB tensors, (3, H, W)."""
 
-    Args:
-        folder: Folder that ``names`` are relative to.
-        names: Paths of the images.
-        labels: Class id of each image.
-        classes: Names of the class folders; empty if an annotation file gives the ids.
-        preprocessing: Resize and crop.
-    """
+    folder: Path  #: Folder that ``names`` are relative to
+    names: list[str]  #: Paths of the images
+    labels: Tensor  #: Class id of each image
+    classes: tuple[str, ...]  #: Names of the class folders; empty if an annotation file gives the ids
+    preprocessing: Preprocessing  #: Resize and crop
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        preprocessing: Preprocessing,
-    ) -> None:
-        self.folder, self.names, self.classes = folder, list(names), tuple(classes)
-        self.labels = torch.tensor(labels)
-        self.preprocessing = preprocessing
-        height, width = preprocessing.crop
+    def __post_init__(self) -> None:
         self.transforms: list[Any] = [
             LoadImageFromFile(),
-            ResizeEdge(preprocessing.resize, edge='short', backend='pillow', interpolation='bicubic'),
-            CenterCrop((width, height)),
+            ResizeEdge(self.preprocessing.resize, edge='short', backend='pillow', interpolation='bicubic'),
+            CenterCrop(self.preprocessing.crop[::-1]),
         ]
 
     def __len__(self) -> int:
@@ -140,7 +123,7 @@ def open_images(
     else:
         classes = class_folders(folder)
         names, labels = find_images(folder, classes)
-    return LabelledImages(folder, names, labels, classes, preprocessing)
+    return LabelledImages(folder, names, torch.tensor(labels), tuple(classes), preprocessing)
 
 
 def class_folders(folder: Path) -> list[str]:

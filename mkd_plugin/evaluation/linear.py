@@ -23,25 +23,15 @@ ROWS = 4096  # evaluated at a time
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Training recipe of the heads: SGD with momentum 0.9, linear warm-up, then cosine decay to 0, updated every step.
+    """Training recipe of the heads: SGD with momentum 0.9, linear warm-up, then cosine decay to 0, updated every step."""
 
-    Attributes:
-        rates: Learning rates for a batch of 256; scaled by the actual batch size / 256.
-        epochs: Passes over the data.
-        warmup: Epochs of linear warm-up.
-        batch_size: Images per step, at most all; an incomplete last batch is dropped.
-        lars: Use LARS (You et al. 2017) for the weights, as MAE does.
-        weight_decay: Applied to weights, not to biases.
-        seed: Random seed of the initial weights (the same for all heads) and of the order of the images.
-    """
-
-    rates: tuple[float, ...]
-    epochs: int = 90
-    warmup: int = 10
-    batch_size: int = 256
-    lars: bool = False
-    weight_decay: float = 0.0
-    seed: int = 0
+    rates: tuple[float, ...]  #: Learning rates for a batch of 256; scaled by the actual batch size / 256
+    epochs: int = 90  #: Passes over the data
+    warmup: int = 10  #: Epochs of linear warm-up
+    batch_size: int = 256  #: Images per step, at most all; an incomplete last batch is dropped
+    lars: bool = False  #: Use LARS (You et al. 2017) for the weights, as MAE does.
+    weight_decay: float = 0.0  #: Applied to weights, not to biases
+    seed: int = 0  #: Random seed of the initial weights (the same for all heads) and of the order of the images
 
     def __post_init__(self) -> None:
         if not self.rates or min(self.rates) <= 0:
@@ -66,17 +56,11 @@ LARS = ProbeSettings(rates=(0.03, 0.1, 0.3, 1.0), batch_size=16384, lars=True)  
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head.
+    """A trained head."""
 
-    Attributes:
-        feature: Its input.
-        rate: Its learning rate for a batch of 256.
-        top1: Validation accuracy in per cent; NaN if the training diverged.
-    """
-
-    feature: Feature
-    rate: float
-    top1: float
+    feature: Feature  #: Its input
+    rate: float  #: Its learning rate for a batch of 256
+    top1: float  #: Validation accuracy in per cent; NaN if the training diverged
 
 
 class Probes:

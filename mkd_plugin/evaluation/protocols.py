@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,12 @@ from mkd_plugin.interop.open_model import OpenedModel
 
 @dataclass(frozen=True)
 class Data:
-    """Location of the labelled images.
+    """Location of the labelled images."""
 
-    Attributes:
-        root: Folder with ``train`` and ``val``, each with one folder per class.
-        train_list: Annotation file to use instead of the class folders of ``train``.
-        val_list: Annotation file to use instead of the class folders of ``val``.
-        resize: Short edge before the crop, pixels; by default image size · 256 / 224.
-    """
-
-    root: Path
-    train_list: Path | None = None
-    val_list: Path | None = None
-    resize: int | None = None
+    root: Path  #: Folder with ``train`` and ``val``, each with one folder per class
+    train_list: Path | None = None  #: Annotation file to use instead of the class folders of ``train``
+    val_list: Path | None = None  #: Annotation file to use instead of the class folders of ``val``
+    resize: int | None = None  #: Short edge before the crop, pixels; by default image size · 256 / 224
 
     def open(self, subject: OpenedModel) -> tuple[LabelledImages, LabelledImages]:
         """Open both splits at the network's image size. Raises ValueError if their classes differ."""
@@ -44,25 +37,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and how.
+    """What to measure, and how."""
 
-    Attributes:
-        features: Layers and poolings.
-        ks: Numbers of neighbours of k-NN.
-        shots: Labels per class of few-shot.
-        draws: Draws of these labels.
-        probe: Training recipe of linear probes.
-        few: Training recipe of few-shot heads.
-        device: Device to compute on.
-    """
-
-    features: tuple[Feature, ...] = (Feature(pool='cls'), Feature(pool='mean'))
-    ks: tuple[int, ...] = KS
-    shots: tuple[int, ...] = SHOTS
-    draws: int = 3
-    probe: ProbeSettings = field(default=SGD)
-    few: ProbeSettings = field(default=FEW)
-    device: str = 'cpu'
+    features: tuple[Feature, ...] = (Feature(pool='cls'), Feature(pool='mean'))  #: Layers and poolings
+    ks: tuple[int, ...] = KS  #: Numbers of neighbours of k-NN
+    shots: tuple[int, ...] = SHOTS  #: Labels per class of few-shot
+    draws: int = 3  #: Draws of these labels
+    probe: ProbeSettings = field(default=SGD)  #: Training recipe of linear probes
+    few: ProbeSettings = field(default=FEW)  #: Training recipe of few-shot heads
+    device: str = 'cpu'  #: Device to compute on
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) < len(self.features):
@@ -71,25 +54,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the result table.
+    """One number of the result table."""
 
-    Attributes:
-        protocol: Name of the protocol.
-        setting: Such as 'k = 20'.
-        feature: Input.
-        top1: Per cent; NaN if it could not be measured.
-        std: Standard deviation over draws.
-        rate: Learning rate that was chosen.
-        note: Remark for the reader.
-    """
-
-    protocol: str
-    setting: str
-    feature: str
-    top1: float
-    std: float | None = None
-    rate: float | None = None
-    note: str = ''
+    protocol: str  #: Name of the protocol
+    setting: str  #: Such as 'k = 20'
+    feature: str  #: Input
+    top1: float  #: Per cent; NaN if it could not be measured
+    std: float | None = None  #: Standard deviation over draws
+    rate: float | None = None  #: Learning rate that was chosen
+    note: str = ''  #: Remark for the reader
 
 
 def compute_features(
@@ -153,10 +126,3 @@ Protocol = Callable[[Split, Plan, Report], Iterator[Row]]
 PROTOCOLS: dict[str, Protocol] = dict(knn=run_knn, linear=run_linear, fewshot=run_few_shot)
 # the fields of Plan that a protocol's numbers depend on, besides the features
 SETTINGS: dict[str, tuple[str, ...]] = dict(knn=('ks',), linear=('probe',), fewshot=('shots', 'draws', 'few'))
-
-
-def check_protocols(names: Sequence[str]) -> None:
-    """Raise ValueError unless all names are known and there is at least one."""
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown or not names:
-        raise ValueError(f'protocols {unknown} are not known: use some of {", ".join(PROTOCOLS)}.')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,48 +14,37 @@ from mkd_plugin.structures import Region, TokenFeatures, TokenMask
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """Features of a teacher that are read in every step.
+    """Features of a teacher that are read in every step."""
 
-    Attributes:
-        taps: Taps that the masking and the objectives read.
-        region: Tokens that are read, so that the last block can skip the others; None for all.
-    """
-
-    taps: tuple[str, ...]
-    region: Region | None
+    taps: tuple[str, ...]  #: Taps that the masking and the objectives read
+    region: Region | None  #: Tokens that are read, so that the last block can skip the others; None for all
 
 
+@dataclass
 class FeatureCache:
-    """Runs each teacher at most once per batch, for the taps and tokens of its request.
+    """Runs each teacher at most once per batch, on the student's normalised images, for what its request reads."""
 
-    Args:
-        teachers: Name → teacher.
-        requests: Name → request.
-        images_BCHW: The student's normalised images.
-    """
-
-    def __init__(
-        self, teachers: Mapping[str, Teacher], requests: Mapping[str, TeacherRequest], images_BCHW: Tensor
-    ) -> None:
-        self._teachers, self._requests, self._images_BCHW = teachers, requests, images_BCHW
-        self._features: dict[str, TokenFeatures] = {}
-        self._per_mask: dict[str, TokenFeatures] = {}
+    teachers: Mapping[str, Teacher]
+    requests: Mapping[str, TeacherRequest]
+    images_BCHW: Tensor
+    _features: dict[str, TokenFeatures] = field(default_factory=dict)
+    _per_mask: dict[str, TokenFeatures] = field(default_factory=dict)
 
     def before_mask(self, name: str) -> TokenFeatures:
         """Compute a teacher's features of all tokens, for the masking."""
-        assert self._requests[name].region is None, 'the masking did not list this teacher in teacher_taps'
+        assert self.requests[name].region is None, 'the masking did not list this teacher in teacher_taps'
         return self._run(name, None)
 
     def features(self, name: str, mask: TokenMask) -> TokenFeatures:
         """Compute a teacher's features, one row per mask."""
         if name not in self._per_mask:
-            features, several = self._run(name, mask), mask.per_image > 1 and self._teachers[name].sees_all
+            features, several = self._run(name, mask), mask.per_image > 1 and self.teachers[name].sees_all
             self._per_mask[name] = features.repeat(mask.per_image) if several else features
         return self._per_mask[name]
 
     def _run(self, name: str, mask: TokenMask | None) -> TokenFeatures:
         if name not in self._features:
-            teacher, request, images_BCHW = self._teachers[name], self._requests[name], self._images_BCHW
+            teacher, request, images_BCHW = self.teachers[name], self.requests[name], self.images_BCHW
             region = request.region.tokens(mask) if request.region is not None and mask is not None else None
             if mask is not None and mask.per_image > 1:
                 if teacher.sees_all:  # one pass serves all masks of an image, whose regions differ

@@ -45,7 +45,8 @@ class CropPreprocessor(SelfSupDataPreprocessor):
         if isinstance(inputs, Crops):
             images = inputs._replace(pixels=self.cast_data(inputs.pixels)).images()
             return {'inputs': self._normalize(images), 'data_samples': self.cast_data(data.get('data_samples'))}
-        if isinstance(inputs, list) and inputs and is_single(inputs[0]):
+        first = inputs[0] if isinstance(inputs, list) and inputs else None
+        if isinstance(first, Crop) or (isinstance(first, Tensor) and first.dim() == 3):
             raise ValueError(
                 f'The inputs are a list of {len(inputs)} single images, not a batch. Crops of CropForDevice and PackCrops '
                 "need train_dataloader.collate_fn=dict(type='mkd_plugin.collate_crops')."
@@ -58,8 +59,3 @@ class CropPreprocessor(SelfSupDataPreprocessor):
             images = images.flip(1)
         images = images.float()
         return images.sub_(self.mean).div_(self.std) if self._enable_normalize else images
-
-
-def is_single(image: Any) -> bool:
-    """Whether this is one image instead of a batch."""
-    return isinstance(image, Crop) or (isinstance(image, Tensor) and image.dim() == 3)

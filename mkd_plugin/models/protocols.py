@@ -21,17 +21,11 @@ TeacherFeatures = Callable[[str], TokenFeatures]
 
 @dataclass(frozen=True)
 class StudentContext:
-    """The student as teachers and maskings see it.
+    """The student as teachers and maskings see it."""
 
-    Attributes:
-        network: The student itself, for teachers that copy it.
-        pixel_mean: Mean per channel of the student's images, in units of the stored image (0 … 255).
-        pixel_std: Standard deviation likewise.
-    """
-
-    network: VisionTransformer
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
+    network: VisionTransformer  #: The student itself, for teachers that copy it
+    pixel_mean: tuple[float, ...]  #: Mean per channel of the student's images, in units of the stored image (0 … 255)
+    pixel_std: tuple[float, ...]  #: Standard deviation likewise
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -46,15 +40,10 @@ class StudentContext:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run.
+    """Progress of a run."""
 
-    Attributes:
-        step: Optimiser steps taken.
-        total: Optimiser steps of the whole run.
-    """
-
-    step: int
-    total: int
+    step: int  #: Optimiser steps taken
+    total: int  #: Optimiser steps of the whole run
 
     @property
     def share(self) -> float:
@@ -64,17 +53,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stages:
-    """Training stages requested by a teacher; ``Teacher.promote`` is called at the start of each but the first.
+    """Training stages requested by a teacher; ``Teacher.promote`` is called at the start of each but the first."""
 
-    Attributes:
-        shares: Relative length of each stage.
-        reset_student: Draw new weights for student and heads at the start of a stage.
-        reset_optimizer: Also reset the optimiser's moments.
-    """
-
-    shares: tuple[int, ...]
-    reset_student: bool = True
-    reset_optimizer: bool = False
+    shares: tuple[int, ...]  #: Relative length of each stage
+    reset_student: bool = True  #: Draw new weights for student and heads at the start of a stage
+    reset_optimizer: bool = False  #: Also reset the optimiser's moments
 
     def lengths(self, total: int) -> list[int]:
         """Divide a run of ``total`` epochs or iterations; a remainder lengthens the last stages.
@@ -100,18 +83,12 @@ class Teacher(nn.Module):
 
     Args:
         student: The student, for its grid, pixel statistics and weights.
-
-    Attributes:
-        sees_all: Whether it sees the intact image; False if it sees the student's visible patches only.
-        changes: Whether ``after_step`` or ``promote`` must be called during training.
-        stages: Requested training stages, if any.
-        promotions: Number of calls of ``promote``.
     """
 
-    sees_all: bool = True
-    changes: bool = False
-    stages: Stages | None = None
-    promotions: int = 0
+    sees_all: bool = True  #: Whether it sees the intact image; False if it sees the student's visible patches only
+    changes: bool = False  #: Whether ``after_step`` or ``promote`` must be called during training
+    stages: Stages | None = None  #: Requested training stages, if any
+    promotions: int = 0  #: Number of calls of ``promote``
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__()
@@ -171,14 +148,10 @@ class Masking(nn.Module):
 
     Args:
         student: The student, for its grid.
-
-    Attributes:
-        num_visible: V, the number of visible patches of every image (the minimum, if it varies).
-        per_image: Masks per image; the teachers run once for all of them.
     """
 
-    num_visible: int
-    per_image: int = 1
+    num_visible: int  #: V, the number of visible patches of every image (the minimum, if it varies)
+    per_image: int = 1  #: Masks per image; the teachers run once for all of them
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__()
@@ -221,18 +194,12 @@ class Head(nn.Module):
         in_width: Width of the student's tokens (of each tap, for a head that reads several).
         out_width: Width of the target.
         grid: The student's grid.
-
-    Attributes:
-        reaches_hidden: Whether it can predict patches that are hidden from the student.
-        predicts_cls: Whether it can predict the cls token.
-        many_taps: Whether one head reads all of the student's taps, instead of one head per tap.
-        kinds: Kinds of taps it accepts: 'tokens', 'relation' or both.
     """
 
-    reaches_hidden = False
-    predicts_cls = True
-    many_taps = False
-    kinds: tuple[str, ...] = ('tokens',)
+    reaches_hidden = False  #: Whether it can predict patches that are hidden from the student
+    predicts_cls = True  #: Whether it can predict the cls token
+    many_taps = False  #: Whether one head reads all of the student's taps, instead of one head per tap
+    kinds: tuple[str, ...] = ('tokens',)  #: Kinds of taps it accepts: 'tokens', 'relation' or both
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -274,17 +241,11 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Term:
-    """One objective's elementwise loss in one batch.
+    """One objective's elementwise loss in one batch."""
 
-    Attributes:
-        losses: Loss of each pair of taps, (B, R, …).
-        region: Tokens to average over.
-        weight: Factor of the term in the sum.
-    """
-
-    losses: tuple[Tensor, ...]
-    region: RegionTokens
-    weight: float | Tensor
+    losses: tuple[Tensor, ...]  #: Loss of each pair of taps, (B, R, …)
+    region: RegionTokens  #: Tokens to average over
+    weight: float | Tensor  #: Factor of the term in the sum
 
     def mean(self) -> Tensor:
         """Average over pairs of taps and the region, times the weight."""
@@ -316,11 +277,7 @@ class DistillContext:
 
 
 def pixel_statistics(preprocessor: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Read a preprocessor's mean and std per channel, in units of the stored image.
-
-    Returns:
-        Mean and std; 0 and 1 if it does not normalise.
-    """
+    """Read a preprocessor's mean and std per channel, in units of the stored image; 0 and 1 if it does not normalise."""
     statistics = []
     for name, default in (('mean', 0.0), ('std', 1.0)):
         value = getattr(preprocessor, name, None)

@@ -26,7 +26,6 @@ from mkd_plugin.evaluation.protocols import (
     Data,
     Plan,
     Row,
-    check_protocols,
     compute_features,
 )
 from mkd_plugin.interop.open_model import OpenedModel, open_model
@@ -46,9 +45,9 @@ class Measurements:
     """Jobs of an evaluation, and the table cell that each belongs to."""
 
     table: EvaluationTable
-    out: Path  # folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs
-    jobs: list[Job] = field(default_factory=list)  # in the order of the table
-    cells: list[tuple[str, str, str]] = field(default_factory=list)  # column, protocol, key of the job of some rows
+    out: Path  #: folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs
+    jobs: list[Job] = field(default_factory=list)  #: in the order of the table
+    cells: list[tuple[str, str, str]] = field(default_factory=list)  #: column, protocol, key of the job of some rows
 
     def __post_init__(self) -> None:
         self.store = Store(self.out / 'jobs')
@@ -79,7 +78,7 @@ class Measurements:
         for column, protocol, key in self.cells:
             record = self.store.read(key)
             if record:
-                self.table.add(column, [to_row(values) for values in record.value])
+                self.table.rows.setdefault(column, []).extend(to_row(values) for values in record.value)
             if key in failures and not failures.keys() & set(dependencies[key]):
                 self.table.fail(column, protocol, failures[key].reason)
 
@@ -167,7 +166,9 @@ def evaluate(
     Raises:
         ValueError: An unknown protocol, two checkpoints of one name, or an output folder that is not writable.
     """
-    check_protocols(protocols)
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown or not protocols:
+        raise ValueError(f'protocols {unknown} are not known: use some of {", ".join(PROTOCOLS)}.')
     requests = parse_specs(checkpoints)
     Store(store.cache)  # checks that it is writable
     settings = dict(data=asdict(data), plan=asdict(plan), protocols=list(protocols))
@@ -203,12 +204,12 @@ def identify(images: LabelledImages) -> dict[str, Any]:
 class ClassifierPlan:
     """What to evaluate fine-tuned classifiers on, and how."""
 
-    folders: Mapping[str, str]  # name → folder with one folder per class, which are a subset of the training classes
-    classes: str | None = None  # folder of the training images, or a file with a class name per line; for ``folders``
-    cue_conflict: str | None = None  # folder of cue-conflict images
-    size: int = 224  # side of the images, pixels
-    batch_size: int = 64  # images per forward pass
-    workers: int = 0  # processes that read images
+    folders: Mapping[str, str]  #: name → folder with one folder per class, which are a subset of the training classes
+    classes: str | None = None  #: folder of the training images, or a file with a class name per line; for ``folders``
+    cue_conflict: str | None = None  #: folder of cue-conflict images
+    size: int = 224  #: side of the images, pixels
+    batch_size: int = 64  #: images per forward pass
+    workers: int = 0  #: processes that read images
     device: str = 'cpu'
 
     def __post_init__(self) -> None:

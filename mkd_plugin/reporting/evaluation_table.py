@@ -22,14 +22,10 @@ HEAD = ('protocol', 'setting', 'feature')
 class EvaluationTable:
     """Results of several checkpoints side by side."""
 
-    checkpoints: dict[str, dict[str, Any]]  # column → its source, and the details of the network once it is loaded
-    settings: Mapping[str, Any]  # arguments of the evaluation
-    rows: dict[str, list[Row]] = field(default_factory=dict)  # by column
-    failures: list[dict[str, str]] = field(default_factory=list)  # checkpoint, protocol, reason
-
-    def add(self, column: str, rows: Sequence[Row]) -> None:
-        """Add rows of a checkpoint."""
-        self.rows.setdefault(column, []).extend(rows)
+    checkpoints: dict[str, dict[str, Any]]  #: column → its source, and the details of the network once it is loaded
+    settings: Mapping[str, Any]  #: arguments of the evaluation
+    rows: dict[str, list[Row]] = field(default_factory=dict)  #: by column
+    failures: list[dict[str, str]] = field(default_factory=list)  #: checkpoint, protocol, reason
 
     def fail(self, column: str, protocol: str, reason: object) -> None:
         """Record why something could not be measured."""

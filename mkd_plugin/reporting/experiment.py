@@ -59,12 +59,11 @@ class JobFailed(ValueError):
 class JobContext:
     """What a job may use while it runs."""
 
-    work_dir: Path  # files in it are still there when an interrupted job is run again
-    report: Callable[
-        [float], None
-    ]  # call it with the fraction that is done, 0 … 1; no effect with the backend ``processes``
-    lock: int  # descriptor that programs inherit, so that no other run starts the job while they live
-    processes: Processes  # programs that are running
+    work_dir: Path  #: files in it are still there when an interrupted job is run again
+    #: call it with the fraction that is done, 0 … 1; no effect with the backend ``processes``
+    report: Callable[[float], None]
+    lock: int  #: descriptor that programs inherit, so that no other run starts the job while they live
+    processes: Processes  #: programs that are running
 
     def run_command(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         """Run a program and return its exit code; its output is appended to ``log.txt`` in the work folder.
@@ -102,22 +101,20 @@ class JobContext:
 class Job:
     """A unit of work."""
 
-    name: str  # shown to the user
-    key: str  # identifies the result in the store; see ``store.key_of``
-    run: Callable[[JobContext], Any]  # computes the result
-    dependencies: tuple[str, ...] = ()  # keys of jobs whose results must exist before
-    cost: float = 1.0  # expected duration relative to other jobs; only the time left depends on it
-    group: str = ''  # jobs of about the same duration; measured durations of a group replace ``cost``
-    progress: Callable[[], float] | None = None  # the fraction that is done, for jobs that do not call ``report``
+    name: str  #: shown to the user
+    key: str  #: identifies the result in the store; see ``store.key_of``
+    run: Callable[[JobContext], Any]  #: computes the result
+    dependencies: tuple[str, ...] = ()  #: keys of jobs whose results must exist before
+    cost: float = 1.0  #: expected duration relative to other jobs; only the time left depends on it
+    group: str = ''  #: jobs of about the same duration; measured durations of a group replace ``cost``
+    progress: Callable[[], float] | None = None  #: the fraction that is done, for jobs that do not call ``report``
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run produced, by key."""
 
-    records: dict[str, Record] = field(
-        default_factory=dict
-    )  # of all finished jobs, whether they were run now or earlier
+    records: dict[str, Record] = field(default_factory=dict)  #: of all finished jobs, run now or earlier
     failures: dict[str, JobFailed] = field(default_factory=dict)
 
 
@@ -284,17 +281,13 @@ class _Run:
         return scale * job.cost
 
 
-def no_report(fraction: float) -> None:
-    """Ignore progress."""
-
-
 def execute(
     key: str,
     name: str,
     run: Callable[[JobContext], Any],
     store: Store,
     *,
-    report: Callable[[float], None] = no_report,
+    report: Callable[[float], None] = lambda fraction: None,
     processes: Processes | None = None,
 ) -> Record:
     """Run one job under its lock and save its result."""

@@ -27,8 +27,8 @@ MEDIA_TYPES = {'.webp': 'image/webp', '.png': 'image/png', '.jpg': 'image/jpeg'}
 class Panel:
     """A figure that the reader can enlarge."""
 
-    figure: Figure  # on a light background
-    alt_text: str  # what it shows, with its main numbers
+    figure: Figure  #: on a light background
+    alt_text: str  #: what it shows, with its main numbers
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Table:
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    caption: str = ''  # units, and what the numbers are
+    caption: str = ''  #: units, and what the numbers are
 
 
 @dataclass
@@ -60,24 +60,24 @@ class Section:
     """Figures and tables under one heading."""
 
     title: str
-    group: str = ''  # heading of several sections in the list of contents
-    reading: str = ''  # how to read the figures, with units
+    group: str = ''  #: heading of several sections in the list of contents
+    reading: str = ''  #: how to read the figures, with units
     panels: Sequence[Panel] = ()
-    pictures: Sequence[Sequence[Picture]] = ()  # in rows
+    pictures: Sequence[Sequence[Picture]] = ()  #: in rows
     tables: Sequence[Table] = ()
-    body: str = ''  # HTML of a template; see ``render``
-    notes: Mapping[str, str] = field(default_factory=dict)  # label → paragraph
-    missing: Mapping[str, str] = field(default_factory=dict)  # name → reason; lines after the first as a block of text
+    body: str = ''  #: HTML of a template; see ``render``
+    notes: Mapping[str, str] = field(default_factory=dict)  #: label → paragraph
+    missing: Mapping[str, str] = field(default_factory=dict)  #: name → reason; lines after the first as a block of text
 
 
 @dataclass(frozen=True)
 class Document:
     """A page: its answer, then the figures behind it, then the settings."""
 
-    title: str  # such as 'Representation analysis: 8 models'
-    lead: str  # one or two sentences: what was compared, and on what
-    findings: Mapping[str, str]  # the result in words: subject → sentence
-    answer: Section  # tables of the numbers that matter
+    title: str  #: such as 'Representation analysis: 8 models'
+    lead: str  #: one or two sentences: what was compared, and on what
+    findings: Mapping[str, str]  #: the result in words: subject → sentence
+    answer: Section  #: tables of the numbers that matter
     sections: Sequence[Section]
 
 

@@ -6,17 +6,18 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import mmcv
 import numpy as np
 import numpy.typing as npt
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
-from mmengine.fileio import get
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from torch import Tensor
+
+from mkd_plugin.evaluation.classifier import load_trained
 
 SIDE = 384  # pixels: small images are enlarged to about this, so that class names fit in
 BACKGROUND = 'background'  # name of a class that is not coloured
@@ -32,37 +33,16 @@ def draw_predictions(cfg: Config, checkpoint: str, count: int) -> Iterator[tuple
     The config is that of a detector of mmdet or of a segmentor of mmseg. Boxes with a score below the visualizer's threshold
     (mmdet: 0.3) are left out. Raises ValueError if the checkpoint does not fit the network.
     """
+    model = revert_sync_batchnorm(load_trained(cfg, checkpoint)).to(get_device())
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
-        model = build_trained(cfg, checkpoint)
         options = dict(copy.deepcopy(cfg.visualizer), name=f'draw {checkpoint}', vis_backends=[])
         visualizer = VISUALIZERS.build(options)
         visualizer.dataset_meta = dataset.metainfo
         for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))}):
             with torch.no_grad():
                 (sample,) = model.test_step(pseudo_collate([dataset[index]]))
-            yield draw_sample(visualizer, read_image(sample.img_path), sample.cpu())
-
-
-def build_trained(cfg: Config, checkpoint: str) -> Any:
-    """Build the network of a checkpoint, for inference."""
-    model_cfg = copy.deepcopy(cfg.model)
-    model_cfg.backbone.init_cfg = None  # the checkpoint has every weight
-    model_cfg.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    network: Any = MODELS.build(model_cfg)
-    model = revert_sync_batchnorm(network).to(get_device()).eval()
-    try:
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True, logger='silent')
-    except RuntimeError as error:
-        raise ValueError(f'{checkpoint} does not fit this network: {error}') from error
-    return model
-
-
-def read_image(path: str) -> Picture:
-    """Read an image as (H, W, 3), RGB."""
-    import mmcv
-
-    return np.asarray(mmcv.imfrombytes(get(path), channel_order='rgb'))
+            yield draw_sample(visualizer, mmcv.imread(sample.img_path, channel_order='rgb'), sample.cpu())
 
 
 def draw_sample(visualizer: Any, image_HW3: Picture, sample: Any) -> tuple[Picture, Picture, Picture]:

@@ -24,8 +24,8 @@ class Record:
     """The result of a finished job."""
 
     name: str
-    seconds: float  # including attempts that were interrupted
-    value: Any  # what the job returned, as JSON values: tensors are lists, and non-finite numbers are None
+    seconds: float  #: including attempts that were interrupted
+    value: Any  #: what the job returned, as JSON values: tensors are lists, and non-finite numbers are None
 
 
 def key_of(title: str, **content: Any) -> str:

@@ -12,20 +12,13 @@ from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
 ATTEMPTS = 10  # BEiT stops after this many rejected blocks in a row
+DRAWS = 64  # blocks proposed per image
 
 
 def propose_blocks(area_B: Tensor, aspect_B: Tensor, place_2B: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Propose one rectangle per image.
+    """Propose one rectangle per image: (B, L), True inside, and whether it is smaller than the grid along both axes, (B,).
 
-    Args:
-        area_B: Area, patches.
-        aspect_B: Height divided by width.
-        place_2B: Row and column of the rectangle, uniform in [0, 1).
-        grid: Patches per column and row.
-
-    Returns:
-        block_BL: True inside the rectangle.
-        fits_B: Whether the rectangle is smaller than the grid along both axes, as BEiT requires.
+    ``area_B`` is in patches, ``aspect_B`` height divided by width; ``place_2B``, row and column, is uniform in [0, 1).
     """
     height_B, width_B = (area_B * aspect_B).sqrt().round(), (area_B / aspect_B).sqrt().round()
     rows, columns = grid
@@ -45,14 +38,13 @@ class BlockMasking(Masking):
     Follows BEiT's generator: a block's area is uniform between ``min_block`` and the number of patches still to hide, its
     aspect ratio log-uniform in (min_aspect, 1 / min_aspect). A block is accepted if it hides a new patch and does not
     exceed the limit; ten rejections in a row end an image. Unlike BEiT's, all images of a batch are drawn in parallel,
-    without synchronisation, and ``max_draws`` limits the blocks per image (more than 64 change one image in thousands).
+    without synchronisation, and at most 64 blocks are proposed per image (more would change one image in thousands).
 
     Args:
         num_hidden: Maximum number of hidden patches; BEiT and MaskDistill use 75–78 of 196.
         ratio: Maximum share of hidden patches, instead of ``num_hidden``: floor(L · ratio).
         min_block: Minimum area of a block, patches.
         min_aspect: Minimum aspect ratio (height divided by width).
-        max_draws: Blocks proposed per image.
 
     Raises:
         ValueError: Not exactly one of ``num_hidden`` and ``ratio`` is given, a value is out of range, or the student
@@ -67,7 +59,6 @@ class BlockMasking(Masking):
         ratio: float | None = None,
         min_block: int = 16,
         min_aspect: float = 0.3,
-        max_draws: int = 64,
     ) -> None:
         super().__init__(student=student)
         if (ratio is None) == (num_hidden is None):
@@ -84,8 +75,8 @@ class BlockMasking(Masking):
             raise ValueError(
                 f'min_block={min_block}: it must lie in [1, {most}], the maximum number of hidden patches.'
             )
-        if not 0 < min_aspect <= 1 or max_draws < 1:
-            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1], and max_draws={max_draws} must be positive.')
+        if not 0 < min_aspect <= 1:
+            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1].')
         if not student.network.sees_all:
             raise ValueError(
                 f'BlockMasking hides a different number of patches in each image, but {type(student.network).__name__} '
@@ -93,14 +84,14 @@ class BlockMasking(Masking):
             )
         self.grid, self.most_hidden = student.grid, most
         self.num_visible = self.num_patches - most  # the minimum
-        self.min_block, self.log_aspect, self.max_draws = min_block, math.log(min_aspect), max_draws
+        self.min_block, self.log_aspect = min_block, math.log(min_aspect)
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw the blocks of all images."""
         batch, device = len(images_BCHW), images_BCHW.device
         hidden_BL = torch.zeros(batch, self.num_patches, dtype=torch.bool, device=device)
         failures_B = torch.zeros(batch, device=device)
-        uniform_D4B = torch.rand(self.max_draws, 4, batch, device=device)
+        uniform_D4B = torch.rand(DRAWS, 4, batch, device=device)
         for area_B, aspect_B, *place_2B in uniform_D4B.unbind():
             remaining_B = self.most_hidden - hidden_BL.sum(1)
             area_B = self.min_block + area_B * (remaining_B - self.min_block)

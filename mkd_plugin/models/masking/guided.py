@@ -62,11 +62,7 @@ class AttentionMasking(Masking):
 
 
 def drop_most_average(tokens_BLD: Tensor, ids_kept_BV: Tensor, num_keep: int) -> Tensor:
-    """Keep the ``num_keep`` of the tokens ``ids_kept_BV`` whose cosine similarity to their mean is lowest.
-
-    Returns:
-        Ids of the remaining patches, (B, num_keep).
-    """
+    """Ids of the ``num_keep`` of the tokens ``ids_kept_BV`` whose cosine similarity to their mean is lowest."""
     kept_BVD = take(tokens_BLD, ids_kept_BV)
     similarity_BV = F.cosine_similarity(kept_BVD, kept_BVD.mean(dim=1, keepdim=True), dim=-1)
     return ids_kept_BV.gather(1, similarity_BV.topk(num_keep, dim=1, largest=False).indices)

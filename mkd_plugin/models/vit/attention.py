@@ -13,29 +13,17 @@ from mkd_plugin.structures import QueryKey, take
 
 
 class AttentionOutput(NamedTuple):
-    """Output of an attention layer.
+    """Output of an attention layer."""
 
-    Attributes:
-        update_BRD: Residual update of the selected tokens; None if only queries, keys and values were computed.
-        q_BHRK: Queries of the selected tokens.
-        k_BHNK: Keys.
-        v_BHNK: Values; None if no tap reads them.
-    """
-
+    #: Residual update of the selected tokens; None if only queries, keys and values were computed
     update_BRD: Tensor | None
-    q_BHRK: Tensor
-    k_BHNK: Tensor
-    v_BHNK: Tensor | None
+    q_BHRK: Tensor  #: Queries of the selected tokens
+    k_BHNK: Tensor  #: Keys
+    v_BHNK: Tensor | None  #: Values; None if no tap reads them
 
     def query_key(self) -> QueryKey:
         """Pair queries with keys, for token relations."""
         return QueryKey(self.q_BHRK, self.k_BHNK)
-
-    def qkv_BNE(self) -> Tensor:
-        """Concatenate queries, keys and values as the ``qkv`` layer outputs them, (B, N, 3 · D)."""
-        assert self.v_BHNK is not None
-        parts = (self.q_BHRK, self.k_BHNK, self.v_BHNK)
-        return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1)
 
 
 class LayerScale(nn.Module):
@@ -90,7 +78,11 @@ class Attention(nn.Module):
             rows_BR: Tokens to compute the output for; they still attend to all N. None for all.
             bias_1HNN: Bias shared by all layers, added to the attention logits.
         """
-        q, k, v = self._split(self.qkv(x_BND)) if rows_BR is None else self._heads_of_rows(x_BND, rows_BR)
+        if rows_BR is None:
+            q, k, v = self._split(self.qkv(x_BND))
+        else:
+            (q,) = self._split(self._part_of_qkv(take(x_BND, rows_BR), 0, 1))
+            k, v = self._split(self._part_of_qkv(x_BND, 1, 3))
         bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
         if bias is not None:
             bias = bias.to(q.dtype)
@@ -103,10 +95,6 @@ class Attention(nn.Module):
         """Compute only queries and keys, and values if requested, when no later layer is needed."""
         parts = self._split(self._part_of_qkv(x_BND, 0, 3 if values else 2))
         return AttentionOutput(None, parts[0], parts[1], parts[2] if values else None)
-
-    def _heads_of_rows(self, x_BND: Tensor, rows_BR: Tensor) -> tuple[Tensor, ...]:
-        queries, keys_values = self._part_of_qkv(take(x_BND, rows_BR), 0, 1), self._part_of_qkv(x_BND, 1, 3)
-        return (*self._split(queries), *self._split(keys_values))
 
     def _part_of_qkv(self, x_BND: Tensor, first: int, end: int) -> Tensor:
         """Apply the rows of ``qkv`` for (query, key, value)[first:end], (B, N, (end − first) · D)."""

@@ -134,10 +134,7 @@ class Block(nn.Module):
         """
         if self.recompute and torch.is_grad_enabled():
             # mmengine's `activation_checkpointing` uses the re-entrant form, which drops the gradients of relation taps
-            result: tuple[Tensor, AttentionOutput] = checkpoint(
-                self._forward, x_BND, rows_BR, bias_1HNN, use_reentrant=False
-            )
-            return result
+            return checkpoint(self._forward, x_BND, rows_BR, bias_1HNN, use_reentrant=False)
         return self._forward(x_BND, rows_BR, bias_1HNN)
 
     def _forward(
@@ -155,19 +152,14 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Initialization:
-    """Distributions of a network's initial weights; biases start at zero.
+    """Distributions of a network's initial weights; biases start at zero."""
 
-    Attributes:
-        weight_: Fills the weight of a linear layer, or of the patch embedding as a matrix, in place.
-        token_: Fills a prefix or mask token in place.
-        position_: Fills learned positions in place; None to start from the sine-cosine table.
-        scale_residuals: Divide the last linear layer of both branches of block i (from 1) by √(2 · i).
-    """
-
+    #: Fills the weight of a linear layer, or of the patch embedding as a matrix, in place
     weight_: Callable[[Tensor], Any]
-    token_: Callable[[Tensor], Any]
+    token_: Callable[[Tensor], Any]  #: Fills a prefix or mask token in place
+    #: Fills learned positions in place; None to start from the sine-cosine table
     position_: Callable[[Tensor], Any] | None = None
-    scale_residuals: bool = False
+    scale_residuals: bool = False  #: Divide the last linear layer of both branches of block i (from 1) by √(2 · i)
 
     def init_linears(self, module: nn.Module) -> None:
         """Initialise all linear layers; reset norms, layer scales and position biases."""

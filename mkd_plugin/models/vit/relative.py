@@ -20,11 +20,7 @@ class RelativePositionBias(nn.Module):
     """Learned bias per head and per offset between two tokens, added to the attention logits; initially zero.
 
     The table has the layout used in checkpoints of BEiT, timm and mmpretrain. All blocks share one bias in pre-training;
-    each block has its own in fine-tuning.
-
-    Args:
-        grid: Patches per column and row.
-        num_heads: Attention heads.
+    each block has its own in fine-tuning. ``grid`` has the patches per column and row.
     """
 
     def __init__(self, *, grid: tuple[int, int], num_heads: int) -> None:

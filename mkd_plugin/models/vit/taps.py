@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mkd_plugin.models.vit.attention import AttentionOutput
@@ -35,19 +36,12 @@ INNER = ('attention', 'qkv', 'relation', 'logit', 'value')
 
 @dataclass(frozen=True)
 class Tap:
-    """A parsed tap.
+    """A parsed tap."""
 
-    Attributes:
-        name: The tap's name in the config.
-        kind: 'tokens', 'mean', 'output', 'projected' or one of ``INNER``.
-        position: Number of blocks that run before the tap is read; for ``INNER``, the index of its block.
-        first: For 'mean', the first position of the average.
-    """
-
-    name: str
-    kind: str
-    position: int
-    first: int = 0
+    name: str  #: The tap's name in the config
+    kind: str  #: 'tokens', 'mean', 'output', 'projected' or one of ``INNER``
+    position: int  #: Number of blocks that run before the tap is read; for ``INNER``, the index of its block
+    first: int = 0  #: For 'mean', the first position of the average
 
     @property
     def inner(self) -> bool:
@@ -110,14 +104,7 @@ class TransformerParts(Protocol):
 def run_blocks(
     network: TransformerParts, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None
 ) -> dict[str, TapValue]:
-    """Run the blocks up to the highest tap and read all taps.
-
-    Args:
-        network: Network whose blocks run.
-        x_BND: Input tokens of the first block.
-        taps: Taps to read.
-        rows_BR: Tokens to compute in the last of these blocks; None for all.
-    """
+    """Run the blocks up to the highest tap and read all taps; ``rows_BR``: tokens that the last block computes, or None."""
     values: dict[str, TapValue] = {}
     bias_1HNN = None if network.rel_pos_bias is None else network.rel_pos_bias()
     sums: dict[str, Tensor] = {}
@@ -163,7 +150,9 @@ def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:
         assert attention.update_BRD is not None
         return Tokens(attention.update_BRD)
     if tap.kind == 'qkv':
-        return Tokens(attention.qkv_BNE())
+        assert attention.v_BHNK is not None
+        parts = (attention.q_BHRK, attention.k_BHNK, attention.v_BHNK)
+        return Tokens(torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=-1))
     if tap.kind == 'value':
         assert attention.v_BHNK is not None
         return QueryKey(attention.v_BHNK, attention.v_BHNK, attention.v_BHNK.shape[-1] ** -0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 from mkd_plugin.analysis import (
     Hessian,
     MeanLoss,
-    SymmetricOperator,
     direction_of,
     hutchinson_trace,
     loss_landscape,
@@ -47,8 +45,7 @@ class LinearClassifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, (B, classes)."""
-        logits_BK: Tensor = self.head(self.features(images_BCHW))
-        return logits_BK
+        return self.head(self.features(images_BCHW))
 
 
 def fitted_classifier(probe: Probe) -> tuple[LinearClassifier, list[tuple[Tensor, Tensor]]]:
@@ -87,24 +84,11 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(images_BCHW), labels_B, reduction='none')
 
 
-class Ticking:
-    """A matrix that reports its products to a progress bar."""
-
-    def __init__(self, matrix: SymmetricOperator, tick: Callable[[], None]) -> None:
-        self.matrix, self.tick, self.like_N = matrix, tick, matrix.like_N
-
-    def product(self, v_N: Tensor) -> Tensor:
-        """The matrix times a vector."""
-        result_N = self.matrix.product(v_N)
-        self.tick()
-        return result_N
-
-
 def measure_hessian(probe: Probe) -> dict[str, Any]:
     """Top eigenvalues, trace and spectral density of the Hessian of the loss."""
     model, batches = fitted_classifier(probe)
     loss = MeanLoss(model, batches, cross_entropy)
-    matrix = Ticking(Hessian(loss), probe.tick)
+    matrix = Hessian(loss, on_product=probe.tick)
     top = top_eigenpairs(matrix, EIGENVALUES)
     trace = hutchinson_trace(matrix)
     density = spectral_density(matrix, steps=LANCZOS_STEPS)
@@ -128,7 +112,7 @@ def measure_landscape(probe: Probe) -> dict[str, Any]:
     model, batches = fitted_classifier(probe)
     loss = MeanLoss(model, batches, cross_entropy)
     if probe.settings.directions == 'hessian':
-        pairs = top_eigenpairs(Ticking(Hessian(loss), probe.tick), 2)
+        pairs = top_eigenpairs(Hessian(loss, on_product=probe.tick), 2)
         first, second = (direction_of(vector_N, loss.parameters) for vector_N in pairs.vectors_KN)
     else:
         first, second = (random_direction(loss.parameters, seed=seed) for seed in (0, 1))

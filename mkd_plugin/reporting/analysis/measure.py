@@ -96,7 +96,7 @@ class Probe:
     subject: OpenedModel
     images: ImageSet
     settings: Settings
-    tick: Callable[[], None] = lambda: None  # called after every batch or step
+    tick: Callable[[], None] = lambda: None  #: called after every batch or step
 
     @property
     def layout(self) -> dict[str, Any]:

@@ -29,15 +29,15 @@ DIRECTIONS = ('random', 'hessian')
 class Settings:
     """What is measured, and how. Raises ValueError for a value that is not allowed."""
 
-    only: Sequence[str] = ()  # names of measurements; empty for all, with curvature for small networks only
-    flavour: str = 'cl-vs-mim'  # or 'dbot': convention of the attention distance and of the spectrum of tokens
+    only: Sequence[str] = ()  #: names of measurements; empty for all, with curvature for small networks only
+    flavour: str = 'cl-vs-mim'  #: or 'dbot': convention of the attention distance and of the spectrum of tokens
     images: int = 64
-    batch: int = 16  # images per batch
-    # patches whose attention is drawn, as (row, column) fractions of the image
+    batch: int = 16  #: images per batch
+    #: patches whose attention is drawn, as (row, column) fractions of the image
     queries: Sequence[tuple[float, float]] = ((0.5, 0.5), (0.25, 0.25))
-    shown: int = 2  # number of images on which attention is drawn
-    directions: str = 'random'  # of the landscape: 'random', or 'hessian' for its top two eigenvectors
-    landscape_size: int = 21  # points along a direction, odd
+    shown: int = 2  #: number of images on which attention is drawn
+    directions: str = 'random'  #: of the landscape: 'random', or 'hessian' for its top two eigenvectors
+    landscape_size: int = 21  #: points along a direction, odd
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in MEASUREMENTS]
@@ -61,11 +61,11 @@ class Settings:
 class Report:
     """Everything that was measured; ``report.json`` holds the same."""
 
-    models: dict[str, dict[str, Any]]  # name → description of the network
-    data: dict[str, Any]  # description of the images
+    models: dict[str, dict[str, Any]]  #: name → description of the network
+    data: dict[str, Any]  #: description of the images
     settings: dict[str, Any]
-    results: dict[str, dict[str, Any]]  # model → measurement → numbers
-    pairs: list[dict[str, Any]] = field(default_factory=list)  # similarity of the first model to each other one
-    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # model → measurement → reason
-    left_out: dict[str, dict[str, str]] = field(default_factory=dict)  # model → measurement → why it was not tried
-    version: str = __version__  # of this package
+    results: dict[str, dict[str, Any]]  #: model → measurement → numbers
+    pairs: list[dict[str, Any]] = field(default_factory=list)  #: similarity of the first model to each other one
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)  #: model → measurement → reason
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)  #: model → measurement → why it was not tried
+    version: str = __version__  #: of this package

@@ -128,7 +128,8 @@ def compared(number: Number | None, base: Number | None) -> str:
         return str(number)
     word = direction(number, base)
     arrow = {'higher': '▲ ', 'lower': '▼ ', 'similar': ''}[word]
-    return f'{number}\n{arrow}{word} ({signed(number.value - base.value)})'
+    difference = number.value - base.value
+    return f'{number}\n{arrow}{word} ({"+" if difference >= 0 else "−"}{brief(abs(difference))})'
 
 
 def findings(report: Report) -> dict[str, str]:
@@ -148,8 +149,3 @@ def findings(report: Report) -> dict[str, str]:
         if both:
             sentences[f'{model} against {first}:'] = f'{said}.'
     return sentences
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f'{"+" if value >= 0 else "−"}{brief(abs(value))}'

@@ -6,7 +6,6 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,25 @@ from mkd_plugin.reporting.page import Document, Panel, Picture, Section, Table, 
 from mkd_plugin.utils.configs import config_root
 
 Report = Mapping[str, Any]
+Drawings = Mapping[Training, list[dict[str, Path]]]  # for each validation image: 'image', 'truth', 'predicted' → file
 DRAWN = ('detection', 'segmentation')
 KINDS = ('image', 'truth', 'predicted')  # files per validation image
 QUALITY = 80  # of WebP
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Drawings of one training."""
-
-    training: Training
-    files: tuple[dict[str, Path], ...]  # one per validation image: 'image', 'truth' and 'predicted' → file
-
-
-def draw(trainings: Trainings, planned: Sequence[Training]) -> tuple[list[Drawn], dict[str, str]]:
+def draw(trainings: Trainings, planned: Sequence[Training]) -> tuple[Drawings, dict[str, str]]:
     """Draw the first seed of every start, unless the files exist; also return training → why it could not be drawn."""
-    found, missing = [], {}
+    found, missing = {}, {}
     for training in planned:
         if training.task in DRAWN and training.seed == 0 and trainings.settings.pictures and trainings.record(training):
             try:
-                found.append(draw_training(trainings, training))
+                found[training] = draw_training(trainings, training)
             except ValueError as error:
                 missing[str(training)] = str(error)
     return found, missing
 
 
-def draw_training(trainings: Trainings, training: Training) -> Drawn:
+def draw_training(trainings: Trainings, training: Training) -> list[dict[str, Path]]:
     """Draw one training. Raises ValueError if it left no checkpoint."""
     from mkd_plugin.reporting.pictures import draw_predictions  # mmdet and mmseg are slow to import
 
@@ -65,10 +57,10 @@ def draw_training(trainings: Trainings, training: Training) -> Drawn:
             for kind, image_HW3 in zip(KINDS, images, strict=True):
                 Image.fromarray(image_HW3).save(files[kind], quality=QUALITY)
         complete.touch()
-    return Drawn(training, tuple(files for files in names if files['predicted'].is_file()))
+    return [files for files in names if files['predicted'].is_file()]
 
 
-def benchmark_document(report: Report, drawn: Sequence[Drawn], out: Path) -> Document:
+def benchmark_document(report: Report, drawn: Drawings, out: Path) -> Document:
     """The whole page; ``report`` is the result of ``collect``, and paths on the page are relative to ``out``."""
     roots = [config_root().parent, out.resolve(), Path.cwd()]
     against = report['settings']['against']
@@ -160,7 +152,7 @@ def missing_of(report: Report) -> Iterator[tuple[str, str]]:
         yield name, f'has no pictures: {reason}'
 
 
-def task_sections(report: Report, drawn: Sequence[Drawn]) -> Iterator[Section]:
+def task_sections(report: Report, drawn: Drawings) -> Iterator[Section]:
     """Learning curves and predictions of every task."""
     for task in report['tasks']:
         text = texts('benchmark')
@@ -168,7 +160,7 @@ def task_sections(report: Report, drawn: Sequence[Drawn]) -> Iterator[Section]:
         if panels := list(curve_panels(report, task)):
             reading = f'{about["scores"]} {text["curves"]}'
             yield Section(f'{group}: learning curves', group, reading, panels=panels)
-        if found := [each for each in drawn if each.training.task == task]:
+        if found := {training.start: files for training, files in drawn.items() if training.task == task}:
             reading = f'{text["predictions"]} {about["predictions"]}'
             yield Section(f'{group}: predictions', group, reading, pictures=list(picture_rows(found)))
 
@@ -190,18 +182,18 @@ def curve_panels(report: Report, task: str) -> Iterator[Panel]:
         yield Panel(figure, f'{name} over the iterations, mean over seeds at the end: {ends}.')
 
 
-def picture_rows(drawn: Sequence[Drawn]) -> Iterator[list[Picture]]:
+def picture_rows(drawn: Mapping[str, list[dict[str, Path]]]) -> Iterator[list[Picture]]:
     """One row per validation image: image, annotation, then the prediction of each start."""
-    for number, files in enumerate(drawn[0].files, start=1):
+    for number, rows in enumerate(zip(*drawn.values(), strict=True), start=1):
         yield [
-            Picture(files['image'], f'image {number}', f'Validation image {number}.'),
-            Picture(files['truth'], 'ground truth', f'Annotation of validation image {number}.'),
+            Picture(rows[0]['image'], f'image {number}', f'Validation image {number}.'),
+            Picture(rows[0]['truth'], 'ground truth', f'Annotation of validation image {number}.'),
             *(
                 Picture(
-                    each.files[number - 1]['predicted'],
-                    f'from {each.training.start}',
-                    f'Prediction of the training from {each.training.start} on validation image {number}.',
+                    files['predicted'],
+                    f'from {start}',
+                    f'Prediction of the training from {start} on validation image {number}.',
                 )
-                for each in drawn
+                for start, files in zip(drawn, rows, strict=True)
             ),
         ]

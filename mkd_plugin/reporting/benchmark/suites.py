@@ -20,10 +20,10 @@ UNREADABLE = re.compile(r'[\s,()\[\]"\']')  # --cfg-options would not read these
 class Metric:
     """A score of the host's evaluator."""
 
-    key: str  # in ``metrics.jsonl``
-    label: str  # in papers
-    scale: float = 1.0  # factor from the host's unit to per cent
-    absent: float | None = None  # value if the evaluator does not report it; None if that is an error
+    key: str  #: in ``metrics.jsonl``
+    label: str  #: in papers
+    scale: float = 1.0  #: factor from the host's unit to per cent
+    absent: float | None = None  #: value if the evaluator does not report it; None if that is an error
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,12 @@ TASKS = {
 class Task:
     """A fine-tuning task of a suite."""
 
-    name: str  # one of ``TASKS``
+    name: str  #: one of ``TASKS``
     config: Path
-    scratch: Path | None = (
-        None  # config for training from random weights, if it needs another learning rate or layer decay
-    )
-    tree: str = ''  # expected layout of the data on disk
-    minutes: float = 1.0  # typical duration of a training; only the estimated time left depends on it
+    #: config for training from random weights, if it needs another learning rate or layer decay
+    scratch: Path | None = None
+    tree: str = ''  #: expected layout of the data on disk
+    minutes: float = 1.0  #: typical duration of a training; only the estimated time left depends on it
 
     @property
     def kind(self) -> Kind:
@@ -67,9 +66,9 @@ class Suite:
     """A set of tasks."""
 
     tasks: Mapping[str, Task]
-    seeds: int = 1  # by default
-    prepare: Callable[[], object] = lambda: None  # creates the data if they do not exist
-    stamp: Path | None = None  # identifies the data; results on other data are not reused
+    seeds: int = 1  #: by default
+    prepare: Callable[[], object] = lambda: None  #: creates the data if they do not exist
+    stamp: Path | None = None  #: identifies the data; results on other data are not reused
 
 
 # Patterns below configs/<recipe>/finetune/; the first match is used.
@@ -123,17 +122,17 @@ class Start:
 class Settings:
     """Settings of a benchmark. Raises ValueError for a value that is not allowed."""
 
-    suite: str = 'digit-scenes'  # one of ``SUITES``
-    tasks: Sequence[str] = ()  # some of ``TASKS``; empty for all tasks of the suite
-    seeds: int | None = None  # number of seeds; None for the default of the suite
-    against: str | None = None  # name of the start to compare with; None for no comparison
-    recipe: str = 'dbot'  # folder of configs/ with the fine-tuning configs of the suite 'full'
-    arch: str = 'base'  # 'base' or 'large', for the suite 'full'
-    configs: Mapping[str, str] = field(default_factory=dict)  # task → config that replaces the one of the suite
-    options: Sequence[str] = ()  # as ``--cfg-options`` of tools/train.py; ``TASK:KEY=VALUE`` applies to one task only
-    processes: int = 1  # processes (GPUs) per training; more than one are started by tools/dist_train.sh
-    jobs: int = 1  # trainings at a time
-    pictures: int = 4  # validation images to draw predictions on
+    suite: str = 'digit-scenes'  #: one of ``SUITES``
+    tasks: Sequence[str] = ()  #: some of ``TASKS``; empty for all tasks of the suite
+    seeds: int | None = None  #: number of seeds; None for the default of the suite
+    against: str | None = None  #: name of the start to compare with; None for no comparison
+    recipe: str = 'dbot'  #: folder of configs/ with the fine-tuning configs of the suite 'full'
+    arch: str = 'base'  #: 'base' or 'large', for the suite 'full'
+    configs: Mapping[str, str] = field(default_factory=dict)  #: task → config that replaces the one of the suite
+    options: Sequence[str] = ()  #: as ``--cfg-options`` of tools/train.py; ``TASK:KEY=VALUE`` applies to one task only
+    processes: int = 1  #: processes (GPUs) per training; more than one are started by tools/dist_train.sh
+    jobs: int = 1  #: trainings at a time
+    pictures: int = 4  #: validation images to draw predictions on
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:

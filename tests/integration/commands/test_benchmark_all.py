@@ -1,34 +1,25 @@
-"""tools/benchmark_all.py: skipped, resumed and failed trainings, the numbers, the page, and one small run for real."""
+"""tools/benchmark_all.py: what it refuses or skips, the commands it runs, and small runs with real trainings."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
-import io
 import json
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
-from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.stub_trainings import run
 from PIL import Image
-from rich.console import Console
 
 import mkd_plugin
 from mkd_plugin.registry import MODELS
-from mkd_plugin.reporting.benchmark import Settings, benchmark, jobs, results, suites
-from mkd_plugin.reporting.benchmark import run as benchmark_run
+from mkd_plugin.reporting.benchmark import Settings, suites
 from mkd_plugin.reporting.benchmark.jobs import Training, Trainings
 from mkd_plugin.reporting.benchmark.suites import SCRATCH, read_starts
-from mkd_plugin.reporting.figures import mean_curve
-from mkd_plugin.reporting.page import write_page
-from mkd_plugin.reporting.store import LOCK
 from projects.digit_scenes.writing import write_digit_scenes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,256 +34,6 @@ def load_tool(name, path):
 
 tool = load_tool('benchmark_all_tool', 'tools/benchmark_all.py')
 browser = load_tool('docs_browser', 'tools/docs/browser.py')
-
-# Stands for tools/train.py: notes that it was called, then writes what a training would. What it does is in `orders.json`.
-TRAINER = """
-import json, os, pathlib, signal, sys, time
-folder, job, task, start, seed = pathlib.Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5])
-with open('calls.txt', 'a') as calls:
-    calls.write(job + '\\n')
-order = json.loads(pathlib.Path('orders.json').read_text()).get(job)
-if order == 'fail':
-    print('first line\\n' + 'x\\n' * 50 + 'ValueError: the 7th image is broken')
-    sys.exit(3)
-if order == 'interrupt' and not (folder / 'saved').exists():
-    def save(number, frame):
-        (folder / 'saved').touch()
-        sys.exit(85)
-    signal.signal(signal.SIGTERM, save)
-    os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(60)
-score = {'classification': 50, 'detection': 0.2, 'segmentation': 30}[task] * (1 + 0.1 * seed ** 2)
-score *= {'scratch': 1.0, 'a': 1.5, 'b': 0.9}[start]
-names = {
-    'classification': ['accuracy/top1'], 'detection': ['coco/bbox_mAP', 'coco/segm_mAP'], 'segmentation': ['mIoU', 'mAcc'],
-}[task]
-rows = [dict(mode='train', iter=n, loss=9.0 / n) for n in (1, 2)]
-rows += [dict(mode='val', iter=2, **dict.fromkeys(names, score / 2))]
-rows += [dict(mode='train', iter=4, loss=1.0), dict(mode='val', iter=4, other=1, **dict.fromkeys(names, score))]
-(folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\\n' for row in rows))
-"""
-
-
-@pytest.fixture
-def stubbed(tmp_path, monkeypatch):
-    """An empty folder, two checkpoints, three configs, and a trainer that does as it is told."""
-    monkeypatch.chdir(tmp_path)
-    Path('trainer.py').write_text(TRAINER)
-    Path('orders.json').write_text('{}')
-    for name in ('a', 'b'):
-        Path(f'{name}.pth').write_text(f'weights {name}')
-    for name in suites.TASKS:
-        Path(f'{name}.py').write_text(
-            f"model = dict(type='{name}', backbone=dict())\ntrain_cfg = dict(max_iters=4)\nrate = 1\n"
-        )
-    tasks = {name: suites.Task(name, tmp_path / f'{name}.py') for name in suites.TASKS}
-    monkeypatch.setitem(suites.SUITES, 'digit-scenes', lambda recipe, arch: suites.Suite(tasks, seeds=2))
-    monkeypatch.setattr(benchmark_run, 'write_page', lambda path, document: None)
-    monkeypatch.setattr(
-        Trainings, 'command',
-        lambda self, job: [
-            sys.executable, '-I', '-S', 'trainer.py', str(self.work_dir(job)), str(job), job.task, job.start, str(job.seed),
-        ],
-    )  # fmt: skip
-    return tmp_path
-
-
-@pytest.fixture
-def with_page(stubbed, monkeypatch):
-    """The same with the page, which takes a second to draw."""
-    monkeypatch.setattr(benchmark_run, 'write_page', write_page)
-
-
-def run(checkpoints=('a.pth',), **options):
-    """A benchmark; the report and what was printed."""
-    printed = io.StringIO()
-    settings = Settings(**{**dict(against=SCRATCH, pictures=0), **options})
-    found = benchmark(
-        checkpoints, settings, out=Path('out'), command='bash tools/benchmark_all.sh', console=Console(file=printed, width=200)
-    )  # fmt: skip
-    return found, printed.getvalue()
-
-
-def calls():
-    """The trainings that were begun since the last time."""
-    file = Path('calls.txt')
-    begun = file.read_text().splitlines() if file.is_file() else []
-    file.unlink(missing_ok=True)
-    return begun
-
-
-def order(**orders):
-    """Tell trainings what to do; all others succeed."""
-    Path('orders.json').write_text(json.dumps(orders))
-
-
-# The numbers.
-
-
-def test_benchmark__means_spreads_and_paired_differences(with_page):
-    found, printed = run(['a.pth', 'b=b.pth'], seeds=3)
-    assert len(calls()) == 3 * 3 * 3
-    seeds = np.array([1.0, 1.1, 1.4])
-    for task, label, base in (
-        ('classification', 'top-1', 50), ('detection', 'AP-mask', 20), ('segmentation', 'mIoU', 30),
-    ):  # fmt: skip
-        got = found['tasks'][task]['scores'][label]
-        for start, factor in (('a', 1.5), ('b', 0.9), ('scratch', 1.0)):
-            wanted = base * factor * seeds
-            assert list(got[start]['seeds'].values()) == pytest.approx(wanted)
-            assert got[start]['mean'] == pytest.approx(wanted.mean())
-            assert got[start]['std'] == pytest.approx(wanted.std(ddof=1))
-            if start == 'scratch':
-                assert got[start]['difference'] is None
-                continue
-            paired = base * (factor - 1) * seeds
-            assert got[start]['difference']['mean'] == pytest.approx(paired.mean())
-            assert got[start]['difference']['std'] == pytest.approx(paired.std(ddof=1))
-            assert got[start]['difference']['better'] == (3 if start == 'a' else 0)
-    assert json.loads(Path('out/report.json').read_text()) == found
-    page = unescape(Path('out/index.html').read_text())
-    for text in ('87.5 ± 15.6', '+29.2 ± 5.2 (3 of 3)', '−5.8 ± 1.0 (0 of 3)'):
-        assert text in page
-    assert '87.5 ± 15.6' in printed and '9.0 min left' not in printed
-    (job,) = (job for job in found['jobs'] if (job['task'], job['start'], job['seed']) == ('detection', 'a', 1))
-    assert job['scores'] == pytest.approx({'AP-box': 33, 'AP-mask': 33, 'other': 1})
-    assert job['curves']['AP-box'] == pytest.approx(np.array([[2, 16.5], [4, 33]]))
-    assert job['curves']['loss'] == [[1, 9.0], [2, 4.5], [4, 1.0]]
-
-
-def test_final_scores__are_those_of_the_last_validation():
-    metrics = suites.TASKS['detection'].metrics
-    rows = [{'mode': 'val', 'iter': 1, 'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.4}, {'mode': 'val', 'iter': 2}]
-    assert jobs.final_scores(rows[:1], metrics) == {'AP-box': 50, 'AP-mask': 40}
-    assert jobs.final_scores(rows, metrics) == {'AP-box': 0, 'AP-mask': 0}  # nothing was detected
-    with pytest.raises(ValueError, match="gave no mIoU, only \\['aAcc'\\]"):
-        jobs.final_scores([{'mode': 'val', 'iter': 1, 'aAcc': 3.0}], suites.TASKS['segmentation'].metrics)
-    for unfinished in ([], [{'mode': 'val', 'iter': 1}, {'mode': 'train', 'iter': 2}]):
-        with pytest.raises(ValueError, match='did not end with a validation'):
-            jobs.final_scores(unfinished, metrics)
-
-
-def test_differences__only_of_seeds_that_both_have():
-    assert results.differences({0: 5.0, 2: 9.0}, {0: 4.0, 1: 7.0}) == dict(
-        mean=1.0, std=None, seeds={'0': 1.0}, better=1
-    )
-    assert results.differences({0: 5.0}, {1: 7.0}) is None
-
-
-def test_curves__mean_and_thinning():
-    assert mean_curve([[[1, 2.0], [3, 4.0]], [[1, 4.0], [2, 9.0], [3, 5.0]]]) == [(1, 3.0), (3, 4.5)]
-    points = [[step, float(step)] for step in range(1001)]
-    thin = results.thinned(points)
-    assert 150 < len(thin) <= 202 and thin[0] == points[0] and thin[-1] == points[-1]
-    assert results.thinned([]) == [] and results.thinned(points[:3]) == points[:3]
-
-
-# What is done, and what is not done again.
-
-
-def test_benchmark__again_does_nothing(stubbed):
-    first, _ = run()
-    assert len(calls()) == 12
-    shutil.copy('a.pth', 'copy.pth')
-    second, printed = run(['a=copy.pth'])  # the same bytes at another place
-    assert calls() == [] and '12 jobs, 12 already done' in printed
-    assert [job['scores'] for job in first['jobs']] == [job['scores'] for job in second['jobs']]
-
-
-def keys(**options):
-    """Of all trainings."""
-    settings = Settings(**{**dict(against=SCRATCH), **options})
-    trainings = Trainings(settings.build(), read_starts(['a.pth'], settings.against), settings, Path('out'))
-    return {trainings.key(job) for job in trainings.plan(list(trainings.suite.tasks))}
-
-
-@pytest.mark.parametrize(
-    ('change', 'again'),
-    [
-        (dict(seeds=3), 6),
-        (dict(options=['rate=2']), 12),
-        (dict(options=['detection:rate=2']), 4),
-        (dict(processes=2), 12),
-        (dict(against=None), 0),
-        (dict(jobs=2, pictures=0), 0),
-        (dict(tasks=['detection']), 0),
-    ],
-)
-def test_key__what_a_change_makes_it_do_again(stubbed, change, again):
-    assert len(keys()) == 12
-    assert len(keys(**change) - keys()) == again
-
-
-def test_key__another_checkpoint_config_or_version_is_trained_anew(stubbed, monkeypatch):
-    before = keys()
-    Path('a.pth').write_text('other weights')
-    assert len(keys() - before) == 6  # scratch does not depend on it
-    before = keys()
-    Path('segmentation.py').write_text(Path('segmentation.py').read_text().replace('rate = 1', 'rate = 2'))
-    assert {name.split('-')[0] for name in keys() - before} == {'segmentation'}
-    monkeypatch.setattr(jobs, '__version__', '99')
-    assert not keys() & before
-
-
-def test_key__depends_on_the_data(stubbed):
-    suite = replace(Settings().build(), stamp=Path('scenes.json'))
-    Path('scenes.json').write_text('{"train": 10}')
-    job = Training('detection', SCRATCH, 0)
-
-    def key():
-        return Trainings(suite, read_starts([], SCRATCH), Settings(), Path('out')).key(job)
-
-    first = key()
-    assert key() == first
-    Path('scenes.json').write_text('{"train": 11}')
-    assert key() != first
-
-
-def test_benchmark__failed_training_does_not_lose_the_others(with_page):
-    order(**{'detection from a, seed 0': 'fail'})
-    found, printed = run()
-    assert len(calls()) == 12
-    (failed,) = (job for job in found['jobs'] if job['failed'])
-    assert (failed['task'], failed['start'], failed['seed']) == ('detection', 'a', 0)
-    assert failed['failed']['reason'] == 'exit code 3'
-    assert failed['failed']['lines'][-1] == 'ValueError: the 7th image is broken'
-    assert 'detection from a, seed 0: FAILED: exit code 3' in printed and '7th image' in printed
-    assert found['tasks']['detection']['scores']['AP-box']['a']['seeds'].keys() == {'1'}
-    assert '7th image' in unescape(Path('out/index.html').read_text())
-
-    order()
-    again, _ = run()
-    assert calls() == ['detection from a, seed 0']
-    assert not any(job['failed'] for job in again['jobs'])
-
-
-def test_benchmark__resumes_after_an_interruption(stubbed):
-    order(**{'detection from scratch, seed 0': 'interrupt'})
-    with pytest.raises(KeyboardInterrupt):
-        run(jobs=2)
-    begun = calls()
-    assert 'detection from scratch, seed 0' in begun and len(begun) < 12
-    (saved,) = Path('out').glob('jobs/*/saved')
-    assert not (saved.parent / 'result.json').exists()
-    done = len(list(Path('out').glob('jobs/*/result.json')))
-    found, _ = run(jobs=2)
-    again = calls()
-    assert 'detection from scratch, seed 0' in again and len(again) == 12 - done
-    assert not any(job['failed'] for job in found['jobs'])
-
-
-def test_benchmark__a_training_that_outlived_its_benchmark(stubbed):
-    trainings = Trainings(Settings().build(), read_starts(['a.pth'], SCRATCH), Settings(), Path('out'))
-    folder = trainings.work_dir(Training('detection', 'a', 1))
-    folder.mkdir(parents=True)
-    with (folder / LOCK).open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found, _ = run()
-    (failed,) = (job for job in found['jobs'] if job['failed'])
-    assert 'another process is running this job' in failed['failed']['reason']
-    assert len(calls()) == 11
-    run()
-    assert calls() == ['detection from a, seed 1']
 
 
 # What is missing or wrong.

@@ -1,25 +1,15 @@
 # Stanford Cars. The paper states batch 768 and rate 7.5e-6; the authors built on dBOT's code (run.sh,
 # evaluation/eval_cls.py), where that is the rate per 512 images and training takes 1000 epochs. Layer decay, drop
 # path and augmentation are those of ImageNet-1K (our choice).
-_base_ = '../in1k/hybrid-ft_vit-base-p16_8xb32-100e_in1k.py'
+_base_ = '../../../downstream/mmpretrain/transfer/vit-base-p16_ft_8xb96-1000e_flowers102.py'
 
 data_preprocessor = dict(num_classes=196)
-train_dataloader = dict(
-    batch_size=96,
-    dataset=dict(
-        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='train',
-        pipeline={{_base_.train_pipeline}}))
-val_dataloader = dict(
-    batch_size=96,
-    dataset=dict(
-        _delete_=True, type='StanfordCars', data_root='data/stanfordcars', split='test',
-        pipeline={{_base_.test_pipeline}}))
+train_dataloader = dict(dataset=dict(type='StanfordCars', data_root='data/stanfordcars', split='train'))
+val_dataloader = dict(dataset=dict(type='StanfordCars', data_root='data/stanfordcars'))
 test_dataloader = val_dataloader
-model = dict(head=dict(num_classes=196))
-optim_wrapper = dict(optimizer=dict(lr=7.5e-6 * 768 / 512))  # the reference code scales the rate by batch / 512
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=5, end=1000, convert_to_iter_based=True),
-]
-train_cfg = dict(max_epochs=1000)
-auto_scale_lr = dict(base_batch_size=768)
+model = dict(
+    backbone=dict(
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint='work_dirs/hybrid_vit-base-p16_mae-deit_8xb128-300e_in1k/epoch_300.pth')),
+    head=dict(num_classes=196, init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.01)]))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.75))
