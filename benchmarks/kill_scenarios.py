@@ -134,8 +134,8 @@ def dense_config(scenario: Scenario, data: Path) -> Any:
     else:
         for head in cfg.model.roi_head.bbox_head:
             head.fc_out_channels = 16
-    before, cfg.data_root = cfg.data_root, f'{data}/'
-    move_data_root(cfg, before)
+    move_data_root(cfg, f'{data}/')
+    cfg.data_root = f'{data}/'
     for part in ('val', 'test'):
         for name in ('cfg', 'dataloader', 'evaluator'):
             cfg.pop(f'{part}_{name}', None)

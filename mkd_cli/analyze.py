@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mkd_cli.command import INTERRUPTED, add_network_arguments, script
+from mkd_cli.command import INTERRUPTED, add_network_arguments, at_least, network_options, script, usable_device
 
 SPECIFICATION = '[NAME=][NETWORK=]FILE[#PART]'
 MEASUREMENTS = (
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'million parameters)',
     )
     parser.add_argument('--flavour', choices=FLAVOURS, default=FLAVOURS[0], help='published convention to follow')
-    parser.add_argument('--images', type=int, default=64, help='number of images')
-    parser.add_argument('--batch', type=int, default=16, help='images at once')
+    parser.add_argument('--images', type=at_least(1), default=64, help='number of images')
+    parser.add_argument('--batch', type=at_least(1), default=16, help='images at once')
     parser.add_argument(
         '--queries',
         nargs='+',
@@ -58,17 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='places of the patches whose attention is drawn, as fractions of the image (default: 0.5,0.5 0.25,0.25)',
     )
     parser.add_argument('--directions', choices=DIRECTIONS, default='random', help='directions of the loss landscape')
-    parser.add_argument('--landscape-size', type=int, default=21, help='points along a direction, an odd number')
+    parser.add_argument(
+        '--landscape-size', type=at_least(1), default=21, help='points along a direction, an odd number'
+    )
     add_network_arguments(parser)
     parser.add_argument('--device', help='device to compute on (default: cuda if there is a GPU, else cpu)')
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; return 1 if something could not be measured, 130 if it was interrupted."""
-    import torch
-
     from mkd_plugin.reporting.analysis import Settings, analyze
-    from mkd_plugin.utils.configs import parse_options
 
     names = ('only', 'flavour', 'images', 'batch', 'queries', 'directions', 'landscape_size')
     settings = Settings(**{name: getattr(args, name) for name in names})
@@ -78,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
             data=args.data,
             out=args.out,
             settings=settings,
-            known=parse_options(args.network),
+            known=network_options(args.network),
             pixels=args.pixels,
-            device=args.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+            device=usable_device(args.device),
         )
     except KeyboardInterrupt:
         print(f'Interrupted. Rerun the command to resume from {args.out}.', file=sys.stderr)

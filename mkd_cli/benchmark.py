@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mkd_cli.command import INTERRUPTED, script
+from mkd_cli.command import INTERRUPTED, at_least, script
 
 SUITES = ('digit-scenes', 'full')
 TASKS = ('classification', 'detection', 'segmentation')
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='scratch|NAME',
         help='start that the others are compared with, seed by seed (default: no comparison)',
     )
-    parser.add_argument('--seeds', type=int, help='fine-tuning runs of each task (default: 3; 1 for the suite full)')
+    parser.add_argument(
+        '--seeds', type=at_least(1), help='fine-tuning runs of each task (default: 3; 1 for the suite full)'
+    )
     parser.add_argument('--recipe', default='dbot', help='method whose fine-tuning recipes the suite full uses')
     parser.add_argument('--arch', choices=['base', 'large'], default='base', help='network of the suite full')
     parser.add_argument(
@@ -50,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='[TASK:]KEY=VALUE', help='settings of the configs to change'
     )
-    parser.add_argument('--processes', type=int, default=1, help='processes of a training: GPUs')
+    parser.add_argument('--processes', type=at_least(1), default=1, help='processes of a training: GPUs')
     parser.add_argument(
-        '--jobs', type=int, help='trainings at a time (default: 2 on a CPU with at least two cores, else 1)'
+        '--jobs', type=at_least(1), help='trainings at a time (default: 2 on a CPU with at least two cores, else 1)'
     )
-    parser.add_argument('--pictures', type=int, default=4, help='images to draw predictions on')
+    parser.add_argument('--pictures', type=at_least(0), default=4, help='images to draw predictions on')
     parser.add_argument('--out', type=Path, metavar='DIR', help='output folder (default: work_dirs/benchmark_SUITE)')
     parser.add_argument('--report-only', action='store_true', help='train nothing; report what is finished')
 
@@ -64,7 +66,11 @@ def settings_of(args: argparse.Namespace) -> Any:
     import torch
 
     from mkd_plugin.reporting.benchmark import Settings
+    from mkd_plugin.utils.configs import parse_options
 
+    for text in args.cfg_options:
+        task, _, rest = text.partition(':')
+        parse_options([rest if task in TASKS else text])
     several = args.processes == 1 and not torch.cuda.is_available() and (os.cpu_count() or 1) > 1
     names = ('suite', 'tasks', 'seeds', 'against', 'recipe', 'arch', 'processes', 'pictures')
     return Settings(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
@@ -15,6 +18,8 @@ from mkd_cli.environment import explain_missing_module
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+MOST_LINES = 12  # of a message
+LONGEST = 2000  # characters of a line
 OURS = ('mkd_plugin', 'mkd_cli', 'projects')
 
 
@@ -66,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and exit."""
-        self.exit(USAGE_ERROR, f'error: {message}\n')
+        self.exit(USAGE_ERROR, '' if said_by_another(message) else f'error: {escaped(shortened(message))}\n')
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -75,14 +80,63 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f' Did you mean {close[0]!r}?' if close else ''
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the parser of a whole number that must not be less than ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.removeprefix('-').isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is not allowed: give a whole number of at least {least}.')
+        return int(text)
+
+    return parse
+
+
 def integers(text: str) -> tuple[int, ...]:
-    """Parse '10,20' into (10, 20)."""
-    return tuple(int(part) for part in text.split(','))
+    """Parse '10,20' into (10, 20): different numbers from 1."""
+    found = tuple(at_least(1)(part) for part in text.split(','))
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed: give each number once.')
+    return found
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Parse '0.1,0.3' into (0.1, 0.3)."""
-    return tuple(float(part) for part in text.split(','))
+    """Parse '0.1,0.3' into (0.1, 0.3): finite numbers."""
+    try:
+        found = tuple(float(part) for part in text.split(','))
+    except ValueError:
+        found = ()
+    if not found or not all(math.isfinite(number) for number in found):
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed: give numbers, separated by commas.')
+    return found
+
+
+def network_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``--network``. Raises ValueError for an option that networks do not have."""
+    from mkd_plugin.models.vit import VisionTransformer
+    from mkd_plugin.registry import check_names, check_values, parameters_of
+    from mkd_plugin.utils.configs import parse_options
+
+    options, (parameters, _) = parse_options(pairs), parameters_of(VisionTransformer)
+    parameters = {**parameters, 'num_heads': int}
+    check_names('--network', options, parameters)
+    check_values('--network', options, parameters)
+    return options
+
+
+def usable_device(name: str | None) -> str:
+    """Return the device to compute on, by default a GPU if there is one. Raises ValueError if it cannot be used."""
+    import torch
+
+    if name is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f'--device {name}: nothing can be computed there. Use cpu, cuda or cuda:N; torch can use '
+            f'{torch.cuda.device_count()} GPUs here.'
+        ) from error
+    return name
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,8 +196,42 @@ def run_command(module: ModuleType, arguments: Sequence[str], prog: str | None =
         message = message_for_user(error)
         if message is None or args.debug:
             raise
-        print(f'error: {message}', file=sys.stderr)
+        if not said_by_another(message):
+            print(f'error: {escaped(shortened(message))}', file=sys.stderr)
         return USAGE_ERROR
+
+
+def shortened(message: str) -> str:
+    """Cut a message that would fill the terminal, such as one of a host with a line for every tensor."""
+    lines = [line if len(line) <= LONGEST else f'{line[:LONGEST]} …' for line in message.splitlines()]
+    if len(lines) <= MOST_LINES:
+        return '\n'.join(lines)
+    rest = f'… {len(lines) - MOST_LINES + 1} more lines: add --debug to see them.'
+    return '\n'.join([*lines[: MOST_LINES - 1], rest])
+
+
+def escaped(text: str) -> str:
+    """Replace what is no printable character: a name in a file may hold the escape sequences of a terminal."""
+    return ''.join(
+        letter if letter.isprintable() or letter == '\n' else letter.encode('unicode_escape').decode()
+        for letter in text
+    )
+
+
+def said_by_another(message: str) -> bool:
+    """Whether another process of this run, on this machine, prints the same message."""
+    attempt = os.environ.get('TORCHELASTIC_ERROR_FILE')  # ATTEMPT/RANK/error.json, in a folder that torchrun deletes
+    if attempt:
+        digest = hashlib.sha256(message.encode(errors='replace')).hexdigest()
+        try:
+            (Path(attempt).parents[1] / f'{digest}.said').touch(exist_ok=False)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+    started = sys.modules.get('torch.distributed')  # before the processes know each other, all read the same files
+    alone = any(os.environ.get(name, '0') != '0' for name in ('SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'))
+    return alone and not (started is not None and started.is_initialized())
 
 
 def message_for_user(error: Exception) -> str | None:

@@ -7,9 +7,10 @@ mkd convert SRC DST --to {mkd,mmpretrain,timm,hf,mae,openclip} [--part student|t
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from mkd_cli.command import did_you_mean, script
+from mkd_cli.command import at_least, did_you_mean, network_options, script
 
 TARGETS = ('mkd', 'timm', 'hf', 'mmpretrain', 'mae', 'openclip')
 PARTS = ('student', 'teacher', 'decoder')
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--prefix', help='prefix of the network in the source (default: the only network there)')
     parser.add_argument(
         '--img-size',
-        type=int,
+        type=at_least(1),
         nargs='+',
         metavar='PIXELS',
         help='resize the positions for images of this size, or height and width (default: as in the source)',
@@ -44,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='options that the source does not state: num_heads, activation, norm_eps, img_size',
     )
     parser.add_argument('--objective', default='pixel', help="name of the decoder's objective in our format")
+    parser.add_argument(
+        '--allow-nonfinite',
+        action='store_true',
+        help='convert weights that are NaN or infinite too, without comparing outputs',
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from mkd_plugin.checkpoint.releases import RELEASES
     from mkd_plugin.interop.convert import convert_checkpoint
-    from mkd_plugin.utils.configs import parse_options
 
     size = args.img_size
     if size is not None and len(size) > 2:
@@ -62,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     if args.release not in (None, *RELEASES):
         hint = did_you_mean(args.release, RELEASES)
         raise ValueError(f'unknown release {args.release!r}.{hint} docs/teachers.md lists all: {", ".join(RELEASES)}.')
+    folder = Path(args.destination)
+    if folder.is_dir() and not (args.to == 'hf' and (folder / 'config.json').is_file()):
+        raise ValueError(
+            f'{folder} is a folder, and writing would replace all that is in it. Name a file, or a new folder.'
+        )
     done = convert_checkpoint(
         args.source,
         args.destination,
@@ -70,8 +80,9 @@ def run(args: argparse.Namespace) -> int:
         prefix=args.prefix,
         img_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
         release=None if args.release is None else RELEASES[args.release],
-        options=parse_options(args.network) or None,
+        options=network_options(args.network) or None,
         objective=args.objective,
+        allow_nonfinite=args.allow_nonfinite,
     )
     show(done, args.destination)
     return 0
@@ -82,12 +93,17 @@ def show(done: Any, destination: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from mkd_plugin.interop.export import TOLERANCE
+
     console = Console()
     console.print(escape(done.report.title()))
     console.print(done.report.table())
     for title, error in done.checks:
-        outcome = 'not run' if error is None else f'differs by {error:.1e} of the largest magnitude'
+        bound = f'equal: at most {TOLERANCE:.0e} is allowed'
+        outcome = 'not run' if error is None else f'differs by {error:.1e} of the largest magnitude ({bound})'
         console.print(f'{escape(title)}: {outcome}')
+    if done.nonfinite:
+        console.print(f'[bold]not finite[/]: {escape(", ".join(done.nonfinite[:6]))}; {len(done.nonfinite)} tensors')
     if done.left_out:
         console.print(f'left out: {", ".join(done.left_out)}')
     console.print(f'wrote {escape(destination)}')

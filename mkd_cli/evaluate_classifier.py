@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mkd_cli.command import script
+from mkd_cli.command import at_least, script, usable_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--classes', help='folder of the training images, or a file with a class name in each line (default: none; '
         '--folders needs it)')  # fmt: skip
     add('--cue-conflict', metavar='DIR', help='folder of images named like cat/cat7-elephant2.png (default: none)')
-    add('--size', type=int, default=224, help='image size in pixels')
+    add('--size', type=at_least(1), default=224, help='image size in pixels')
     add('--out', type=Path, default=Path('work_dirs/evaluation_classifier'), metavar='DIR', help='output folder')
-    add('--batch-size', type=int, default=64, help='images at once')
-    add('--workers', type=int, default=0, help='processes that read images')
+    add('--batch-size', type=at_least(1), default=64, help='images at once')
+    add('--workers', type=at_least(0), default=0, help='processes that read images')
     add('--device', default='cpu', help='device to compute on')
 
 
@@ -36,10 +36,20 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mkd_plugin.reporting.evaluation_report import ClassifierPlan, evaluate_classifiers
+    from mkd_plugin.utils.configs import find_config
 
     wrong = [entry for entry in args.folders if not all(entry.partition('='))]
     if wrong:
         raise ValueError(f'--folders {" ".join(wrong)}: give NAME=DIR.')
+    folders = [entry.partition('=')[2] for entry in args.folders]
+    missing = [
+        path
+        for path in (*args.checkpoints, *folders, args.classes, args.cue_conflict)
+        if path and not Path(path).exists()
+    ]
+    if missing:
+        raise ValueError(f'There is no file or folder {missing[0]}.')
+    find_config(args.config)
     plan = ClassifierPlan(
         {name: folder for name, _, folder in (entry.partition('=') for entry in args.folders)},
         args.classes,
@@ -47,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         args.size,
         args.batch_size,
         args.workers,
-        args.device,
+        usable_device(args.device),
     )
     table = evaluate_classifiers(args.config, args.checkpoints, plan, args.out)
     Console().print(table.rich())

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mkd_cli.command import add_network_arguments, script
+from mkd_cli.command import add_network_arguments, at_least, network_options, script, usable_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', type=Path, required=True, metavar='FILE.npz', help='file to write')
     add('--taps', default='block:-1', help="layers to read, such as 'block:-1,block:5,output'")
     add('--pools', default='cls,mean', help='how tokens become one vector: cls, mean, or both')
-    add('--resize', type=int, metavar='PIXELS', help='short edge before the crop (default: image size * 256 / 224)')
+    add(
+        '--resize',
+        type=at_least(1),
+        metavar='PIXELS',
+        help='short edge before the crop (default: image size * 256 / 224)',
+    )
     add_network_arguments(parser)
-    add('--batch-size', type=int, default=64, help='images at once')
-    add('--workers', type=int, default=0, help='processes that read images')
+    add('--batch-size', type=at_least(1), default=64, help='images at once')
+    add('--workers', type=at_least(0), default=0, help='processes that read images')
     add('--device', default='cpu', help='device to compute on')
 
 
@@ -39,12 +44,15 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.evaluation.features import Feature, compute
     from mkd_plugin.evaluation.images import Preprocessing, open_images
     from mkd_plugin.interop.open_model import open_models
-    from mkd_plugin.utils.configs import parse_options
+    from mkd_plugin.interop.specs import ModelSpec
 
     if args.out.suffix != '.npz':
         raise ValueError(f'--out {args.out}: give a file that ends in .npz.')
+    ModelSpec(args.model).check()
     which = [Feature(tap, pool) for tap in args.taps.split(',') for pool in args.pools.split(',')]
-    (subject,) = open_models([args.model], known=parse_options(args.network), device=args.device, pixels=args.pixels)
+    (subject,) = open_models(
+        [args.model], known=network_options(args.network), device=usable_device(args.device), pixels=args.pixels
+    )
     crop = subject.network.image_hw
     images = open_images(args.images, Preprocessing(crop, args.resize) if args.resize else Preprocessing.standard(crop))
     batches = images.batches(0, len(images), batch_size=args.batch_size, workers=args.workers)

@@ -9,6 +9,7 @@ mmcv was installed without compiled ops.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mkd_cli.command import script
 
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the script."""
     from mkd_plugin.__main__ import main as run_script
 
+    if not Path(args.script).is_file():
+        raise ValueError(f'There is no script {args.script}. Give the path of one, such as tools/train.py of a host.')
     run_script([args.script, *args.rest])
     return 0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from mkd_cli.command import script
+from mkd_cli.command import escaped, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.interop.inspect import describe_checkpoint, render
 
     description = describe_checkpoint(args.file)
-    print(json.dumps(description, default=str) if args.json else render(description, config=args.config))
+    print(json.dumps(description, default=str) if args.json else escaped(render(description, config=args.config)))
     return 0
 
 

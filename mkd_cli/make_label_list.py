@@ -9,7 +9,18 @@ from __future__ import annotations
 
 import argparse
 
-from mkd_cli.command import script
+from mkd_cli.command import at_least, script
+
+
+def percent(text: str) -> float:
+    """Parse a share in per cent, above 0 and up to 100."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share <= 100:
+        raise argparse.ArgumentTypeError(f'{text!r} is not allowed: give a number above 0, up to 100.')
+    return share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('train', help='folder with a folder for each class; with --json, the root of its paths')
     parser.add_argument('out', help='list to write: a path and a class id in each line')
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--percent', type=float, help='draw this share of each class (no default)')
+    source.add_argument('--percent', type=percent, help='draw this share of each class (no default)')
     source.add_argument('--published', metavar='FILE', help="list of file names, such as SimCLR's (no default)")
     source.add_argument('--json', metavar='FILE', help="iNaturalist's file, in COCO's format (no default)")
-    parser.add_argument('--seed', type=int, default=0, help='seed of the draw')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='seed of the draw')
 
 
 def run(args: argparse.Namespace) -> int:

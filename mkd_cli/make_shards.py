@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mkd_cli.command import script
+from mkd_cli.command import at_least, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('source', type=Path, metavar='SRC', help='folder of the images')
     add('target', type=Path, metavar='DST', help='folder of the shards')
-    add('--size', type=int, default=0, help='shrink the shorter side to this (default: 0, keep files as they are)')
-    add('--quality', type=int, default=90, help='JPEG quality of shrunk images')
-    add('--shard-size', type=int, default=10_000, help='images in a shard')
+    add(
+        '--size',
+        type=at_least(0),
+        default=0,
+        help='shrink the shorter side to this (default: 0, keep files as they are)',
+    )
+    add('--quality', type=at_least(1), default=90, help='JPEG quality of shrunk images')
+    add('--shard-size', type=at_least(1), default=10_000, help='images in a shard')
     add('--labels', action='store_true', help='the first folder level is the class')
-    add('--workers', type=int, help='processes (default: one for each core)')
+    add('--workers', type=at_least(1), help='processes (default: one for each core)')
     add('--verify', action='store_true', help='read everything again afterwards')
 
 
@@ -42,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
+    if args.source.resolve() in (args.target.resolve(), *args.target.resolve().parents):
+        raise ValueError(
+            f'{args.target} lies in {args.source}: the shards would be among the images. Name another folder.'
+        )
     console = Console()
     columns = (
         TextColumn('{task.description}'),

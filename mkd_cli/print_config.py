@@ -25,8 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write; return the exit code."""
     from mkd_plugin.preflight.config import read_config
-    from mkd_plugin.utils.configs import parse_options
+    from mkd_plugin.utils.configs import SUFFIXES, parse_options
 
+    if args.out is not None and args.out.suffix not in SUFFIXES:
+        raise ValueError(f'--out {args.out}: give a file that ends in {", ".join(SUFFIXES)}.')
     cfg = read_config(args.config, parse_options(args.cfg_options))
     if args.out is None:
         print(cfg.pretty_text)

@@ -37,21 +37,33 @@ def run(args: argparse.Namespace) -> int:
     import mmengine
     from mmengine.evaluator import DumpResults
 
-    from mkd_plugin.preflight.checks import check_data, check_work_dir
+    from mkd_plugin.preflight.annotations import check_annotations
+    from mkd_plugin.preflight.checks import check_data, check_work_dir, exists
     from mkd_plugin.preflight.config import load_config
-    from mkd_plugin.preflight.distributed import build_runner
+    from mkd_plugin.preflight.distributed import build_runner, processes_from_environment
+    from mkd_plugin.preflight.mistakes import config_mistakes
+    from mkd_plugin.preflight.rehearsal import rehearse
     from mkd_plugin.utils.configs import parse_options
 
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
+    processes_from_environment(args.launcher)
     prepare_test(cfg, args.config, amp=args.amp)
+    rehearse(cfg, training=False)
     check_work_dir(cfg.work_dir)
     check_data(cfg, ('test_dataloader',))
-    runner = build_runner(cfg)
-    try:
-        runner.load_checkpoint(args.checkpoint, map_location='cpu', strict=True)
-    except RuntimeError as error:
-        raise ValueError(f'{args.checkpoint} is not a checkpoint of {args.config}: {error}') from error
+    check_annotations(cfg, ('test_dataloader',))
+    if not exists(args.checkpoint):
+        raise ValueError(f'There is no checkpoint {args.checkpoint}.')
+    with config_mistakes(cfg):
+        runner = build_runner(cfg)
+        try:
+            runner.load_checkpoint(args.checkpoint, map_location='cpu', strict=True)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ValueError(
+                f'{args.checkpoint} is not a checkpoint of {args.config}: {" ".join(lines[:3])}'
+            ) from error
     if args.out and args.out_item == 'pred':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-REQUEUE = 85  # exit code of PreemptionHook: the state is saved, start the job again
+REQUEUE, INTERRUPTED = 85, 130  # exit codes of PreemptionHook: the state is saved, after a signal or after Ctrl-C
 SIGNALS = ('SIGTERM', 'SIGUSR1')  # signals that it handles
 GRACE = 120  # seconds for finishing a step and saving; torchrun's own 30 are too few for a large network
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         print(error, file=sys.stderr)
         code = exit_code([failure.exitcode for failure in error.failures.values()])
-        if code != REQUEUE:
+        if code not in (REQUEUE, INTERRUPTED):
             rank, failure = error.get_first_failure()
             print(f'[dist_train] {describe_failure(rank, failure.exitcode)}', file=sys.stderr)
         return code

@@ -6,14 +6,17 @@
 
 The arguments are those of the hosts' own tools. To train on several processes, run tools/dist_train.sh or
 tools/slurm_train.sh. `--cfg-options data_root=DIR` sets the folder of all datasets.
+
+Ctrl-C saves the state and exits with 130 (a second one exits at once), SIGTERM and SIGUSR1 save it and exit with 85.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
-from mkd_cli.command import script
+from mkd_cli.command import at_least, script
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -45,20 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='FILE',
         help='continue from the newest checkpoint of the work dir, or from FILE (default: start anew)',
     )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='start anew in a used work dir; the old one is renamed, never deleted'
+    )
     parser.add_argument('--amp', action='store_true', help='use mixed precision: bfloat16 where the GPU has it')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
         '--dry-run',
         nargs='?',
-        type=int,
+        type=at_least(1),
         const=0,
         metavar='IMAGES',
         help='report without training; the one step uses IMAGES images (default: off; IMAGES is the batch size on a GPU, '
         '4 on a CPU)',
     )
     parser.add_argument(
-        '--processes', type=int, help='number of processes that --dry-run assumes (default: those of the launcher)'
+        '--processes',
+        type=at_least(1),
+        help='number of processes that --dry-run assumes (default: those of the launcher)',
     )
 
 
@@ -69,12 +77,13 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.preflight.distributed import processes_from_environment
     from mkd_plugin.utils.configs import parse_options
 
+    if args.resume and args.overwrite:
+        raise ValueError('--resume continues the run of the work dir, --overwrite starts a new one: give one of them.')
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
-    if args.dry_run is not None:
-        rank, processes = processes_from_environment(args.launcher)
-        if rank > 0:
-            return 0
+    rank, processes = processes_from_environment(args.launcher)
+    if args.dry_run is not None and rank > 0:
+        return 0
     apply_training_options(
         cfg, amp=args.amp, validate=not args.no_validate, auto_scale_lr=args.auto_scale_lr, resume=args.resume
     )
@@ -83,12 +92,25 @@ def run(args: argparse.Namespace) -> int:
 
         return dry_run(cfg, processes=args.processes or processes, images=args.dry_run)
 
+    from mkd_plugin.engine.run_folder import check_unused, held
+    from mkd_plugin.preflight.annotations import check_annotations
     from mkd_plugin.preflight.checks import check_data, check_work_dir
-    from mkd_plugin.preflight.distributed import build_runner
+    from mkd_plugin.preflight.distributed import build_runner, start_process_group
+    from mkd_plugin.preflight.mistakes import config_mistakes
+    from mkd_plugin.preflight.rehearsal import rehearse
+    from mkd_plugin.preflight.start import check_samples
 
+    start_process_group(cfg)
+    if not (cfg.get('resume') or args.overwrite):
+        check_unused(cfg.work_dir)
+    rehearse(cfg)
     check_work_dir(cfg.work_dir)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    build_runner(cfg).train()
+    check_annotations(cfg, ('train_dataloader', 'val_dataloader'))
+    check_samples(cfg, ('train_dataloader', 'val_dataloader'))
+    logging.raiseExceptions = False  # a log file on a full disk must not print a traceback per line
+    with config_mistakes(cfg), held(cfg.work_dir, resume=bool(cfg.get('resume')), overwrite=args.overwrite):
+        build_runner(cfg).train()
     return 0
 
 

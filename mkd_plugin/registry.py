@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
@@ -22,6 +23,7 @@ from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
+from torch import Tensor
 
 
 class MirroredRegistry(Registry):
@@ -88,6 +90,19 @@ if find_spec('mmpretrain') is not None:
         ours.mirror_into(getattr(mmpretrain_registry, name))
 
 
+# Annotation → the words and numbers that a config may give for it, and its name in messages. Others are not compared.
+KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int, float), 'a whole number'),
+    float: ((int, float), 'a number'),
+    bool: ((bool, int), 'True or False'),
+    str: ((str,), 'a string'),
+    Tensor: ((), 'a tensor'),
+    type(None): ((), 'None'),
+    **dict.fromkeys((dict, Mapping), ((), 'a dict')),
+    **dict.fromkeys((list, tuple, Sequence), ((), 'a list')),
+}
+
+
 def build(cfg: Any, **context: Any) -> Any:
     """Build a component in the plugin's scope, regardless of the run's default scope.
 
@@ -105,13 +120,17 @@ def build(cfg: Any, **context: Any) -> Any:
         raise ValueError(f"A component's config needs a 'type', got only {sorted(cfg)}.")
     cfg, component = dict(cfg), find(cfg['type'])
     if component is None:
+        close = difflib.get_close_matches(str(cfg['type']).rpartition('.')[2], MODELS.module_dict, 3)
+        hint = f' Did you mean {close}?' if close else ''
         raise ValueError(
-            f"There is no component '{cfg['type']}' in mkd_plugin or mmpretrain. mkd_plugin has "
+            f"There is no component '{cfg['type']}' in mkd_plugin or mmpretrain.{hint} mkd_plugin has "
             f"{sorted(MODELS.module_dict)}; add the package to a class of another host, for example 'mmseg.HOG'."
         )
     cfg['type'] = component
+    options = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
     if component.__module__.startswith('mkd_plugin.'):
-        check_options(component, [key for key in cfg if key not in ('type', '_scope_')], context)
+        check_options(component, options, context)
+    check_values(component.__name__, options, parameters_of(component)[0])
     return MODELS.build({'_scope_': 'mkd_plugin', **cfg}, default_args=context)
 
 
@@ -125,22 +144,72 @@ def find(name: str | type) -> type | None:
 
 def check_options(component: type, given: Iterable[str], context: Iterable[str]) -> None:
     """Raise ValueError for an option that ``component`` does not have, or that the model fills in."""
-    allowed: set[str] = set()
-    for cls in component.__mro__:  # a constructor with **options also accepts its parent's
-        constructor: Callable[..., None] | None = vars(cls).get('__init__')
-        if constructor is None:
-            continue
-        parameters = inspect.signature(constructor).parameters.values()
-        allowed |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    given = set(given)
-    filled_in = sorted(given & set(context))
+    parameters, _ = parameters_of(component)
+    filled_in = sorted(set(given) & set(context))
     if filled_in:
         raise ValueError(f'{component.__name__}: remove {filled_in} from the config; the model fills it in.')
-    unknown = sorted(given - allowed)
-    if unknown:
-        options = sorted(allowed - set(context))
-        nearest = [match for key in unknown for match in difflib.get_close_matches(key, options, 1)]
-        hint = f' Did you mean {nearest}?' if nearest else ''
-        raise ValueError(f'{component.__name__} has no option {unknown}.{hint} It has {options}.')
+    check_names(component.__name__, given, [name for name in parameters if name not in context])
+
+
+def check_names(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise ValueError for options that are not allowed; say which is near, or why it may be there."""
+    options = sorted(allowed)
+    unknown = sorted(set(given) - set(options))
+    if not unknown:
+        return
+    nearest = [match for key in unknown for match in difflib.get_close_matches(key, options, 1)]
+    hint = f' Did you mean {nearest}?' if nearest else ''
+    raise ValueError(
+        f'{where} has no option {unknown}.{hint} It has {options}. What a base config has in this dict stays in it: '
+        'to drop that, add _delete_=True.'
+    )
+
+
+def parameters_of(component: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Return the options of a class or function with their annotations, and whether it takes no others.
+
+    A constructor with ``**options`` also has its parent's.
+    """
+    found: dict[str, Any] = {}
+    functions = [component]
+    if inspect.isclass(component):
+        functions = [vars(cls)['__init__'] for cls in component.__mro__ if '__init__' in vars(cls)]
+    for function in functions:
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # a builtin
+            return found, False
+        try:
+            hints = get_type_hints(function)
+        except (TypeError, NameError, AttributeError):  # a name that is imported for type checkers only
+            hints = {}
+        named = [one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        found = {**{name: hints.get(name, Any) for name in named if name != 'self'}, **found}
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            return found, True
+    return found, False
+
+
+def check_values(where: str, values: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of the wrong kind, for example a word where a number is needed."""
+    for key, value in values.items():
+        annotation = parameters.get(key, Any)
+        if not fits(value, annotation):
+            words = list(dict.fromkeys(KINDS[kind][1] for kind in kinds_of(annotation)))
+            raise ValueError(f'{where}: {key}={value!r}: it must be {" or ".join(words)}.')
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """Split a union into its parts, without their parameters."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    return [get_origin(part) or part for part in parts]
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from a config may be passed where ``annotation`` stands; True where that cannot be told.
+
+    Only words and numbers are judged: hosts annotate lists, tuples and dicts loosely.
+    """
+    return not isinstance(value, (str, int, float)) or any(
+        kind not in KINDS or isinstance(value, KINDS[kind][0]) for kind in kinds_of(annotation)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from helpers.networks import DBOT, MAE, VIT, scatter_weights
 from helpers.tiny_runs import one_thread, tiny_run, train, written_digits  # noqa: F401 - fixtures for every folder
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,7 @@ def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
 def finetune(args: argparse.Namespace, run: FineTuning, pretrained: Path, context: JobContext) -> float:
     """Fine-tune; return the top-1 accuracy on the validation scans in per cent."""
     cfg = finetune_config(args, run)
-    cfg.work_dir = str(context.work_dir)
+    cfg.work_dir, cfg.resume = str(context.work_dir), True  # an interrupted one is run again in its folder
     annotation = draw_labelled(args.data_root, run.labels, run.draw)
     cfg.train_dataloader.dataset.update(
         data_root=str(args.data_root), ann_file=str(annotation.relative_to(args.data_root))

@@ -24,6 +24,8 @@ if [[ $# -lt 4 ]]; then
 fi
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$tools/launch.sh"
+MKD_COMMAND=$(printf '%q ' bash "${BASH_SOURCE[0]}" "$@")  # what the trainer names to resume
+export MKD_COMMAND
 partition=$1 job=$2 config=$3 work_dir=$4
 shift 4
 gpus=${GPUS:-8}

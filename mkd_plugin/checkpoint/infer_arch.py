@@ -10,11 +10,28 @@ from torch import Tensor
 
 from mkd_plugin.checkpoint.formats.tables import RELATIVE_TABLE
 from mkd_plugin.checkpoint.read import CheckpointError, provenance_of
+from mkd_plugin.utils.files import printable
 
 Grid = tuple[int, int]  # patches per column and per row
 
 # Number of heads by width, where a head does not have 64 channels.
 HEADS = {1280: 16, 1408: 16}
+
+PATCHES = 'patch_embed.projection.weight'
+MAX_SIDE = 2**20  # of an image or a network, according to a file
+MAX_TOKENS = 2**16  # of an image, according to a file: 4,096 pixels with patches of 16
+# Options that a file may state and its tensors determine.
+DETERMINED = (
+    *(
+        'patch_size',
+        'in_channels',
+        'projection',
+        'distillation_token',
+        'num_registers',
+        'relative_position',
+        'pre_norm',
+    ),
+)
 
 # Optional parts of a network: the regular expression of a tensor's name, and the option that builds the part.
 OPTIONAL_PARTS = {
@@ -30,6 +47,8 @@ OPTIONAL_PARTS = {
     'absolute positions': (r'pos_embed', "position='learned'"),
 }
 ACTIVATIONS = ('gelu', 'quick_gelu')  # the same names as Hugging Face's
+POSITIONS = ('sincos', 'learned', 'none')
+ARCH_NEEDS = {'width', 'depth', 'num_heads'}  # 'mlp_ratio' may be added
 
 
 class LoadableViT(Protocol):
@@ -50,19 +69,31 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Sizes that the tensors do not determine are left out.
     """
     sizes: dict[str, int] = {}
-    if 'patch_embed.projection.weight' in tensors:
-        width, channels, patch, _ = tensors['patch_embed.projection.weight'].shape
-        sizes |= dict(width=width, channels=channels, patch=patch)
-    blocks = (re.match(r'layers\.(\d+)\.', name) for name in tensors)
-    depth = max((int(block[1]) + 1 for block in blocks if block), default=0)
-    if depth:
-        sizes['depth'] = depth
-    if 'layers.0.ffn.layers.0.0.weight' in tensors:
-        sizes['mlp'] = tensors['layers.0.ffn.layers.0.0.weight'].shape[0]
+    if (shape := shape_of(tensors, PATCHES, 4)) is not None:
+        sizes |= dict(width=shape[0], channels=shape[1], patch=shape[2])
+    if blocks := block_numbers(tensors):
+        sizes['depth'] = max(blocks) + 1
+    if (shape := shape_of(tensors, 'layers.0.ffn.layers.0.0.weight', 2)) is not None:
+        sizes['mlp'] = shape[0]
     for table in (RELATIVE_TABLE, f'layers.0.attn.{RELATIVE_TABLE}'):
-        if table in tensors:
-            sizes['heads'] = tensors[table].shape[1]
+        if (shape := shape_of(tensors, table, 2)) is not None:
+            sizes['heads'] = shape[1]
     return sizes
+
+
+def block_numbers(tensors: Mapping[str, Tensor]) -> set[int]:
+    """Collect the numbers of the blocks that have tensors."""
+    return {int(block[1]) for name in tensors if (block := re.match(r'layers\.([0-9]{1,4})\.', name))}
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...] | None:
+    """Return a tensor's shape; None if there is no such tensor. Raises CheckpointError if it has other dimensions."""
+    if name not in tensors:
+        return None
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise CheckpointError(f'{name} is {shape} in the file; a ViT has {dimensions} dimensions there.')
+    return shape
 
 
 def optional_parts(tensors: Mapping[str, Tensor]) -> set[str]:
@@ -83,9 +114,16 @@ def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> di
         known: Known options, which take precedence. ``num_heads`` may be given instead of ``arch``.
 
     Raises:
-        CheckpointError: The grid of the positions is not square, and ``img_size`` is not known.
+        CheckpointError: The grid of the positions is not square, and ``img_size`` is not known; the tensors are not those
+            of a whole network.
     """
     sizes = infer_sizes(tensors)
+    blocks = len(block_numbers(tensors))
+    if not {'width', 'depth', 'mlp'} <= sizes.keys() or blocks != sizes['depth']:
+        raise CheckpointError(
+            f'Its network is not whole: of the sizes that build one, its tensors determine {sizes}, and they are of '
+            f'{blocks} blocks.'
+        )
     known = dict(known)
     width = sizes['width']
     heads = known.pop('num_heads', sizes.get('heads', HEADS.get(width, max(width // 64, 1))))
@@ -135,8 +173,8 @@ def infer_grid(num_entries: int, own_grid: Grid, *, relative: bool = False) -> G
     """
     extents = tuple(2 * side - 1 for side in own_grid) if relative else own_grid
     fits_own = extents[0] * extents[1] == num_entries
-    root = round(num_entries**0.5)
-    if root**2 != num_entries or (relative and root % 2 == 0):
+    root = round(max(num_entries, 0) ** 0.5)
+    if num_entries < 1 or root**2 != num_entries or (relative and root % 2 == 0):
         return own_grid if fits_own else None
     if fits_own:
         return own_grid if own_grid[0] == own_grid[1] else None
@@ -144,15 +182,56 @@ def infer_grid(num_entries: int, own_grid: Grid, *, relative: bool = False) -> G
     return side, side
 
 
+def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> None:
+    """Compare what a file states about its network with its tensors, before a network is built.
+
+    Args:
+        tensors: The state dict in our names.
+        claims: Options in the file's metadata.
+
+    Raises:
+        CheckpointError: They are of different networks.
+    """
+    if not claims:
+        return
+    size = claims.get('img_size', 1)
+    sides = [size, size] if isinstance(size, int) else list(size)
+    found = infer_options(tensors, {'img_size': sides})
+    different = {name: found[name] for name in DETERMINED if name in claims and claims[name] != found[name]}
+    different |= dict.fromkeys(claims.keys() - found.keys() - {'num_heads'}, 'no option')
+    arch, own = claims.get('arch', {}), found['arch']
+    different |= {name: own[name] for name in ('width', 'depth') if arch.get(name, own[name]) != own[name]}
+    if round(arch.get('mlp_ratio', own['mlp_ratio']) * own['width']) != round(own['mlp_ratio'] * own['width']):
+        different['mlp_ratio'] = own['mlp_ratio']
+    if own['width'] % claims.get('num_heads', arch.get('num_heads', 1)):
+        different['num_heads'] = f'no divisor of the width {own["width"]}'
+    if claims.get('position', found['position']) != 'none' and found['position'] == 'none':
+        different['position'] = 'none'
+    grid = sides[0] // found['patch_size'], sides[1] // found['patch_size']
+    num_prefix = 2 if 'dist_token' in tensors else 1
+    table = shape_of(tensors, 'pos_embed', 3)
+    entries = grid[0] * grid[1] if table is None else table[1] - num_prefix
+    if 'img_size' in claims and (entries != grid[0] * grid[1] or entries > MAX_TOKENS):
+        different['patches'] = entries
+    if different:
+        told = {**claims, **arch}
+        lines = [
+            f'{name} {told.get(name, claims.get("img_size"))!r:.100}, which is {own}' for name, own in different.items()
+        ]
+        raise CheckpointError(
+            f'Its metadata are of another network than its tensors: {"; ".join(lines)} in the tensors.'
+        )
+
+
 def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Read options of ``VisionTransformer`` from a file's metadata; ``num_heads`` appears without a complete ``arch``.
 
     Raises:
-        CheckpointError: The metadata name an activation that our network does not have.
+        CheckpointError: The metadata name an activation that our network does not have, or impossible sizes.
     """
     options = provenance_of(checkpoint).get('backbone')
     if isinstance(options, dict):
-        return options
+        return check_types(options)
     meta = checkpoint.get('meta')
     config = meta.get('hf_config') if isinstance(meta, dict) else None
     if not isinstance(config, dict):
@@ -160,7 +239,9 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     config = config.get('vision_config', config)  # of a whole CLIP
     activation = config.get('hidden_act', 'gelu')
     if activation not in ACTIVATIONS:
-        raise CheckpointError(f"The file's network has the activation '{activation}'; ours has {sorted(ACTIVATIONS)}.")
+        raise CheckpointError(
+            f"The file's network has the activation {activation!r:.100}; ours has {sorted(ACTIVATIONS)}."
+        )
     options = {
         'num_heads': config.get('num_attention_heads'),
         'norm_eps': config.get('layer_norm_eps'),
@@ -168,7 +249,25 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         'patch_size': config.get('patch_size'),
         'activation': activation,
     }
-    return {name: value for name, value in options.items() if value is not None}
+    return check_types({name: value for name, value in options.items() if value is not None})
+
+
+def check_types(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options from a file's metadata. Raises CheckpointError if they are not numbers where sizes belong."""
+    size, arch = options.get('img_size', 1), options.get('arch', {})
+    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size,)
+    complete = isinstance(arch, dict) and arch.keys() - {'mlp_ratio'} == ARCH_NEEDS
+    arch = arch if complete or 'arch' not in options else {'': 'unknown'}
+    whole = [*sides, *(options.get(name, 1) for name in ('patch_size', 'num_heads'))]
+    whole += [number for name, number in arch.items() if name != 'mlp_ratio']
+    scale = options.get('layer_scale')
+    reals = [options.get('norm_eps', 1), scale or 1, arch.get('mlp_ratio', 1)]
+    valid = all(type(number) is int for number in whole) and all(type(number) in (int, float) for number in reals)
+    valid = valid and (scale is None or type(scale) in (int, float))
+    known = options.get('activation', 'gelu') in ACTIVATIONS and options.get('position', 'none') in POSITIONS
+    if not valid or not known or not all(0 < number < MAX_SIDE for number in [*whole, *reals]):
+        raise CheckpointError(f'Its metadata state what no network has: {printable(repr(options), 300)}.')
+    return options
 
 
 def grid_of_options(options: Mapping[str, Any]) -> Grid | None:

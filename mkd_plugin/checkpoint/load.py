@@ -10,11 +10,13 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mkd_plugin.checkpoint.download import local_file
 from mkd_plugin.checkpoint.formats import Converted, DetectedNetwork, find_network, strip_compile_prefix
 from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, grid_of_options, options_in_metadata
-from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint, weights_of
+from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.report import LoadReport, check_architecture, check_coverage, check_parts
 from mkd_plugin.checkpoint.resize import resize_for_network
+from mkd_plugin.checkpoint.values import check_floating
 
 # Known tensors that a network may lack: a decoder, CLIP's projection, the embedding of masked patches.
 OPTIONAL = ('decoder.', 'proj.', 'mask_token')
@@ -36,7 +38,7 @@ def load_backbone(
     Args:
         network: The network to load.
         path: A ``.pth``, ``.pt`` or ``.safetensors`` file, OpenAI's TorchScript archive, or a folder written by Hugging
-            Face's ``save_pretrained``.
+            Face's ``save_pretrained``; or the web address of a file, which is downloaded once.
         prefix: Prefix of the network's names in the file. By default the student is loaded; the teacher of a stage is
             under ``teachers.<name>.network.``.
         allow_missing: Names or patterns (such as '*.rel_pos_bias.*') of tensors that need not be in the file, besides those
@@ -45,7 +47,7 @@ def load_backbone(
             grid is not square.
 
     Returns:
-        The report, which is also logged.
+        The report; its line is logged.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -53,9 +55,14 @@ def load_backbone(
             more blocks, other heads, or parts that this one lacks. The network is unchanged then.
     """
     report = fill_network(
-        network, read_checkpoint(path, lazy=True), path, prefix=prefix, allow_missing=allow_missing, grid=grid
+        network,
+        read_checkpoint(local_file(path), lazy=True),
+        path,
+        prefix=prefix,
+        allow_missing=allow_missing,
+        grid=grid,
     )
-    print_log(str(report), logger='current')
+    print_log(report.line(), logger='current')
     return report
 
 
@@ -70,12 +77,14 @@ def fill_network(
 ) -> LoadReport:
     """Do the work of :func:`load_backbone` for a checkpoint that was already read; ``source`` appears in messages."""
     weights = strip_compile_prefix(weights_of(checkpoint, source))
-    found, converted = convert_weights(weights, source, prefix)
-    metadata = options_in_metadata(checkpoint) if found.prefix in ('', 'backbone.') else {}
-    own = network.state_dict()
-    report = LoadReport(str(source), found.format.title, found.prefix)
-    check_architecture(report, network, converted.tensors, metadata)
-    resized = resize_for_network(converted.tensors, network, grid or grid_of_options(metadata))
+    with refusing(source):
+        found, converted = convert_weights(weights, source, prefix)
+        metadata = options_in_metadata(checkpoint) if found.prefix in ('', 'backbone.') else {}
+        own = network.state_dict()
+        report = LoadReport(str(source), found.format.title, found.prefix, into=type(network).__name__)
+        check_architecture(report, network, converted.tensors, metadata)
+        resized = resize_for_network(converted.tensors, network, grid or grid_of_options(metadata))
+    check_floating(resized, own, source)
     compare_tensors(converted, resized, own, report)
     check_coverage(report, network, resized, own, weights, allow_missing)
     check_parts(report, network, converted.tensors)
@@ -128,7 +137,7 @@ def load_module(
     prefix: str = '',
     adapt: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Load a module from a file that uses the module's own names; log the tensors of the file that are not used.
+    """Load a module from a file that uses the module's own names; log a line.
 
     Args:
         network: The module to load.
@@ -143,7 +152,7 @@ def load_module(
     title = type(network).__name__
     weights: dict[str, Any] = {
         name.removeprefix('module.').removeprefix(prefix): value
-        for name, value in weights_of(read_checkpoint(path), path).items()
+        for name, value in weights_of(read_checkpoint(local_file(path)), path).items()
         if name.removeprefix('module.').startswith(prefix)
     }
     if adapt is not None:
@@ -154,6 +163,7 @@ def load_module(
                 f'{path} does not cover {title}: it lacks the names of this model ({error}).'
             ) from error
     own = network.state_dict()
+    check_floating(weights, own, path)
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     missing, unused = [name for name in own if name not in fitting], [name for name in weights if name not in own]
     if missing:
@@ -162,4 +172,5 @@ def load_module(
             f'{missing[:4]}. The file has {list(weights)[:4]}. Is it a file of this model?'
         )
     network.load_state_dict(fitting)
-    print_log(f'loaded {path} into {title}: {len(fitting)} tensors; not used: {unused or "none"}', logger='current')
+    report = LoadReport(path, matched=list(fitting), unexpected=unused, into=title)
+    print_log(report.line(), logger='current')

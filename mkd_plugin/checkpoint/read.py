@@ -8,7 +8,10 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from io import SEEK_END
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +21,10 @@ from mmengine.logging import HistoryBuffer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mkd_plugin.checkpoint.archive import ZIP, is_torchscript, open_archive, scan_archive, scan_old_format
+from mkd_plugin.checkpoint.checksum import PICKLE, check_tensors, checked_records
 from mkd_plugin.checkpoint.torchscript import read_torchscript
+from mkd_plugin.utils.files import printable
 
 # Keys under which a checkpoint may hold its state dict, and keys whose tensors are not weights.
 STATE_DICT_KEYS = ('state_dict', 'model', 'module')
@@ -28,8 +34,10 @@ NOT_WEIGHTS = ('optimizer', 'optimizers', 'optimizer_state', 'optimizer_state_di
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')
 FOLDER_INDEXES = tuple(f'{name}.index.json' for name in FOLDER_FILES)
 
+MAX_JSON_BYTES = 2**24  # of a JSON text, whose values take up to 20 times as much memory; names of 100,000 tensors
+MAX_FOLDER_FILES = 1000
+MAX_NAME = 500  # characters of a tensor's name
 HEADER_BYTES = 8  # a safetensors file starts with the length of its JSON header
-EXTRA_BYTES = 64 * 2**20  # what a zip archive may hold besides tensors: code, pickles, its directory
 
 # What torch, zipfile and pickle raise for a damaged file, or for one that is not a checkpoint.
 UNREADABLE = (
@@ -90,53 +98,83 @@ def read_checkpoint(
             return read_folder(path, lazy=lazy)
         if not path.is_file():
             raise FileNotFoundError(f'There is no checkpoint {path}.')
-    try:
+    with refusing(path):
         checkpoint = read_file(path, map_location, content, lazy)
-    except UNREADABLE as error:
-        refused = refused_global(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused is None:
-            raise CheckpointError(
-                f'{path} cannot be read as a checkpoint: is it one, and complete? ({error})'
-            ) from error
-        raise CheckpointError(
-            f'{path} was refused: it holds more than tensors and plain values ({refused}). Nothing in it was run. '
-            'Checkpoints of this package, and state dicts saved with torch.save, can be read.'
-        ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a dict of weights.')
     return checkpoint
 
 
-def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, lazy: bool) -> Any:
-    """Read a file of any of the three formats. Raises one of ``UNREADABLE``."""
+def read_description(path: Path) -> Any:
+    """Read what a file of ``torch.save`` holds besides its tensors, which are neither read nor compared with checksums.
+
+    Raises:
+        CheckpointError: The file is damaged, or would run code.
+    """
+    with refusing(path):
+        return read_file(path, 'cpu', None, lazy=True, ending=PICKLE)
+
+
+@contextmanager
+def refusing(source: str | Path) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file makes the readers raise into a CheckpointError that names the file."""
+    shown = printable(str(source))
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except CheckpointError as error:
+        if shown in str(error):
+            raise
+        raise CheckpointError(f'{shown}: {error}') from error
+    except Exception as error:
+        refused = refused_global(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            reason = printable(str(error), 300) or type(error).__name__
+            raise CheckpointError(
+                f'{shown} cannot be read as a checkpoint: is it one, and complete? ({reason})'
+            ) from error
+        raise CheckpointError(
+            f'{shown} was refused: it holds more than tensors and plain values ({printable(refused, 300)}). Nothing in it was '
+            'run. Checkpoints of this package, and state dicts saved with torch.save, can be read.'
+        ) from error
+
+
+def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, lazy: bool, *, ending: str = '') -> Any:
+    """Read a file of any of the three formats, after checks that cost little. Raises anything if it is damaged.
+
+    ``ending``: records whose names end so are compared with their checksums.
+    """
     if content is None and is_safetensors(Path(path)):
         return read_safetensors(Path(path))
-    zipped = zipfile.is_zipfile(content or path)
-    if content is not None:
-        content.seek(0)
-    elif zipped:
-        with zipfile.ZipFile(path) as archive:
-            check_unpacked_size(archive, Path(path).stat().st_size)
-            if any(name.endswith('/constants.pkl') for name in archive.namelist()):  # written by torch.jit.save
+    with nullcontext(content) if content is not None else Path(path).open('rb') as file:
+        size = file.seek(0, SEEK_END)
+        file.seek(0)
+        zipped = file.read(len(ZIP)) == ZIP
+        file.seek(0)
+        if zipped:
+            archive = open_archive(file, size)
+            scan_archive(archive, size)
+            if is_torchscript(archive):
                 return {'state_dict': read_torchscript(archive)}
-    with torch.serialization.safe_globals(HARMLESS):
-        mmap = lazy and zipped and content is None
-        return torch.load(content or path, map_location=map_location, weights_only=True, mmap=mmap)
+        elif content is None:
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+                scan_old_format(data)
+        else:
+            scan_old_format(content.read())
+        file.seek(0)
+        checked = checked_records(content or Path(path), ending=ending) if zipped else nullcontext()
+        with torch.serialization.safe_globals(HARMLESS), checked:
+            mmapped = lazy and zipped and content is None
+            return torch.load(
+                path if content is None else content, map_location=map_location, weights_only=True, mmap=mmapped
+            )
 
 
 def refused_global(message: str) -> str | None:
-    """Name the class or function that torch's long message refused; None if the file is merely damaged."""
+    """Name the class or function that was refused; None if the file is merely damaged."""
     match = re.search(r'GLOBAL (\S+)|getattr\(.*refused', message)
     return None if match is None else (match[1] or match[0])
-
-
-def check_unpacked_size(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError for a zip bomb: an archive that unpacks to far more than its ``size`` in bytes."""
-    unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > 2 * size + EXTRA_BYTES:
-        raise ValueError(
-            f'it would unpack to {unpacked:,} bytes from {size:,}; torch stores tensors uncompressed, so this is no checkpoint'
-        )
 
 
 def is_safetensors(path: Path) -> bool:
@@ -149,35 +187,55 @@ def is_safetensors(path: Path) -> bool:
 
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read ``state_dict`` and this package's ``meta``. Raises one of ``UNREADABLE``."""
+    with path.open('rb') as start:
+        length = int.from_bytes(start.read(HEADER_BYTES), 'little')
+    if length > MAX_JSON_BYTES:
+        raise ValueError(f'its header of {length:,} bytes is longer than {MAX_JSON_BYTES:,}')
     with safe_open(path, framework='pt') as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    check_tensors(weights, metadata)
     meta = {'mkd_plugin': json.loads(metadata['mkd_plugin'])} if 'mkd_plugin' in metadata else {}
     return {'state_dict': weights, 'meta': meta}
 
 
 def read_folder(path: Path, *, lazy: bool) -> dict[str, Any]:
     """Read ``state_dict`` from a Hugging Face folder, with its ``config.json`` in ``meta``."""
-    files = [path / name for name in FOLDER_FILES if (path / name).is_file()][:1]
-    if not files:
-        index = next(path / name for name in FOLDER_INDEXES if (path / name).is_file())
-        files = [path / name for name in sorted(set(load_json(index)['weight_map'].values()))]
-        if any(file.parent != path for file in files):
-            raise CheckpointError(f'{index} names files outside of its folder.')
+    files = [path / name for name in FOLDER_FILES if (path / name).is_file()][:1] or indexed_files(path)
     weights: dict[str, Any] = {}
     for file in files:
-        checkpoint = read_checkpoint(file, lazy=lazy)
-        weights |= checkpoint.get('state_dict', checkpoint)
+        with refusing(file):
+            checkpoint = read_file(file, 'cpu', None, lazy)
+            weights |= checkpoint.get('state_dict', checkpoint)
     config = path / 'config.json'
     return {'state_dict': weights, 'meta': {'hf_config': load_json(config)} if config.is_file() else {}}
 
 
+def indexed_files(path: Path) -> list[Path]:
+    """Return the files that the index of a Hugging Face folder names. Raises CheckpointError if one is not a file in it."""
+    index = next(path / name for name in FOLDER_INDEXES if (path / name).is_file())
+    names = load_json(index).get('weight_map')
+    if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f'{index} has no weight_map from names of tensors to names of files.')
+    files = [path / name for name in sorted(set(names.values()))]
+    if any('\0' in file.name or file.parent != path for file in files):
+        raise CheckpointError(f'{index} names files outside of its folder.')
+    if len(files) > MAX_FOLDER_FILES or len({file.resolve() for file in files}) < len(files):
+        raise CheckpointError(f'{index} names more than {MAX_FOLDER_FILES} files, or one file twice.')
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(f'{index} names files that are not there: {missing[:4]}.')
+    return files
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold a dict."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f'{path} has more than {MAX_JSON_BYTES:,} bytes.')
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise CheckpointError(f'{path} cannot be read as JSON ({error}).') from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f'{path} cannot be read as JSON ({printable(str(error), 300)}).') from error
     if not isinstance(value, dict):
         raise CheckpointError(f'{path} holds no dict.')
     return value
@@ -199,8 +257,14 @@ def weights_of(checkpoint: dict[str, Any], source: str | Path) -> dict[str, Tens
                 weights |= {f'{key}.{name}': tensor for name, tensor in named_tensors(value).items()}
     if not weights:
         optimizer = ' It is the state of an optimizer.' if set(checkpoint) & {*NOT_WEIGHTS, 'param_groups'} else ''
-        keys = sorted(map(str, checkpoint))[:10]
+        keys = [printable(key, 100) for key in sorted(map(str, checkpoint))[:10]]
         raise CheckpointError(f'{source} holds no weights: its entries are {keys}.{optimizer}')
+    strange = next((name for name in weights if len(name) > MAX_NAME or not name.isprintable()), None)
+    if strange is not None:
+        raise CheckpointError(
+            f"{source}: '{printable(strange, 100)}' is no name of a tensor: names are printable and have at most "
+            f'{MAX_NAME} characters.'
+        )
     return weights
 
 

@@ -42,6 +42,7 @@ class LoadReport:
         dropped: In the file, known, and not part of the network: heads, decoders, other networks.
         unexpected: In the file, and unknown.
         dtypes: The conversions of dtype, such as 'float16 → float32'.
+        into: Class of the network.
     """
 
     source: str
@@ -54,6 +55,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     dtypes: list[str] = field(default_factory=list)
+    into: str = ''
 
     @property
     def loaded(self) -> list[str]:
@@ -74,7 +76,20 @@ class LoadReport:
     def title(self) -> str:
         """Return the line above the table."""
         place = f", under '{self.prefix}'" if self.prefix else ''
-        return f'loaded {self.source} ({self.format}{place})'
+        return f'loaded {self.source}' + (f' ({self.format}{place})' if self.format else '')
+
+    def line(self) -> str:
+        """Return the line of a log: numbers, and the first names of what did not go from the file to the network as it was."""
+        return f'{self.title()} into {self.into}: {self.summary()}'
+
+    def summary(self) -> str:
+        """Return the numbers of tensors, with the first names of all but the matched ones."""
+        missing, unexpected, resized, dropped = (
+            str(len(names)) + (f' ({shorten(names, 3)})' if names else '')
+            for names in (self.missing, self.unexpected, self.resized, self.dropped)
+        )
+        rest = f', dropped {dropped}' if self.dropped else ''
+        return f'matched {len(self.matched)}, missing {missing}, unexpected {unexpected}, resized {resized}{rest}'
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -85,7 +100,8 @@ class LoadReport:
 def shorten(names: Sequence[str], limit: int = 6) -> str:
     """Join the first few names, and count the rest."""
     rest = len(names) - limit
-    return ', '.join(names[:limit]) + (f' and {rest} more' if rest > 0 else '')
+    shown = [name if name.isprintable() else ascii(name) for name in names[:limit]]  # names of files may hold anything
+    return ', '.join(shown) + (f' and {rest} more' if rest > 0 else '')
 
 
 def check_architecture(

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mkd_plugin.checkpoint.archive import root_of
+
 DTYPES = {
     **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
     **dict(BFloat16Storage=torch.bfloat16, LongStorage=torch.int64, IntStorage=torch.int32),
     **dict(ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool),
 }
-MAX_PICKLE_BYTES = 64 * 2**20
 
 
 class Inert:
@@ -122,11 +123,11 @@ class AttributeUnpickler(pickle.Unpickler):
 
 
 def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """Read the archive's tensors by the names of the module's ``state_dict()``. Raises UnpicklingError for other contents."""
-    pickled = next(name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl'))
-    if archive.getinfo(pickled).file_size > MAX_PICKLE_BYTES:
-        raise pickle.UnpicklingError(f'a pickle of more than {MAX_PICKLE_BYTES} bytes is refused')
-    module = AttributeUnpickler(archive, pickled.split('/')[0]).load()
+    """Read the tensors of an archive that was checked, by the names of the module's ``state_dict()``.
+
+    Raises UnpicklingError for other contents.
+    """
+    module = AttributeUnpickler(archive, root_of(archive)).load()
     return dict(tensors_of(module, '', set()))
 
 

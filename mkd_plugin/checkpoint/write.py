@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mkd_plugin.checkpoint.checksum import METADATA, tensor_checksums
 from mkd_plugin.utils.files import atomic_write
 
 
@@ -28,7 +29,7 @@ def write_weights(
         path: Destination. ``.safetensors`` selects that format, any other suffix ``torch.save``; with a config and
             without a suffix it is a folder.
         weights: Tensors by the names to write.
-        provenance: Stored as ``meta['mkd_plugin']``; in safetensors files as JSON in the metadata.
+        provenance: Stored as ``meta['mkd_plugin']``; in safetensors files as JSON in the metadata, beside checksums.
         entry: Key of the state dict in a file of ``torch.save``.
         config: Content of the folder's ``config.json``.
 
@@ -46,6 +47,8 @@ def write_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, 'wb') as file:
         if path.suffix == '.safetensors':
-            save_file(tensors, file.name, {'format': 'pt', 'mkd_plugin': json.dumps(provenance)})  # takes names only
+            texts = {'format': 'pt', 'mkd_plugin': json.dumps(provenance)}
+            checksums = {METADATA: tensor_checksums(tensors, texts)}
+            save_file(tensors, file.name, texts | checksums)  # takes names only
         else:
             torch.save({entry: tensors, 'meta': {'mkd_plugin': dict(provenance)}}, file)

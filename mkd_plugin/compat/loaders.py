@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
-from mmengine.dist import barrier, get_dist_info
 from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from mkd_plugin.checkpoint.download import download
 from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.compat.weights import remember_file
 
 Loader = Callable[..., dict[str, Any]]
 
@@ -31,13 +30,7 @@ def load_from_http(
     filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
 ) -> dict[str, Any]:
     """Load a file from the web; it is cached in torch's download folder."""
-    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
-    path = folder / Path(urlparse(filename).path).name
-    if get_dist_info()[0] == 0 and not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(filename, str(path), progress=progress)
-    barrier()
-    return read_checkpoint(path, map_location)
+    return read_checkpoint(download(filename, model_dir, progress=progress), map_location)
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -99,17 +92,18 @@ def look_up(filename: str, places: Mapping[str, str]) -> str:
 
 
 def without_script(loader: Loader) -> Loader:
-    """Wrap a loader so that it drops ``meta['config']`` of old files.
+    """Wrap a loader so that it drops ``meta['config']`` of old files, and notes the file of the tensors.
 
     mmengine *executes* that text on resume, only to read ``gpu_ids``, which today's runs do not use.
     """
 
     @functools.wraps(loader)  # mmengine logs the name
-    def load(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = loader(*args, **kwargs)
+    def load(filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = loader(filename, *args, **kwargs)
         meta = checkpoint.get('meta')
         if isinstance(meta, dict):
             meta.pop('config', None)
+        remember_file(checkpoint, filename)
         return checkpoint
 
     return load

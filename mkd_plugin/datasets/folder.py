@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.base_dataset import BaseDataset
 
+from mkd_plugin.datasets.lists import read_list
 from mkd_plugin.datasets.loading import UnreadableImageError
 from mkd_plugin.registry import DATASETS
 
@@ -97,7 +99,8 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
     Args:
         data_root: The folder.
         data_prefix: A folder below it.
-        ann_file: A list of paths below the folder, one per line, to use instead of searching the folder.
+        ann_file: A list of paths below the folder, one per line, to use instead of searching the folder; see
+            :func:`mkd_plugin.datasets.lists.read_list`.
         extensions: Extensions of images, in any case.
         max_unreadable: How many different files may be unreadable before an error is raised.
         options: Those of mmpretrain's ``CustomDataset``: ``pipeline``, ``indices``, ….
@@ -131,14 +134,15 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
         )
 
     def load_data_list(self) -> list[dict[str, str]]:
-        """The paths, sorted."""
+        """The paths, sorted; those of a list in its order."""
         folder = str(self.img_prefix)
         local = '://' not in folder  # other file backends report their own errors
         if local and not Path(folder).is_dir():
             what = 'is a file, not a folder' if Path(folder).exists() else 'does not exist'
             raise ValueError(f'{folder} {what}. Give a folder of images: --cfg-options data_root=DIR.')
-        if self.ann_file and local and not Path(self.ann_file).is_file():
-            raise ValueError(f'The list {self.ann_file} does not exist: one path below {folder} a line.')
+        if self.ann_file:
+            join = get_file_backend(folder, enable_singleton=True).join_path
+            return [{'img_path': join(folder, name)} for name in self._listed(folder)]
         try:
             images: list[dict[str, str]] = super().load_data_list()
         except OSError as error:
@@ -146,15 +150,20 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
         except RuntimeError:  # raised by mmpretrain if there are none
             images = []
         if not images:
-            raise ValueError(f'{self.ann_file or folder} has no images{self._found_instead(folder) if local else ""}.')
+            raise ValueError(f'{folder} has no images{self._found_instead(folder) if local else ""}.')
         return images
+
+    def _listed(self, folder: str) -> list[str]:
+        """The entries of the list."""
+        names = read_list(self.ann_file)
+        if not names:
+            raise ValueError(f'{self.ann_file} has no images: the list is empty. Write one path below {folder} a line.')
+        return names
 
     def _found_instead(self, folder: str) -> str:
         """What the folder holds instead of images."""
-        if self.ann_file:
-            return ': the list is empty'
         kinds = Counter(path.suffix.lower() or path.name for path in Path(folder).rglob('*') if path.is_file())
         found = ', '.join(f'{count} × {kind}' for kind, count in kinds.most_common(4)) or 'nothing'
-        if '.tar' in kinds:
+        if not kinds.keys().isdisjoint(('.tar', '.tgz', '.gz', '.bz2', '.xz', '.zst')):
             found += ' (for tar shards: train_dataloader.dataset.type=mkd_plugin.ShardDataset)'
         return f' ({", ".join(sorted(self.extensions))}), but {found}. Give another data_root, or extensions'

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mkd_plugin.checkpoint.read import HARMLESS, UNREADABLE
+from mkd_plugin.checkpoint.checksum import check_records
+from mkd_plugin.checkpoint.read import UNREADABLE, read_description
+from mkd_plugin.engine.run_folder import RUN, is_half_written, run_of
 from mkd_plugin.engine.run_utils import at_optimizer_step
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 
 POINTER = 'last_checkpoint'
+LONGEST_PATH = 4096
+DAMAGED = '.damaged'  # ending of a damaged checkpoint that a resumed run has written again
+RESUMED = {'meta': {'epoch', 'iter'}, 'optimizer': set(), 'message_hub': set()}  # what a run needs to go on
 ALLOWED = [name for name in inspect.signature(CheckpointHook.__init__).parameters if name not in ('self', 'kwargs')]
 
 
@@ -35,6 +42,7 @@ def save_atomically(runner: Runner, folder: str | Path, filename: str, **options
         runner.save_checkpoint(str(folder), temporary.name, **options)
         barrier()  # some strategies write one part per rank
         if is_main_process():
+            keep_damaged(path)
             move_into_place(temporary, path)
     except OSError as error:
         remove_path(temporary)
@@ -46,9 +54,41 @@ def save_atomically(runner: Runner, folder: str | Path, filename: str, **options
         ) from error
 
 
+def keep_damaged(path: Path) -> None:
+    """Before a resumed run writes a checkpoint again: rename the old one if it is damaged, so that it can be examined."""
+    if not path.is_file():
+        return
+    try:
+        check_records(path)
+    except UNREADABLE:
+        os.replace(path, path.with_name(path.name + DAMAGED))
+
+
+def check_resumable(checkpoint: Mapping[str, Any], source: str | Path) -> None:
+    """Raise ValueError if a checkpoint lacks what a run needs to go on, such as one with weights only."""
+    lacks = []
+    for name, entries in RESUMED.items():
+        value = checkpoint.get(name)
+        if not isinstance(value, Mapping):
+            lacks.append(name)
+        elif absent := sorted(entries - value.keys()):
+            lacks.append(f'{" and ".join(absent)} in {name}')
+    if lacks:
+        held = ', '.join(sorted(map(str, checkpoint))[:10])
+        raise ValueError(
+            f'{source} cannot be resumed: it has no {", no ".join(lacks)}. Its entries are: {held}. To start a new run from '
+            f'its weights: --cfg-options load_from={source}, without --resume.'
+        )
+
+
 def point_to(checkpoint: str, *, work_dir: str | Path) -> None:
-    """Write ``last_checkpoint``, the file from which mmengine's own tools resume."""
-    write_whole(Path(work_dir, POINTER), checkpoint)
+    """Write ``last_checkpoint``: a name within the run's folder, so that a copy of the folder points to its own file.
+
+    Addresses (``s3://…``) and files of other folders are written as they are.
+    """
+    path, folder = Path(checkpoint).absolute(), Path(work_dir).absolute()
+    inside = '://' not in checkpoint and path.is_relative_to(folder)
+    write_whole(folder / POINTER, str(path.relative_to(folder)) if inside else checkpoint)
 
 
 def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lambda message: None) -> str | None:
@@ -66,26 +106,37 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
     Raises:
         ValueError: There are checkpoints, but all are damaged. Starting from scratch would hide that.
     """
-    pointer = Path(work_dir, POINTER)
-    last = pointer.read_text().strip() if pointer.is_file() else ''
+    last = _read_pointer(Path(work_dir, POINTER), warn)
     if '://' in last:
         return last
     found, damaged = [], []
+
+    def pass_over(path: Path, error: Exception) -> None:
+        damaged.append(path.name)
+        reason = (str(error) or repr(error)).splitlines()[0]
+        warn(f'{path} is passed over, and kept: it is damaged or incomplete ({reason}).')
+
     for path in _candidates(Path(work_dir), last):
         try:
             meta = _read_meta(path)
         except UNREADABLE as error:
-            damaged.append(path)
-            warn(f'{path} is passed over: it is damaged or incomplete ({str(error).splitlines()[0]}).')
+            pass_over(path, error)
             continue
         if meta is not None:
-            found.append((meta['iter'], meta['epoch'], str(path)))
-    if damaged and not found:
+            found.append((meta['iter'], meta['epoch'], path))
+    for *_, path in sorted(found, reverse=True):  # reading a whole file takes long: stop at the first good one
+        try:
+            check_records(path)
+        except UNREADABLE as error:
+            pass_over(path, error)
+        else:
+            return str(path)
+    if damaged:
         raise ValueError(
-            f'resume: none of the checkpoints of {work_dir} can be read: {[path.name for path in damaged]} are damaged. '
-            'Restore one of them, or delete them to start from scratch.'
+            f'resume: none of the checkpoints of {work_dir} can be read: {sorted(damaged)} are damaged. '
+            'Restore one of them, or move them away to start from scratch.'
         )
-    return max(found)[2] if found else None
+    return None
 
 
 def last_good(work_dir: str | Path) -> str:
@@ -97,19 +148,47 @@ def last_good(work_dir: str | Path) -> str:
 
 
 def _candidates(work_dir: Path, last: str) -> Iterator[Path]:
-    """Checkpoints in the run's folder and in that of the last one."""
-    for folder in {work_dir.resolve(), *([Path(last).resolve().parent] if last else [])}:
-        yield from sorted(path for path in folder.glob('*.pth') if path.is_file())
+    """Checkpoints of the run: in its folder, and in that of the last one if it was written to another (``out_dir``).
+
+    A pointer to a file of which the folder has its own is that of a copied folder. What names another run is left out.
+    """
+    run, folders = run_of(work_dir), [work_dir.resolve()]
+    pointed = Path(work_dir, last).resolve() if last else None
+    if pointed is not None and pointed.parent not in folders and not (work_dir / pointed.name).exists():
+        folders.append(pointed.parent)
+    for path in [path for folder in folders for path in sorted(folder.glob('*.pth')) if path.is_file()]:
+        other = None if run is None else _run_of_checkpoint(path)
+        if other is None or other == run:
+            yield path
+        else:
+            print_log(f'{path} is passed over: it is of another run ({other}, not {run}).', 'current', logging.WARNING)
+
+
+def _run_of_checkpoint(path: Path) -> str | None:
+    """Return the id of the run that wrote a checkpoint; None if it is not named, or the file is damaged."""
+    try:
+        return (_read_meta(path) or {}).get(RUN)
+    except UNREADABLE:
+        return None
+
+
+def _read_pointer(pointer: Path, warn: Callable[[str], Any]) -> str:
+    """Read ``last_checkpoint``; '' if there is none, or no path in it."""
+    text = pointer.read_text(encoding='utf-8', errors='replace').strip() if pointer.is_file() else ''
+    if text.isprintable() and '\N{REPLACEMENT CHARACTER}' not in text and len(text) < LONGEST_PATH:
+        return text
+    warn(f'{pointer} is passed over: it is damaged and holds no path. The checkpoints beside it are searched.')
+    return ''
 
 
 def _read_meta(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint's ``meta`` without its tensors; None if the file holds weights only."""
-    with torch.serialization.safe_globals(HARMLESS):
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    checkpoint = read_description(path)
     if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
         return None
     meta = checkpoint.get('meta')
-    return meta if isinstance(meta, dict) and {'iter', 'epoch'} <= meta.keys() else None
+    counted = isinstance(meta, dict) and all(isinstance(meta.get(name), int) for name in ('iter', 'epoch'))
+    return meta if counted else None
 
 
 @HOOKS.register_module()
@@ -136,11 +215,13 @@ class AtomicCheckpointHook(CheckpointHook):
         self.postponed: int | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Delete the temporary files of a killed run."""
+        """Delete the temporary files of a killed run, and no others."""
         super().before_train(runner)
-        if is_main_process() and '://' not in str(self.out_dir):
-            for temporary in Path(self.out_dir).glob(f'*{TEMPORARY}'):
-                remove_path(temporary)
+        if is_main_process():
+            for folder in {str(self.out_dir), runner.work_dir}:
+                for temporary in Path(folder).glob(f'*{TEMPORARY}') if '://' not in folder else ():
+                    if is_half_written(temporary.name, self.filename_tmpl):
+                        remove_path(temporary)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

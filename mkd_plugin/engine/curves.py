@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mkd_plugin.engine.guards import INTERRUPTED
 from mkd_plugin.engine.metrics import METRICS, Row, read_metrics
 from mkd_plugin.engine.run_utils import is_training, when_run_ends
 from mkd_plugin.registry import HOOKS
@@ -26,7 +27,7 @@ MANY = 200  # curves of more points are smoothed
 PANELS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ('loss', 'train', lambda name: 'loss' in name),
     ('learning rate', 'train', lambda name: name.split('.')[-1] in ('lr', 'base_lr')),
-    ('validation', 'val', lambda name: name not in ('mode', 'iter', 'epoch')),
+    ('validation', 'val', lambda name: name not in ('mode', 'iter', 'epoch', 'run')),
     ('standard deviation over tokens', 'train', lambda name: name.endswith('_std')),
     ('gradient norm', 'train', lambda name: name == 'grad_norm'),
 )
@@ -66,6 +67,8 @@ def title_of(runner: Runner, error: BaseException | None, *, done: int) -> str:
     if error is None:
         return f'{name}: complete after {done} iterations'
     how = {SystemExit: 'preempted', KeyboardInterrupt: 'interrupted'}.get(type(error), type(error).__name__)
+    if isinstance(error, SystemExit) and error.code == INTERRUPTED:
+        how = 'interrupted'
     return f'{name}: {how} after {done} of {runner.max_iters} iterations'
 
 

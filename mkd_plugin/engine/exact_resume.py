@@ -11,6 +11,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, cast
@@ -18,17 +19,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
-from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.engine.provenance import changes_between, config_record
+from mkd_plugin.engine.checkpoints import check_resumable, newest_checkpoint
+from mkd_plugin.engine.dependencies import CONFIG, INPUTS, compare_with_checkpoint, inputs_of
+from mkd_plugin.engine.provenance import config_record
+from mkd_plugin.engine.run_folder import RUN, RunFolder, claim
+from mkd_plugin.engine.run_utils import is_training, on_main, when_run_ends
 from mkd_plugin.registry import HOOKS
 
-RECORD = 'mkd_config'
 LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor')
+ORPHAN_CHECK = 5.0  # seconds
 Place = tuple[int, int]  # (epoch, index): what the sampler sends to the workers
 
 
@@ -40,58 +44,80 @@ class ExactResumeHook(Hook):
     * Masks, drop path and all else that the model draws depend on (seed, iteration, rank).
     * A resumed run continues at its position, also within an epoch, without loading the samples before it.
     * ``resume=True`` takes the newest complete checkpoint; without one the run starts from scratch with the same seed.
-    * A config that would change the result is refused.
+    * A change of config, samples, classes or teachers is refused (:mod:`.dependencies` states the rule).
+    * A folder holds one run: a fresh start in a used one is refused, and so is a second process (:mod:`.run_folder`). The
+      run's id is in its checkpoints, and those of other runs are not resumed from.
 
     Results are exact on a CPU with the same number of threads, and on a GPU as far as its kernels are deterministic
     (``randomness=dict(deterministic=True)``). With a seed of None, a run killed before its first checkpoint draws a new
     seed.
 
     Args:
-        allow_changed_config: Resume although model, data, schedule, seed or number of processes changed.
+        allow_changed_config: Resume although config, samples, classes, teachers or number of processes changed.
 
     Raises:
-        ValueError: On resume: the config changed, or all checkpoints are damaged.
+        ValueError: The folder is used, or another process trains there. On resume: the run changed, the checkpoint is of
+            another run or lacks its state, or all checkpoints are damaged.
     """
 
     priority = 'VERY_HIGH'  # before hooks that draw random numbers or load data
 
     def __init__(self, *, allow_changed_config: bool = False) -> None:
         self.allow_changed_config = allow_changed_config
+        self.inputs: dict[str, Any] = {}
+        self.claimed = False
+        self.folder: RunFolder | None = None  # while the run may write to it
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint to resume from."""
+        """Claim the folder, and choose the checkpoint to resume from."""
         self.choose_checkpoint(runner)
+        if is_training(runner):
+            when_run_ends(runner, lambda error: self._release(), last=True)
 
     def choose_checkpoint(self, runner: Runner) -> None:
         """Resolve ``resume=True`` to the newest complete checkpoint, the same on every rank, or to a new run."""
+        if is_training(runner) and not self.claimed:  # not for a validation after the training
+            self._claim(runner)
         if runner._resume is not True or runner._load_from is not None:  # a FlexibleRunner's may be a path
             return
-        found = [newest_checkpoint(runner.work_dir, warn=runner.logger.warning) if get_rank() == 0 else None]
-        broadcast_object_list(found)
-        runner._load_from, runner._resume = found[0], found[0] is not None
-        runner.logger.info(f'resume=True: {found[0] or "there is no checkpoint yet, the run starts from scratch"}.')
+        found = on_main(lambda: newest_checkpoint(runner.work_dir, warn=runner.logger.warning))
+        runner._load_from, runner._resume = found, found is not None
+        runner.logger.info(f'resume=True: {found or "there is no checkpoint yet, the run starts from scratch"}.')
+
+    def _claim(self, runner: Runner) -> None:
+        """Take the run's folder on rank 0, before checkpoints and metrics are touched."""
+        resume, tell = bool(runner._resume), runner.logger.warning
+        folder = on_main(lambda: claim(runner.work_dir, resume=resume, tell=tell))
+        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, token='')
+
+    def _release(self) -> None:
+        if self.folder is not None:
+            self.folder.release()
+            self.folder = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare the configs if the run is resumed, not only initialised from a checkpoint."""
-        old = checkpoint.get('meta', {}).get(RECORD)
-        changes = changes_between(old, config_record(runner.cfg)) if runner._resume and old is not None else []
-        if not changes:
+        """Compare the run with the one of the checkpoint if it is resumed, not only initialised from it."""
+        if not runner._resume:
             return
-        listed = '\n    '.join(changes)
-        if not self.allow_changed_config:
-            raise ValueError(
-                f'The run to be resumed from {runner._load_from} has another config. Changed:\n    {listed}\nRestore '
-                'these values; or start a new run in another work_dir, with load_from instead of resume; or set '
-                'default_hooks.exact_resume.allow_changed_config=True, and get the result of neither config.'
-            )
-        runner.logger.warning(f'Resumed with a changed config, as allowed. Changed:\n    {listed}')
+        source = runner._resume if isinstance(runner._resume, str) else runner._load_from
+        check_resumable(checkpoint, source)
+        if self.folder is not None:
+            theirs = checkpoint['meta'].get(RUN)
+            self.folder = self.folder.continue_from(theirs, str(source), tell=runner.logger.warning)
+        compare_with_checkpoint(runner, checkpoint, source, allow_changes=self.allow_changed_config)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Record the config."""
-        checkpoint['meta'][RECORD] = config_record(runner.cfg)
+        """Check that the folder is still this run's, and record the run and what it depends on."""
+        if self.folder is not None:
+            self.folder.check()
+            checkpoint['meta'][RUN] = self.folder.run
+        self.inputs = self.inputs or inputs_of(runner)
+        checkpoint['meta'].update({CONFIG: config_record(runner.cfg), INPUTS: self.inputs})
 
     def before_train(self, runner: Runner) -> None:
         """Replace the loop's loader by one that starts at the run's position."""
+        if self.folder is not None:
+            runner.message_hub.update_info(RUN, self.folder.run)
         loop, self.seed = runner.train_loop, base_seed(runner)
         endless = hasattr(loop, 'dataloader_iterator')
         reason = why_not_exact(loop.dataloader, endless=endless)
@@ -222,6 +248,10 @@ class ExactBatches(Sampler[list[Place]]):
             yield places
 
 
+class LoaderDied(ChildProcessError, RuntimeError):
+    """A process that loads data died. An OSError, of which the commands print the message alone."""
+
+
 class ExactLoader(DataLoader[Any]):
     """A loader that explains the death of a worker process."""
 
@@ -232,7 +262,7 @@ class ExactLoader(DataLoader[Any]):
             from_data = 'Caught' in str(error) or not self.num_workers
             if from_data or (isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error)):
                 raise
-            raise RuntimeError(
+            raise LoaderDied(
                 f'A process that loads data died ({str(error).strip() or type(error).__name__}). Most often the machine '
                 'ran out of memory (lower train_dataloader.num_workers or prefetch_factor) or of shared memory (enlarge '
                 '/dev/shm). Start the run again with resume=True: it continues from its last checkpoint, to the same result.'
@@ -293,17 +323,26 @@ def make_exact(
 
 
 def start_worker(worker: int, *, then: Callable[[int], Any] | None) -> None:
-    """Let only the main process end a worker: a scheduler signals all processes, and the main one still needs batches."""
-    if hasattr(signal, 'sigwaitinfo'):
+    """Let only the main process end a worker.
+
+    A scheduler and Ctrl-C signal all processes of a run, and the main one still needs batches until it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigtimedwait'):
         signals = {signal.SIGTERM, signal.SIGUSR1}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threading.Thread(target=obey_parent, args=(signals,), daemon=True).start()
+        threading.Thread(target=obey_parent, args=(signals, os.getppid()), daemon=True).start()
     if then is not None:
         then(worker)
 
 
-def obey_parent(signals: set[signal.Signals]) -> None:
-    """Exit on a signal from the main process, which Python sends when it ends; ignore those from other processes."""
-    while signal.sigwaitinfo(signals).si_pid != os.getppid():
-        pass
+def obey_parent(signals: set[signal.Signals], parent: int) -> None:
+    """Exit on a signal from the main process, which Python sends when it ends, or when that is gone; ignore other processes.
+
+    A worker that was sending a batch when the main process was killed would wait for ever, and keep its memory.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(signals, ORPHAN_CHECK)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

@@ -17,19 +17,28 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mkd_plugin.engine.checkpoints import last_good, point_to, save_atomically
-from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, log_interval
+from mkd_plugin.engine.run_folder import resume_command
+from mkd_plugin.engine.run_utils import (
+    accumulated_iterations,
+    at_optimizer_step,
+    bare_model,
+    is_training,
+    log_interval,
+    when_run_ends,
+)
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import remove_path
 
-REQUEUE = 85  # exit code; tools/dist_train.sh and the job scripts know it
+REQUEUE, INTERRUPTED = 85, 130  # exit codes; tools/dist_train.sh and the job scripts know them
 PREEMPTED = 'preempted.pth'
 
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On SIGTERM or SIGUSR1, saves ``preempted.pth`` after the next optimiser step and exits with code 85.
+    """On SIGTERM, SIGUSR1 or Ctrl-C, saves ``preempted.pth`` after the next optimiser step and exits.
 
-    Code 85 tells a job script to requeue the run, which then continues with ``resume=True``; any other code is an error.
+    Exit code 85 tells a job script to requeue the run, which then continues with ``resume=True``; after Ctrl-C the code is
+    130, and a second Ctrl-C (or SIGTERM) ends the run at once without saving. Any other code is an error.
     Several processes must stop at the same step. They agree on it only every ``agree_every`` steps, so that other steps do
     not wait. Plain ``torchrun`` exits with 1 whatever its children return; ``tools/dist_train.sh`` passes 85 on.
 
@@ -43,7 +52,7 @@ class PreemptionHook(Hook):
 
     priority = 'LOWEST'  # the checkpoint must include what other hooks do at the same step
 
-    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1'), agree_every: int = 10) -> None:
+    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT'), agree_every: int = 10) -> None:
         known = sorted(signal.Signals.__members__)
         unknown = sorted(set(signals) - set(known))
         if unknown:
@@ -52,48 +61,76 @@ class PreemptionHook(Hook):
             raise ValueError(f'agree_every={agree_every}: it must be at least 1.')
         self.signals, self.agree_every = list(signals), agree_every
         self.received: str | None = None
+        self.announced = False
         self.previous_handlers: dict[str, Any] = {}
 
+    def before_run(self, runner: Runner) -> None:
+        """Restore the handlers when the run ends."""
+        if is_training(runner):
+            when_run_ends(runner, lambda error: self._restore_handlers())
+
     def before_train(self, runner: Runner) -> None:
-        """Install the signal handlers."""
-        self.received = None
+        """Install the signal handlers, except for signals that the caller ignores, as nohup does."""
+        self.received, self.announced = None, False
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self.previous_handlers = {name: signal.signal(signal.Signals[name], self._receive) for name in self.signals}
+            for name in self.signals:
+                if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:
+                    self.previous_handlers[name] = signal.signal(signal.Signals[name], self._receive)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Save and exit if a signal has arrived and the run is not complete anyway."""
         done = runner.iter + 1
-        if done >= runner.max_iters or not at_optimizer_step(runner, done) or not self._agreed(runner, done):
+        self._announce(runner)
+        if done >= runner.max_iters or not at_optimizer_step(runner, done):
             return
-        runner.logger.warning(f'{self.received or "A signal to another process"}: saving after iteration {done}.')
+        code = self._agreed(runner, done)
+        if not code:
+            return
         # by_epoch=True would make mmengine's FlexibleRunner record the epoch as complete
         save_atomically(runner, runner.work_dir, PREEMPTED, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
         path = str(Path(runner.work_dir, PREEMPTED))
         if is_main_process():
             point_to(path, work_dir=runner.work_dir)
-        self._restore_handlers()
-        runner.logger.warning(f'Saved {path}; exit code {REQUEUE}: start the run again with resume=True.')
-        raise SystemExit(REQUEUE)
+        command = resume_command() or 'the same program and resume=True'
+        runner.logger.warning(f'Saved at iteration {done} ({path}), resume with: {command} (exit code {code})')
+        raise SystemExit(code)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Answer a signal during validation; the state is saved after the next step."""
+        self._announce(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Clean up: the run is complete, and its last checkpoint is newer."""
-        self._restore_handlers()
         if is_main_process():
             remove_path(Path(runner.work_dir, PREEMPTED))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received == 'SIGINT':  # torchrun turns a second Ctrl-C into SIGTERM
+            for name in self.previous_handlers:
+                signal.signal(signal.Signals[name], signal.SIG_DFL)  # a third one ends the process wherever it is
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
-    def _agreed(self, runner: Runner, done: int) -> bool:
+    def _announce(self, runner: Runner) -> None:
+        """Say once that the signal has arrived; a handler itself must not write to a log."""
+        if self.received is None or self.announced:
+            return
+        self.announced = True
+        ends = ' Press Ctrl-C again to end at once, without saving.' if self.received == 'SIGINT' else ''
+        runner.logger.warning(f'{self.received}: saving after the next optimiser step.{ends}')
+
+    def _agreed(self, runner: Runner, done: int) -> int:
+        """The exit code on which all processes agree; 0 to go on."""
+        code = {None: 0, 'SIGINT': INTERRUPTED}.get(self.received, REQUEUE)
         if get_world_size() == 1:
-            return self.received is not None
+            return code
         if done // accumulated_iterations(runner) % self.agree_every:
-            return False
-        received = torch.tensor(int(self.received is not None))
-        all_reduce(received, 'max')
-        return bool(received)
+            return 0
+        agreed = torch.tensor(code)
+        all_reduce(agreed, 'max')
+        return int(agreed)
 
     def _restore_handlers(self) -> None:
         for name, handler in self.previous_handlers.items():

@@ -13,6 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mkd_plugin.engine.run_folder import RUN, folder_lost
 from mkd_plugin.engine.run_utils import (
     images_per_step,
     is_due,
@@ -22,9 +23,10 @@ from mkd_plugin.engine.run_utils import (
     when_run_ends,
 )
 from mkd_plugin.registry import HOOKS
-from mkd_plugin.utils.files import write_whole
+from mkd_plugin.utils.files import atomic_write
 
 METRICS = 'metrics.jsonl'
+DROPPED = 'metrics.dropped.jsonl'
 Row = dict[str, Any]
 
 
@@ -37,12 +39,12 @@ class MetricsHook(Hook):
       all processes. Lines are written where the log's are, at the end of an epoch, before validation, at a checkpoint and
       when the run stops.
     * ``mode='val'``: the evaluator's metrics after so many iterations.
+    * ``run``: the run's id, as in its checkpoints.
 
     NaN and infinity become null. Values come from mmengine's message hub; nothing is read from a device.
 
-    A resumed run continues the file: lines past the iteration it resumes from are dropped, because those iterations are
-    repeated. A run that starts from scratch therefore starts the file again; older runs' lines remain in their
-    ``<time>/vis_data/scalars.json``.
+    A resumed run continues the file. Lines past the iteration it resumes from, which are repeated, damaged lines, and those
+    of other runs are moved to ``metrics.dropped.jsonl``.
     """
 
     priority = 'VERY_HIGH'  # before the hooks that stop a run, so that the line with the NaN is written
@@ -57,12 +59,16 @@ class MetricsHook(Hook):
             when_run_ends(runner, lambda error: self._end(runner, error))
 
     def before_train(self, runner: Runner) -> None:
-        """Drop the lines of iterations that are about to be repeated."""
+        """Move the lines of iterations that are about to be repeated out of the file."""
         self.every = log_interval(runner)
         self.pending, self.position = 0, position_of(runner, done=runner.iter)
         if is_main_process():
             self.path = Path(runner.work_dir, METRICS)
-            keep_until(self.path, runner.iter)
+            damaged = keep_until(self.path, runner.iter, run=runner.message_hub.get_info(RUN, None))
+            if damaged:
+                runner.logger.warning(
+                    f'{self.path} is damaged: {damaged} lines that cannot be read are now in {DROPPED}.'
+                )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -108,10 +114,15 @@ class MetricsHook(Hook):
 
     def _append(self, runner: Runner, row: Row) -> None:
         assert self.path is not None
+        run = runner.message_hub.get_info(RUN, None)
+        row = row if run is None else {**row, 'run': run}
         try:
             with self.path.open('a') as file:
                 file.write(json.dumps({name: json_number(value) for name, value in row.items()}) + '\n')
-        except OSError as error:  # do not stop the run; the checkpoint hook reports a full disk in more detail
+        except OSError as error:
+            if not self.path.parent.is_dir():
+                raise folder_lost(self.path.parent) from error
+            # do not stop the run; the checkpoint hook reports a full disk in more detail
             runner.logger.warning(f'{self.path} cannot be written ({error}): no more lines of this run.')
             self.path = None
 
@@ -143,15 +154,14 @@ def json_number(value: Any) -> Any:
     return float(f'{value:.7g}') if math.isfinite(value) else None
 
 
-def parse_rows(lines: list[str]) -> Iterator[tuple[str, Row]]:
-    """(line, its content), without the incomplete lines of killed runs."""
-    for line in lines:
+def parse_rows(path: str | Path) -> Iterator[tuple[bytes, Row | None]]:
+    """(line, its content) of a file; None for the incomplete line of a killed run and for damaged ones."""
+    for line in Path(path).read_bytes().splitlines(keepends=True):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, Mapping) and isinstance(row.get('iter'), int):
-            yield line, dict(row)
+        except (ValueError, RecursionError):
+            row = None
+        yield line, dict(row) if isinstance(row, Mapping) and isinstance(row.get('iter'), int) else None
 
 
 def read_metrics(path: str | Path) -> list[Row]:
@@ -160,14 +170,30 @@ def read_metrics(path: str | Path) -> list[Row]:
     Raises:
         FileNotFoundError: The file does not exist.
     """
-    return [row for _, row in parse_rows(Path(path).read_text().splitlines())]
+    return [row for _, row in parse_rows(path) if row is not None]
 
 
-def keep_until(path: Path, iteration: int) -> None:
-    """Drop incomplete lines and those past an iteration; the file is replaced atomically, if at all."""
-    if not path.is_file():
-        return
-    text = path.read_text()
-    kept = ''.join(f'{line}\n' for line, row in parse_rows(text.splitlines()) if row['iter'] <= iteration)
-    if kept != text:
-        write_whole(path, kept)
+def is_incomplete(line: bytes) -> bool:
+    """Whether a line is the one that a killed run was writing."""
+    return line.startswith(b'{"') and not line.endswith(b'\n')
+
+
+def keep_until(path: Path, iteration: int, *, run: str | None = None) -> int:
+    """Keep a run's lines up to an iteration, and append all others to ``metrics.dropped.jsonl``.
+
+    The file is replaced atomically, if at all. Returns the number of damaged lines; the last one, which a killed run may
+    leave incomplete, does not count.
+    """
+    kept: list[bytes] = []
+    dropped: list[bytes] = []
+    damaged = 0
+    for line, row in parse_rows(path) if path.is_file() else ():
+        mine = row is not None and row['iter'] <= iteration and (run is None or row.get('run', run) == run)
+        (kept if mine else dropped).append(line if line.endswith(b'\n') else line + b'\n')
+        damaged += row is None and not is_incomplete(line)
+    if dropped:
+        with path.with_name(DROPPED).open('ab') as file:
+            file.writelines(dropped)
+        with atomic_write(path, 'wb') as file:
+            file.writelines(kept)
+    return damaged

@@ -53,8 +53,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                 'paramwise_cfg=dict(_delete_=True, layer_decay_rate=…).'
             )
         rate = given['layer_decay_rate']
-        if not 0 < rate <= 1:
-            raise ValueError(f'layer_decay_rate={rate}: it must lie in (0, 1]; 1 gives every layer the same rate.')
+        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise ValueError(f'layer_decay_rate={rate!r}: it must lie in (0, 1]; 1 gives every layer the same rate.')
         missing = [name for name in ('lr', 'weight_decay') if self.optimizer_cfg.get(name) is None]
         if missing:
             raise ValueError(f'optimizer={dict(self.optimizer_cfg)}: it needs {missing}, which differ by layer.')

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import nn
 
+from mkd_plugin.checkpoint.download import WEB, cached_path
 from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.compat.hosts import HOSTS
 from mkd_plugin.engine.run_utils import bare_model, is_training
@@ -76,7 +77,7 @@ class PortableCheckpointHook(Hook):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore mmengine's objects; warn if a teacher's file has changed."""
+        """Restore mmengine's objects, and the record of files that are gone."""
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in scalars.items():
             if isinstance(value, dict):
@@ -84,8 +85,6 @@ class PortableCheckpointHook(Hook):
         before = provenance_of(checkpoint).get('files')
         if runner._resume and before:
             files = self._hash_files(runner)
-            for line in changed_teachers(before, files):
-                runner.logger.warning(f'The file of a teacher has changed since this run began: {line}.')
             # the file that the student started from is no longer needed and may be gone: keep its old record
             self.files = {
                 name: before.get(name, file) if file['sha256'] is None else file for name, file in files.items()
@@ -197,18 +196,21 @@ def model_files(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(path: str) -> dict[str, Any]:
-    """Size and sha256 of a file, or of the copy of an address in torch's cache."""
-    if path.startswith(('http://', 'https://')):
-        file = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(path).path).name)
-    else:
-        file = Path(path).expanduser()
+    """Size and sha256 of a file, or of the downloaded copy of an address."""
+    file = cached_path(path) if path.startswith(WEB) else Path(path).expanduser()
     if not file.is_file():
         return {'path': path, 'bytes': None, 'sha256': None}
     return {
         'path': path if '://' in path else str(file.resolve()),
         'bytes': file.stat().st_size,
-        'sha256': sha256_of(file),
+        'sha256': _sha256(file, file.stat().st_size, file.stat().st_mtime_ns),
     }
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file; one that is compared on resume and recorded as well is read once."""
+    return sha256_of(file)
 
 
 def changed_teachers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from operator import itemgetter
+from typing import Any, TypeVar
 
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+
+Result = TypeVar('Result')
 
 
 def bare_model(runner: Runner) -> Any:
@@ -26,24 +30,57 @@ def runs_by_epoch(runner: Runner) -> bool:
     return hasattr(runner.train_loop, 'run_epoch')
 
 
-def when_run_ends(runner: Runner, action: Callable[[BaseException | None], Any]) -> None:
+def when_run_ends(runner: Runner, action: Callable[[BaseException | None], Any], *, last: bool = False) -> None:
     """Call ``action`` when the training loop ends, with None or with the exception that ended it; for a ``before_run``.
 
     mmengine calls no hook after an exception, Ctrl-C or ``SystemExit``, so this wraps the loop's ``run``. Exceptions are
-    raised again after the action; actions run in the order in which they were registered.
+    raised again after the actions, which run in the order in which they were registered, those with ``last`` after all
+    others.
     """
     run = runner.train_loop.run
+    actions: list[tuple[bool, Callable[[BaseException | None], Any]]] | None = getattr(run, 'actions', None)
+    if actions is not None:
+        actions.append((last, action))
+        return
+    actions = [(last, action)]
 
     def guarded() -> Any:
-        try:
-            result = run()
-        except BaseException as error:
-            action(error)
-            raise
-        action(None)
-        return result
+        error: BaseException | None = None
+        with ExitStack() as stack:  # calls the last one pushed first
+            try:
+                return run()
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                for _, then in sorted(actions, key=itemgetter(0))[::-1]:
+                    stack.callback(then, error)
 
+    setattr(guarded, 'actions', actions)  # noqa: B010 - mypy knows no attributes of functions
     runner.train_loop.run = guarded
+
+
+def on_main(action: Callable[[], Result]) -> Result:
+    """Call ``action`` on rank 0 and return its result on every rank.
+
+    Raises:
+        Exception: That of the action, on rank 0.
+        SystemExit: On the other ranks if it raised, so that the message is printed once.
+    """
+    answer: list[Any] = [None, False]
+    error: Exception | None = None
+    if is_main_process():
+        try:
+            answer = [action(), True]
+        except Exception as raised:
+            error = raised
+    broadcast_object_list(answer)
+    if error is not None:
+        raise error
+    if not answer[1]:
+        raise SystemExit(2)  # the commands' exit code for a message
+    result: Result = answer[0]
+    return result
 
 
 def accumulated_iterations(runner: Runner) -> int:

@@ -1,4 +1,7 @@
-"""Labelled images for evaluation: class folders or an annotation file, with the hosts' test-time preprocessing."""
+"""Labelled images for evaluation: class folders or an annotation file, with the hosts' test-time preprocessing.
+
+Files are decoded as in pre-training (:mod:`mkd_plugin.datasets.loading`).
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
-from mmcv.transforms import CenterCrop, LoadImageFromFile
+from mmcv.transforms import CenterCrop
 from mmpretrain.datasets.transforms import ResizeEdge
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from mkd_plugin.datasets.folder import EXTENSIONS
+from mkd_plugin.datasets.lists import MOST_CLASSES, read_list
+from mkd_plugin.datasets.loading import UnreadableImageError, check_regular, read_image
 
+READER = 2  # of pixels; raise it when the same files give others, because features are cached
 HASHED_BYTES = 64 * 1024  # at each end of a file; covers most photographs completely
 
 
@@ -50,7 +56,6 @@ class LabelledImages(Dataset[Tensor]):
 
     def __post_init__(self) -> None:
         self.transforms: list[Any] = [
-            LoadImageFromFile(),
             ResizeEdge(self.preprocessing.resize, edge='short', backend='pillow', interpolation='bicubic'),
             CenterCrop(self.preprocessing.crop[::-1]),
         ]
@@ -59,21 +64,26 @@ class LabelledImages(Dataset[Tensor]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        results: dict[str, Any] = dict(img_path=str(self.folder / self.names[index]))
-        try:
-            for transform in self.transforms:
-                results = transform(results)
-        except (AssertionError, OSError, cv2.error) as error:  # raised by mmcv for files that are not images
-            raise ValueError(
-                f'{results["img_path"]} cannot be read as an image ({error}). Repair or remove it.'
-            ) from error
+        results: dict[str, Any] = dict(img=read_named(self.folder / self.names[index], order='bgr'))
+        for transform in self.transforms:
+            results = transform(results)
         bgr_HWC = results['img']
         return torch.from_numpy(np.ascontiguousarray(bgr_HWC[..., ::-1])).permute(2, 0, 1)
 
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-        """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W)."""
-        part = Subset(self, range(start, stop))
-        for images in DataLoader(part, batch_size=batch_size, num_workers=workers):
+        """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W).
+
+        Raises:
+            ValueError: An image cannot be read; the message names it.
+        """
+        loader = iter(DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers))
+        while True:
+            try:
+                images = next(loader)
+            except StopIteration:
+                return
+            except UnreadableImageError as error:  # a worker's has its traceback before the message
+                raise ValueError(str(error).strip().splitlines()[-1].rpartition('UnreadableImageError: ')[2]) from error
             yield images.float() / 255
 
     def identity(self) -> dict[str, Any]:
@@ -85,11 +95,24 @@ class LabelledImages(Dataset[Tensor]):
         for name in self.names:
             digest.update(f'{name}\0'.encode())
             digest.update(file_digest(self.folder / name))
-        return dict(images=len(self), files=digest.hexdigest(), preprocessing=asdict(self.preprocessing))
+        return dict(images=len(self), files=digest.hexdigest(), reader=READER, preprocessing=asdict(self.preprocessing))
+
+
+def read_named(path: Path, *, order: Literal['rgb', 'bgr'] = 'rgb') -> NDArray[np.uint8]:
+    """Read an image to (H, W, 3) uint8. Raises ValueError, with a sentence that names the file."""
+    try:
+        return read_image(str(path), order=order)
+    except UnreadableImageError as error:
+        reason = str(error).removeprefix(f'{path}: ')
+        raise UnreadableImageError(f'{path} cannot be read as an image ({reason}). Repair or remove it.') from error
 
 
 def file_digest(path: Path) -> bytes:
-    """Hash a file's size and its two ends."""
+    """Hash a file's size and its two ends. Raises ValueError if it is no regular file."""
+    try:
+        check_regular(path)
+    except UnreadableImageError as error:
+        raise ValueError(f'{path} cannot be read as an image ({error}). Remove it.') from error
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open('rb') as file:
@@ -149,16 +172,16 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[str], list[i
 
 
 def read_annotation(path: Path) -> tuple[list[str], list[int]]:
-    """Read paths and class ids from mmpretrain's annotation file."""
-    if not path.is_file():
-        raise ValueError(f'The list {path} does not exist. It needs a path and a class id in each line.')
-    rows = [line.rsplit(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    """Read paths and class ids from mmpretrain's annotation file. Raises ValueError if it is none."""
+    rows = [line.rsplit(maxsplit=1) for line in read_list(path)]
     for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not row[1].isdecimal():
+        if len(row) != 2 or not (row[1].isascii() and row[1].isdecimal() and len(row[1]) < 10):
             raise ValueError(
-                f'{path} has no label for its image {number}, {" ".join(row)!r}: write a path and a class id (0, 1, …) in '
-                'each line.'
+                f'{path} has no label for its image {number}, {" ".join(row)[:200]!r}: write a path and a class id '
+                '(0, 1, …) in each line.'
             )
+        if int(row[1]) >= MOST_CLASSES:
+            raise ValueError(f'{path}: the class id {row[1]} of image {number} is not below {MOST_CLASSES:,}.')
     if not rows:
         raise ValueError(f'The list {path} is empty.')
     return [row[0] for row in rows], [int(row[1]) for row in rows]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mkd_plugin.datasets.lists import read_list
+from mkd_plugin.datasets.loading import check_regular
 from mkd_plugin.evaluation.images import class_folders, find_images, shorten
 from mkd_plugin.utils.files import write_whole
 
@@ -65,10 +67,8 @@ def published_share(train: str | Path, published: str | Path) -> Labelled:
         ValueError: The list does not exist, or names images that do not.
     """
     published = Path(published)
-    if not published.is_file():
-        raise ValueError(f'The list {published} does not exist. Write a file name (n01440764_10026.JPEG) in each line.')
     images = {Path(name).name: (name, label) for name, label in labelled_images(Path(train))}
-    wanted = [Path(line.strip()).name for line in published.read_text().splitlines() if line.strip()]
+    wanted = [Path(line.strip()).name for line in read_list(published)]
     missing = [name for name in wanted if name not in images]
     if missing or not wanted:
         raise ValueError(
@@ -87,16 +87,18 @@ def listed_in_json(root: str | Path, path: str | Path) -> Labelled:
         ValueError: The file does not exist, has no labels, or lists an image that is not below ``root``.
     """
     try:
-        found: dict[str, Any] = json.loads(Path(path).read_text())
+        check_regular(path)
+        found: dict[str, Any] = json.loads(Path(path).read_bytes())
         names = {image['id']: image['file_name'] for image in found['images']}
         ids = {category: rank for rank, category in enumerate(sorted(entry['id'] for entry in found['categories']))}
         labelled = [(names[entry['image_id']], ids[entry['category_id']]) for entry in found['annotations']]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        paths = [Path(root) / name for name, _ in labelled]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not in COCO's format ({error!r}): it needs images, categories and annotations. A test set "
             'without labels cannot be listed.'
         ) from error
-    missing = [name for name, _ in labelled if not (Path(root) / name).is_file()]
+    missing = [name for (name, _), path in zip(labelled, paths, strict=True) if not path.is_file()]
     if missing or not labelled:
         raise ValueError(
             f'{len(missing)} of the {len(labelled)} images of {path} are not in {root}: {shorten(missing)}.'

@@ -10,7 +10,7 @@ from typing import Any
 
 from mkd_plugin.evaluation.features import Feature, FeatureStore, Report, Split, ignore
 from mkd_plugin.evaluation.fewshot import FEW, SHOTS, few_shot
-from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, check_same_classes, open_images
+from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, check_same_classes, open_images, read_annotation
 from mkd_plugin.evaluation.knn import KS, knn_accuracy
 from mkd_plugin.evaluation.linear import SGD, ProbeSettings, train_probes
 from mkd_plugin.interop.open_model import OpenedModel
@@ -24,6 +24,19 @@ class Data:
     train_list: Path | None = None  #: Annotation file to use instead of the class folders of ``train``
     val_list: Path | None = None  #: Annotation file to use instead of the class folders of ``val``
     resize: int | None = None  #: Short edge before the crop, pixels; by default image size · 256 / 224
+
+    def check(self) -> None:
+        """Raise ValueError if a folder or a list does not exist, or a line of a list has no label."""
+        for folder in (self.root / 'train', self.root / 'val'):
+            if not folder.is_dir():
+                raise ValueError(
+                    f'--data {self.root}: there is no folder {folder}. Give a folder that holds train and val.'
+                )
+        for option, path in (('--train-list', self.train_list), ('--val-list', self.val_list)):
+            if path is not None and not path.is_file():
+                raise ValueError(f'{option} {path}: there is no such file.')
+            if path is not None:
+                read_annotation(path)
 
     def open(self, subject: OpenedModel) -> tuple[LabelledImages, LabelledImages]:
         """Open both splits at the network's image size. Raises ValueError if their classes differ."""
@@ -50,6 +63,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) < len(self.features):
             raise ValueError(f'features={[str(feature) for feature in self.features]}: give at least one, each once.')
+        for option in ('ks', 'shots'):
+            if any(number < 1 for number in getattr(self, option)):
+                raise ValueError(f'{option}={getattr(self, option)}: every number must be at least 1.')
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from mkd_plugin.checkpoint.formats import FORMATS, DetectedNetwork, strip_compile_prefix
-from mkd_plugin.checkpoint.infer_arch import infer_options, options_in_metadata
+from mkd_plugin.checkpoint.infer_arch import check_claims, infer_options, options_in_metadata
 from mkd_plugin.checkpoint.load import convert_weights, fill_network
-from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.releases import Release
 from mkd_plugin.checkpoint.report import LoadReport
 from mkd_plugin.checkpoint.resize import resize_positions
+from mkd_plugin.checkpoint.values import check_floating, nonfinite_names
 from mkd_plugin.checkpoint.write import write_weights
 from mkd_plugin.interop.export import (
     FOREIGN_CLASSES,
@@ -44,12 +45,14 @@ class Conversion:
         options: Options of the network that was written.
         checks: What was compared, with the largest error; None if it was not run, with the reason in the title.
         left_out: Names of our tensors that the target cannot hold.
+        nonfinite: Names of our tensors that hold NaN or infinity; outputs are not compared then.
     """
 
     report: LoadReport
     options: dict[str, Any]
     checks: list[tuple[str, float | None]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    nonfinite: list[str] = field(default_factory=list)
 
 
 def convert_checkpoint(
@@ -63,6 +66,7 @@ def convert_checkpoint(
     release: Release | None = None,
     options: Mapping[str, Any] | None = None,
     objective: str = 'pixel',
+    allow_nonfinite: bool = False,
 ) -> Conversion:
     """Convert a file, check the result, and write it.
 
@@ -78,11 +82,12 @@ def convert_checkpoint(
         release: The release that the source is; its options and pixel statistics are used.
         options: Known options of the network, which override those in the file.
         objective: Name of the objective that a decoder is written under in our format.
+        allow_nonfinite: Convert weights that are NaN or infinite too. The outputs cannot be compared then.
 
     Raises:
         FileNotFoundError: There is no such source.
-        ValueError: The source cannot be read or converted, the target cannot hold the network, or outputs differ by more
-            than 1e-4 of their largest magnitude. Nothing is written then.
+        ValueError: The source cannot be read or converted, its weights are not finite, the target cannot hold the network, or
+            outputs differ by more than 1e-4 of their largest magnitude. Nothing is written then.
     """
     if part not in PARTS:
         raise ValueError(f"part='{part}': use one of {list(PARTS)}.")
@@ -92,12 +97,24 @@ def convert_checkpoint(
         prefix = find_teacher(weights, source)
     if prefix is None and release is not None:
         prefix = release.prefix
-    found, converted = convert_weights(weights, source, prefix)
-    known = {**options_in_metadata(checkpoint), **((release and release.network) or {}), **(options or {})}
-    network = VisionTransformer(**infer_options(converted.tensors, known))
+    with refusing(source):
+        found, converted = convert_weights(weights, source, prefix)
+        stated = options_in_metadata(checkpoint)
+        check_claims(converted.tensors, stated)
+    known = {**stated, **((release and release.network) or {}), **(options or {})}
+    with refusing(source):
+        inferred = infer_options(converted.tensors, known)
+    network = VisionTransformer(**inferred)
     conversion = Conversion(fill_network(network, checkpoint, source, prefix=found.prefix), network.options)
-    check_source(conversion, network, found, weights)
     decoder = find_decoder(weights, converted.tensors, source) if part == 'decoder' else {}
+    check_floating(decoder, dict.fromkeys(decoder, network.cls_token), source)
+    conversion.nonfinite = nonfinite_names({**network.state_dict(), **decoder})
+    if conversion.nonfinite and not allow_nonfinite:
+        raise ValueError(
+            f'{source}: {len(conversion.nonfinite)} weights hold NaN or infinity: {conversion.nonfinite[:4]}. Nothing was '
+            'written, because outputs cannot be compared. --allow-nonfinite converts them without a comparison.'
+        )
+    check_source(conversion, network, found, weights)
     if img_size is not None:
         old_grid = network.grid
         network = VisionTransformer(**{**network.options, 'img_size': img_size})
@@ -163,6 +180,9 @@ def compare_outputs(
     title = f'{side}: {foreign.title}'
     if not foreign.installed:
         conversion.checks.append((f'{title} (not installed)', None))
+        return
+    if conversion.nonfinite:
+        conversion.checks.append((f'{title} (weights are not finite, so outputs cannot be compared)', None))
         return
     error = largest_error(foreign.library.run, build_filled(foreign, network.options, weights), network)
     conversion.checks.append((title, error))

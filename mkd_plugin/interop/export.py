@@ -172,15 +172,17 @@ def largest_error(
         seed: Seed of the image.
 
     Returns:
-        The largest difference over the largest magnitude, maximum over the taps.
+        The largest difference over the largest magnitude, maximum over the taps; NaN if a token is not finite, so that
+        ``error <= TOLERANCE`` is False then.
     """
     generator = torch.Generator().manual_seed(seed)
     images_BCHW = torch.randn(1, ours.in_channels, *ours.image_hw, generator=generator)
-    worst = 0.0
+    errors = []
     with torch.inference_mode():
         wanted = run(theirs, images_BCHW)
         features = ours.eval()(images_BCHW, taps=tuple(wanted))
         for tap, tokens_BND in wanted.items():
             found_BND = features.tokens(tap)[:, : tokens_BND.shape[1]]
-            worst = max(worst, ((found_BND - tokens_BND).abs().max() / tokens_BND.abs().max()).item())
-    return worst
+            largest = tokens_BND.abs().max().clamp_min(torch.finfo(tokens_BND.dtype).tiny)
+            errors.append(((found_BND - tokens_BND) / largest).abs().max())
+    return torch.stack(errors).max().item()  # unlike Python's max, torch's gives NaN if any is

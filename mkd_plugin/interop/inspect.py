@@ -11,6 +11,7 @@ from typing import Any
 from mkd_plugin.checkpoint.formats import find_networks
 from mkd_plugin.checkpoint.formats.detect import COMPILE_PREFIX
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
+from mkd_plugin.utils.files import printable
 
 Patterns = tuple[tuple[str, tuple[str, ...]], ...]  # titles, each with regular expressions that must all match a name
 
@@ -103,7 +104,7 @@ def render(description: Mapping[str, Any], *, config: bool = False) -> str:
             lines.append(f'{name:<12}{", ".join(value) if isinstance(value, list) else value}')
     if config and description['config'] is not None:
         lines += ['', description['config']]
-    return escape_control_characters('\n'.join(lines))
+    return printable('\n'.join(lines))
 
 
 def outline(entries: Mapping[Any, Any], *, indent: int) -> list[str]:
@@ -115,8 +116,3 @@ def outline(entries: Mapping[Any, Any], *, indent: int) -> list[str]:
         lines.append(f'{"":<{indent}}{key!s:<12} {shown}'.rstrip())
         lines += outline(value, indent=indent + 2) if nested else []
     return lines
-
-
-def escape_control_characters(text: str) -> str:
-    """Escape text from an untrusted file, so that it cannot control the terminal."""
-    return ''.join(letter if letter.isprintable() or letter == '\n' else repr(letter)[1:-1] for letter in text)

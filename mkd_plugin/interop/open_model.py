@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.formats import find_networks, strip_compile_prefix
-from mkd_plugin.checkpoint.infer_arch import infer_options, options_in_metadata
+from mkd_plugin.checkpoint.infer_arch import check_claims, infer_options, options_in_metadata
 from mkd_plugin.checkpoint.load import convert_weights, fill_network, load_module
-from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.releases import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS
 from mkd_plugin.checkpoint.report import LoadReport, shorten
 from mkd_plugin.interop.export import TOLERANCE, largest_error
@@ -131,8 +131,11 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
     weights = strip_compile_prefix(weights_of(source.checkpoint, path))
     if not find_networks(weights) and guess_format(weights) == 'ResNet':
         raise ValueError(f'{path} holds a ResNet, which has neither attention nor tokens. Give a checkpoint of a ViT.')
-    found, converted = convert_weights(weights, path, source.prefix)
-    options = infer_options(converted.tensors, {**known, **source.options})
+    with refusing(path):
+        found, converted = convert_weights(weights, path, source.prefix)
+        if source.theirs is None:
+            check_claims(converted.tensors, options_in_metadata(source.checkpoint))
+        options = infer_options(converted.tensors, {**known, **source.options})
     if options['in_channels'] != 3:
         raise ValueError(f'{path} takes images of {options["in_channels"]} channels; only RGB is supported here.')
     network = VisionTransformer(**options).eval()
@@ -158,16 +161,21 @@ def read_source(spec: ModelSpec) -> SourceFile:
     """Read a file whose format is detected from its names."""
     checkpoint = read_checkpoint(spec.path, lazy=True)
     provenance, release = provenance_of(checkpoint), spec.release
+    teachers = provenance.get('teachers')
     prefix = spec.part or (release.prefix if release else None)
     if 'backbone' in provenance:
         prefix = 'backbone.' if prefix == 'student' else prefix
-        prefix = f'teachers.{prefix}.network.' if prefix in provenance.get('teachers', []) else prefix
-    options = options_in_metadata(checkpoint)
+        prefix = f'teachers.{prefix}.network.' if prefix in (teachers if isinstance(teachers, list) else []) else prefix
+    with refusing(spec.path):
+        options = options_in_metadata(checkpoint)
     if release is not None:
         note = f'network and pixels as of the release {release.name}'
         return SourceFile(checkpoint, prefix, {**options, **(release.network or {})}, release.statistics, [note])
-    pixels = (provenance['pixel_mean'], provenance['pixel_std']) if 'pixel_mean' in provenance else None
-    return SourceFile(checkpoint, prefix, options, pixels)
+    if 'pixel_mean' not in provenance:
+        return SourceFile(checkpoint, prefix, options, None)
+    with refusing(spec.path):
+        mean, std = ([float(value) for value in provenance[name]] for name in ('pixel_mean', 'pixel_std'))
+    return SourceFile(checkpoint, prefix, options, (mean, std))
 
 
 def read_source_with_timm(spec: ModelSpec, model: str) -> SourceFile:

@@ -51,6 +51,11 @@ class ModelSpec:
         self.named = bool(words)
         self.name: str = words[0] if words else f'{self.path.stem}#{part}' if part else self.path.stem
 
+    def check(self) -> None:
+        """Raise ValueError if the file does not exist."""
+        if not self.path.exists():
+            raise ValueError(f'There is no checkpoint {self.path}. Write {SPEC_SYNTAX}.')
+
     @property
     def timm_model(self) -> str | None:
         """Name of timm's model, if NETWORK is one."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mkd_plugin.checkpoint.load import load_backbone
-from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint
+from mkd_plugin.checkpoint.infer_arch import check_claims, options_in_metadata
+from mkd_plugin.checkpoint.load import convert_weights, load_backbone
+from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.models.vit import VisionTransformer
 
 
@@ -78,7 +79,8 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
         FileNotFoundError: There is no such file.
         ValueError: The file is not such a checkpoint, or does not cover the network.
     """
-    provenance = provenance_of(read_checkpoint(path))
+    checkpoint = read_checkpoint(path, lazy=True)
+    provenance = provenance_of(checkpoint)
     if 'backbone' not in provenance:
         raise ValueError(
             f'{path} does not say which network it holds: it was not written by a run with PortableCheckpointHook. '
@@ -89,13 +91,18 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
             f'{path} does not say which pixel statistics its network needs: it was converted without --release. Convert it '
             'again with --release, or build the network and use mkd_plugin.checkpoint.load_backbone(network, path).'
         )
-    parts = ['student', *provenance.get('teachers', [])]
+    teachers = provenance.get('teachers')
+    parts = ['student', *(teachers if isinstance(teachers, list) else [])]
     if part not in parts:
         raise ValueError(
             f"{path} holds {parts}, not '{part}'. A checkpoint does not store a teacher that was loaded from a file "
             'or cut to fewer blocks.'
         )
-    network = VisionTransformer(**provenance['backbone'])
     prefix = 'backbone.' if part == 'student' else f'teachers.{part}.network.'
+    with refusing(path):
+        options = options_in_metadata(checkpoint)
+        check_claims(convert_weights(weights_of(checkpoint, path), path, prefix)[1].tensors, options)
+        network = VisionTransformer(**options)
+        student = LoadedStudent(network, provenance['pixel_mean'], provenance['pixel_std'])
     load_backbone(network, path, prefix=prefix)
-    return LoadedStudent(network.eval(), provenance['pixel_mean'], provenance['pixel_std']).eval()
+    return student.eval()

@@ -28,7 +28,7 @@ from mkd_plugin.models.protocols import (
     pixel_statistics,
 )
 from mkd_plugin.models.vit import VisionTransformer
-from mkd_plugin.registry import MODELS, build, check_options
+from mkd_plugin.registry import MODELS, build, check_options, check_values, parameters_of
 from mkd_plugin.structures import Region, TokenMask
 
 
@@ -229,6 +229,7 @@ def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) 
         )
     try:
         check_options(Objective, cfg, ['context'])
+        check_values('Objective', cfg, parameters_of(Objective)[0])
         return Objective(context=context, **cfg)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Objective '{name}': {error}") from error

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 
+from mkd_plugin.checkpoint.read import read_checkpoint
 from mkd_plugin.compat.hosts import explain_missing_host
+from mkd_plugin.registry import KINDS, check_values, kinds_of, parameters_of
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 DENSE = ('mmdet', 'mmseg')
@@ -26,9 +31,19 @@ STRATEGIES = ('SingleDeviceStrategy', *DISTRIBUTED)
 
 SOURCES = {  # by a part of the folder's name
     'digit_scenes': 'they are made by `python tools/dataset_tools/make_digit_scenes.py`',
+    'digits': 'they are made by `mkd make-digits DIR`',
+    'imagenet': 'ImageNet-1K is on https://image-net.org: train and val, each with a folder for each class, n01440764 …',
     'coco': 'COCO 2017 is on https://cocodataset.org: train2017.zip, val2017.zip, annotations_trainval2017.zip',
     'ade': 'ADE20K is http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
 }
+
+
+def check_kinds(cfg: Config) -> None:
+    """Raise ValueError if a top-level entry is not of the kind that mmengine's ``Runner`` takes, such as ``model=5``."""
+    for key, hint in parameters_of(Runner)[0].items():
+        kinds = [kind for kind in kinds_of(hint) if kind in KINDS]  # what a file can hold: no built objects
+        if kinds:
+            check_values('The config', {key: cfg.get(key)}, {key: reduce(or_, kinds)})
 
 
 def check_hosts_of(cfg: Config, name: str) -> None:
@@ -98,7 +113,8 @@ def check_classes(cfg: Config) -> None:
 
 def head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
     """Yield the place and value of every ``num_classes`` in a head."""
-    if isinstance(node, dict) and isinstance(node.get('num_classes'), int):
+    if isinstance(node, dict) and isinstance(node.get('num_classes'), (int, str)):
+        check_values(where, node, {'num_classes': int})
         yield where, node['num_classes']
     for key, part in items_of(node):
         if key not in OTHER_HEADS:
@@ -106,8 +122,8 @@ def head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
 
 
 def data_classes(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
-    """Return the classes in a dataset's ``metainfo``, else those of its Python class; None if neither states them."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
+    """Return the classes that a dataset's config states, else those of its Python class; None if neither does."""
+    classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     if classes is None:
         kind = dataset['type']
         if isinstance(kind, str):
@@ -228,43 +244,91 @@ def checkpoints_of(node: Any, option: str) -> Iterator[tuple[str, str]]:
 
 def without_missing_checkpoints(node: Any) -> Any:
     """Copy a part of a config, with random weights in place of missing files."""
+    return without_checkpoints(node, lambda path: not path or not exists(path))
+
+
+def without_checkpoints(node: Any, left_out: Callable[[str], bool] = lambda path: True) -> Any:
+    """Copy a part of a config, with random weights in place of the files that ``left_out`` names."""
     if isinstance(node, (list, tuple)):
-        return type(node)(without_missing_checkpoints(value) for value in node)
+        return type(node)(without_checkpoints(value, left_out) for value in node)
     if not isinstance(node, dict):
         return node
     path = node.get('checkpoint')
-    if isinstance(path, str) and (not path or not exists(path)):
+    if isinstance(path, str) and left_out(path):
         if node.get('type') == 'Pretrained':
             return None
-        node = {**node, 'checkpoint': None, 'seed': 0}
-    return {key: without_missing_checkpoints(value) for key, value in node.items()}
+        if node.get('seed') is None:  # else the teacher itself refuses to have both
+            node = {**node, 'checkpoint': None, 'seed': 0}
+    return {key: without_checkpoints(value, left_out) for key, value in node.items()}
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
-    """Raise ValueError, with the expected tree, if data of these loaders of a detector or segmentor are missing."""
+    """Raise ValueError if data of these loaders are missing, with the expected tree, or a checkpoint of the model is."""
     text = missing_tree(cfg, loaders)
     if text is not None:
         raise ValueError(text)
+    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+        if not path or not exists(path):
+            raise ValueError(f'There is no checkpoint {path!r}. Name one with --cfg-options {option}=FILE.')
+        if '://' not in path:
+            read_checkpoint(path, lazy=True)  # raises if it is none
+    if cfg.get('load_from') and not exists(cfg.load_from):
+        raise ValueError(f'There is no checkpoint {cfg.load_from}, which load_from or --resume names.')
 
 
 def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
     """Return the tree of expected files with the missing ones marked, or None if nothing is missing.
 
-    Configs of mmpretrain are not checked: some of its data sets download themselves.
+    Data sets that download themselves are left out.
     """
-    if cfg.get('default_scope') not in DENSE:
-        return None
     parts: dict[str, dict[str, bool]] = {}
     for loader in loaders:
         for _, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), loader):
             root = str(dataset.get('data_root') or '')
-            for part in data_parts(dataset):
+            for part in () if downloads(dataset, cfg) else data_parts(dataset) or ([''] if root else []):
                 parts.setdefault(root, {})[part] = exists(os.path.join(root, part))
     if all(present for found in parts.values() for present in found.values()):
         return None
     lines = ['Data of this config are missing. It expects']
     for root, found in parts.items():
-        lines.append(f'    {root}')
-        lines += [f'        {part:<44} {"" if present else "missing"}'.rstrip() for part, present in found.items()]
+        lines.append(f'    {root}' + ('    missing' if found.get('') is False else ''))
+        lines += [
+            f'        {part:<44} {"" if present else "missing"}'.rstrip() for part, present in found.items() if part
+        ]
         lines += [f'    ({text})' for name, text in SOURCES.items() if name in root.lower()][:1]
     return '\n'.join([*lines, 'Put or link them there, or name another such folder: --cfg-options data_root=DIR/.'])
+
+
+def downloads(dataset: dict[str, Any], cfg: Config) -> bool:
+    """Whether a data set fetches its files by itself, as mmpretrain's small ones do."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
+            kind = registry.get(kind)
+    return kind is None or 'download' in parameters_of(kind)[0]
+
+
+def check_schedule(cfg: Config) -> None:
+    """Raise ValueError for a run without length, and for a warm-up that does not end before its schedule does."""
+    length_of = cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters')
+    if all(length is None for length in length_of) or any(length is not None and length < 1 for length in length_of):
+        raise ValueError(
+            f'train_cfg: max_epochs={length_of[0]}, max_iters={length_of[1]}: one of them must be at least 1.'
+        )
+    schedule = cfg.get('param_scheduler') or []
+    schedule = [schedule] if isinstance(schedule, dict) else schedule
+    for by_epoch, length in zip((True, False), length_of, strict=True):
+        entries = [entry for entry in schedule if entry.get('by_epoch', True) == by_epoch]
+        ends = [entry['end'] for entry in entries if entry.get('end') is not None]
+        for number, entry in enumerate(entries):
+            end, begin = entry.get('end'), entry.get('begin', 0)
+            if end is not None and begin >= end:
+                raise ValueError(
+                    f'param_scheduler: {entry["type"]} begins at {begin} and ends at {end}: begin must be less.'
+                )
+            last = max([*ends[:number], *ends[number + 1 :]], default=length)
+            if 'LinearLR' in str(entry['type']) and begin == 0 and None not in (end, last) and end >= last:
+                raise ValueError(
+                    f'param_scheduler: the warm-up, {entry["type"]}, ends at {end}, and the schedule at {last} '
+                    f'{"epochs" if by_epoch else "iterations"}. Let the warm-up end earlier.'
+                )

@@ -14,28 +14,42 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from mkd_plugin.compat.hosts import explain_missing_host
-from mkd_plugin.preflight.checks import LOADERS, check_classes, check_hosts_of, check_strategy, items_of, strategy_name
-from mkd_plugin.utils.configs import find_config, get_ablation
+from mkd_plugin.preflight.checks import (
+    LOADERS,
+    check_classes,
+    check_hosts_of,
+    check_kinds,
+    check_strategy,
+    items_of,
+    strategy_name,
+)
+from mkd_plugin.preflight.unread import check_data_root, check_keys, check_options, check_saving, data_roots
+from mkd_plugin.utils.configs import change, get_ablation, get_config
 
 
 def read_config(name: str, options: Mapping[str, Any]) -> Config:
     """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it.
 
     Raises:
-        ValueError: There is no such config or ablation row, or the package that it inherits from is not installed.
+        ValueError: There is no such config or ablation row, the package that it inherits from is not installed, or an
+            option does nothing (:mod:`mkd_plugin.preflight.unread`).
     """
     method, _, row = name.partition(':')
     try:
-        cfg = get_ablation(method, row) if row else Config.fromfile(find_config(name))
+        cfg = get_ablation(method, row) if row else get_config(name)
     except ModuleNotFoundError as error:  # a base such as 'mmseg::…'
         message = explain_missing_host(str(error).split()[0].strip("'`"), f'the config {name}')
         if message is None:
             raise
         raise ValueError(message) from error
-    data_root = cfg.get('data_root')
-    cfg.merge_from_dict(dict(options))
+    check_options(cfg, options)
     if 'data_root' in options:
-        move_data_root(cfg, data_root)
+        move_data_root(cfg, options['data_root'])
+    else:
+        check_data_root(cfg)
+    change(cfg, options)
+    check_kinds(cfg)
+    check_keys(cfg)
     return cfg
 
 
@@ -70,8 +84,10 @@ def apply_training_options(
     """Apply the options of ``mkd train``; ``resume`` is a checkpoint, or 'auto' for the newest of the work dir.
 
     Raises:
-        ValueError: ``auto_scale_lr`` for a config that does not state the batch size of its learning rate.
+        ValueError: ``auto_scale_lr`` for a config that does not state the batch size of its learning rate, or an interval
+            of checkpoints that is none.
     """
+    check_saving(cfg)
     if amp:
         # mmdet hands boxes to RoIAlign in the type of the features, and bfloat16 moves a corner by up to four pixels
         coarse = 'roi_head' in cfg.get('model', {})
@@ -90,15 +106,25 @@ def apply_training_options(
         cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
 
 
-def move_data_root(cfg: Config, before: str | None) -> None:
+def move_data_root(cfg: Config, root: str) -> None:
     """Apply ``data_root`` of the command line to the datasets and to the annotation files of the evaluators.
 
-    A config file uses the variable while it is read; what is merged later changes the variable alone.
+    A config file uses the variable while it is read; what is merged later changes the variable alone. Datasets with
+    another root than the variable's keep it, unless all have the same one.
+
+    Raises:
+        ValueError: No dataset or evaluator has the root of the variable.
     """
+    before, roots = cfg.get('data_root'), set(data_roots(cfg))
+    if before is not None and before not in roots and len(roots) == 1:
+        before = next(iter(roots))
+    moved = 0
 
     def move(node: Any) -> None:
+        nonlocal moved
         if isinstance(node, dict) and 'data_root' in node and before in (None, node['data_root']):
-            node['data_root'] = cfg.data_root
+            node['data_root'] = root
+            moved += 1
         for _, value in items_of(node):
             move(value)
 
@@ -109,7 +135,14 @@ def move_data_root(cfg: Config, before: str | None) -> None:
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
             listed = evaluator.get('ann_file')
             if before and listed and listed.startswith(before):
-                evaluator['ann_file'] = os.path.join(cfg.data_root, listed.removeprefix(before).lstrip('/'))
+                evaluator['ann_file'] = os.path.join(root, listed.removeprefix(before).lstrip('/'))
+                moved += 1
+    if not moved:
+        theirs = f'theirs are {sorted(roots)}' if roots else 'none of them has a data_root'
+        raise ValueError(
+            f'data_root={root}: it reaches no dataset of the config, {theirs}. Set the option of each dataset, such as '
+            'train_dataloader.dataset.data_root=…; `mkd print-config` shows them.'
+        )
 
 
 def has_accelerator() -> bool:

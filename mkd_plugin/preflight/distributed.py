@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed
 from mmengine.config import Config
+from mmengine.dist import init_dist
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -43,13 +44,15 @@ def build_runner(cfg: Config) -> Any:
 
 
 def start_process_group(cfg: Config) -> None:
-    """Start the process group before the Runner does, if there is no GPU.
+    """Start the process group before the Runner does, so that processes can agree before anything is written.
 
-    mmengine's ``init_dist`` selects a GPU for any backend, and raises where there is no driver. With a GPU this does
-    nothing: the Runner starts the group itself.
+    mmengine's ``init_dist`` selects a GPU for any backend, and raises where there is no driver.
     """
     rank, size = processes_from_environment(cfg.launcher)
-    if cfg.launcher == 'none' or has_accelerator() or torch.distributed.is_initialized():
+    if cfg.launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if has_accelerator():
+        init_dist(cfg.launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
         return
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
     local_rank = os.environ.get(VARIABLES[cfg.launcher][2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
 from mmengine.utils import import_modules_from_strings
 from rich.console import Console
 from rich.markup import escape
@@ -20,14 +22,18 @@ from rich.table import Table
 from torch import nn
 
 from mkd_plugin.engine.optim import group_table
+from mkd_plugin.preflight.annotations import check_annotations
 from mkd_plugin.preflight.checks import (
     LOADERS,
+    check_schedule,
     check_work_dir,
     missing_files,
     missing_tree,
     without_missing_checkpoints,
 )
+from mkd_plugin.preflight.mistakes import explain
 from mkd_plugin.preflight.plan import batch_of, fake_batch, memory_of, run_step, stages_of
+from mkd_plugin.preflight.rehearsal import check_for_report
 
 CPU_IMAGES = 4
 MIB = 2**20
@@ -56,6 +62,7 @@ class DryRun:
             import_modules_from_strings(**self.cfg.custom_imports)
         for title, part in (
             ('files', self.show_files),
+            ('annotations', lambda: check_annotations(self.cfg, LOADERS)),
             ('data', self.show_data),
             ('schedule', self.show_stages),
             ('batch', self.show_batch),
@@ -77,7 +84,9 @@ class DryRun:
         try:
             part()
         except Exception as error:  # every error of a config belongs in the report
-            self.problems.append(f'{title}: {type(error).__name__}: {error}')
+            text = explain(error, self.cfg) or str(error)
+            shown = f'{type(error).__name__}: {text}' if str(error) in text else text
+            self.problems.append(f'{title}: {shown}')
 
     def show_files(self) -> None:
         """Show what is missing."""
@@ -101,6 +110,7 @@ class DryRun:
 
     def show_stages(self) -> None:
         """Show the lengths and learning rates of the stages."""
+        check_schedule(self.cfg)
         rate = self.cfg.optim_wrapper.optimizer.lr * self.batch.ratio
         table = Table('stage', 'length', 'peak rate', 'reached at', 'final rate', title='schedule')
         for number, stage in enumerate(stages_of(self.cfg, rate), 1):
@@ -133,6 +143,8 @@ class DryRun:
         model: nn.Module = MODELS.build(ConfigDict(model_cfg))  # detectors read their options as attributes
         if hasattr(model, 'init_weights'):
             model.init_weights()  # type: ignore[operator]
+        if cfg.get('load_from') and Path(cfg.load_from).is_file():  # refuses the file of another network
+            load_checkpoint(model, cfg.load_from, map_location='cpu', logger='silent')
         if get_device() == 'cpu':  # SyncBN needs a GPU
             model = revert_sync_batchnorm(model)
         self.model = model.to(get_device()).train()
@@ -166,5 +178,10 @@ class DryRun:
 
 
 def dry_run(cfg: Config, *, processes: int = 1, images: int = 0, console: Console | None = None) -> int:
-    """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`."""
+    """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`.
+
+    Raises:
+        ValueError: The config has no model, data or optimiser to report on.
+    """
+    check_for_report(cfg)
     return DryRun(cfg, processes=processes, images=images, console=console or Console()).run()

@@ -169,6 +169,8 @@ def evaluate(
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
         raise ValueError(f'protocols {unknown} are not known: use some of {", ".join(PROTOCOLS)}.')
+    if len(set(protocols)) < len(protocols):
+        raise ValueError(f'protocols {list(protocols)}: give each of them once.')
     requests = parse_specs(checkpoints)
     Store(store.cache)  # checks that it is writable
     settings = dict(data=asdict(data), plan=asdict(plan), protocols=list(protocols))

@@ -31,6 +31,15 @@ class EvaluationTable:
         """Record why something could not be measured."""
         self.failures.append(dict(checkpoint=column, protocol=protocol, reason=str(reason)))
 
+    def unmeasured(self) -> list[str]:
+        """Return the protocols without a single number for some checkpoint."""
+        numbers: dict[tuple[str, str], bool] = {}
+        for column, rows in self.rows.items():
+            for row in rows:
+                key = (column, row.protocol)
+                numbers[key] = numbers.get(key, False) or not math.isnan(row.top1)
+        return [protocol for (_, protocol), found in numbers.items() if not found]
+
     def lines(self) -> list[list[str]]:
         """Return the cells of each line: protocol, setting, feature, then one number per checkpoint."""
         cells: dict[tuple[str, str, str], dict[str, str]] = {}

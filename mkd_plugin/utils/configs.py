@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from mmengine.config import Config, DictAction
 
+SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -50,7 +52,7 @@ def get_config(name: str) -> Config:
     Raises:
         ValueError: There is no such config; the message names the nearest ones.
     """
-    return Config.fromfile(find_config(name))
+    return read_file(find_config(name))
 
 
 def ablations(method: str) -> dict[str, Any]:
@@ -87,16 +89,80 @@ def get_ablation(method: str, row: str) -> Config:
     return cfg
 
 
+def read_file(path: Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ValueError: It cannot be read as a config; the message has the line of the error.
+        ModuleNotFoundError: The package of a base is not installed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f'{path} is no config: its name must end in {", ".join(SUFFIXES)}.')
+    try:
+        return Config.fromfile(path)
+    except (ModuleNotFoundError, OSError):
+        raise
+    except Exception as error:  # a config runs as Python: anything can be raised
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next(
+            (f' in line {frame.lineno}' for frame in reversed(frames) if not frame.filename), ''
+        )  # mmengine names none
+        text = str(error).splitlines()[0] if isinstance(error, ImportError) else error  # mmengine lists sys.path
+        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}{line}: {text}') from error
+
+
+def change(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Set values by dotted key.
+
+    Raises:
+        ValueError: A key leads through a value that has no keys, or to an entry that a list does not have.
+    """
+    for key, value in options.items():
+        node, done = cfg, ''
+        *above, last = key.split('.')
+        if not all([*above, last]):
+            raise ValueError(
+                f"--cfg-options {key}={value}: '{key}' is no key. Give names joined by dots, as in model.type=…"
+            )
+        for part in above:
+            if isinstance(node, (list, tuple)):
+                node = entry_of(node, part, key, done)
+            elif isinstance(node, (dict, Config)):
+                node = node.get(part) if node.get(part) is not None else {}
+            done = f'{done}.{part}' if done else part
+            if not isinstance(node, (dict, list, tuple)):
+                raise ValueError(f'--cfg-options {key}={value}: {done}={node!r} is a single value and has no {last!r}.')
+        if isinstance(node, (list, tuple)):
+            entry_of(node, last, key, done)
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f'--cfg-options: {error.args[0] if error.args else error}') from error
+
+
+def entry_of(node: Sequence[Any], part: str, key: str, where: str) -> Any:
+    """Return an entry of a list in a config. Raises ValueError if there is none."""
+    if not part.isdecimal() or int(part) >= len(node):
+        allowed = f'the numbers 0 to {len(node) - 1}' if node else 'none: it is empty'
+        raise ValueError(
+            f'--cfg-options {key}: {where} is a list and has no entry {part!r}. Its entries are {allowed}.'
+        )
+    return node[int(part)]
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse ``KEY=VALUE`` as mmengine's ``--cfg-options`` does.
 
     Raises:
-        ValueError: There is no ``=``.
+        ValueError: There is no key or no ``=``, or a bracket is not closed.
     """
-    wrong = [pair for pair in pairs if '=' not in pair]
+    wrong = [pair for pair in pairs if not pair.partition('=')[0] or '=' not in pair]
     if wrong:
         raise ValueError(f'{wrong[0]!r}: give options as KEY=VALUE.')
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='*', action=DictAction, default={})
-    options: dict[str, Any] = parser.parse_args(['--options', *pairs]).options if pairs else {}
+    try:
+        options: dict[str, Any] = parser.parse_args(['--options', *pairs]).options if pairs else {}
+    except (ValueError, AssertionError) as error:  # brackets that do not match
+        raise ValueError(f'{" ".join(pairs)}: give options as KEY=VALUE, and close every bracket.') from error
     return options

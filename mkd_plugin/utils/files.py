@@ -1,4 +1,4 @@
-"""Atomic writes, hashes of files, and values that JSON can hold."""
+"""Atomic writes, hashes of files, values that JSON can hold, and text from files that nobody vouches for."""
 
 from __future__ import annotations
 
@@ -97,3 +97,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Escape what could control the terminal, except line breaks, and cut the text to ``limit`` characters."""
+    shown = text if limit is None or len(text) <= limit else text[:limit] + '…'
+    return ''.join(letter if letter.isprintable() or letter == '\n' else repr(letter)[1:-1] for letter in shown)

@@ -149,7 +149,6 @@ class Experiment:
     def _pretrain(self, run: Run, folder: Path) -> dict[str, float]:
         cfg = pretrain_config(run.name, self.settings, lambda network: self.checkpoint(network, run.seed))
         cfg.randomness.seed = run.seed
-        cfg.resume = True  # from the last checkpoint, if there is one
         self._set_paths(cfg, folder)
         Runner.from_cfg(cfg).train()
         return {}
@@ -167,6 +166,7 @@ class Experiment:
         return dict(finetuned=float(runner.message_hub.get_scalar('val/accuracy/top1').current()))
 
     def _set_paths(self, cfg: Config, folder: Path) -> None:
+        cfg.resume = True  # from the last checkpoint, if there is one
         cfg.work_dir, cfg.experiment_name, cfg.log_level = str(folder), folder.name, 'ERROR'
         for loader in ('train_dataloader', 'val_dataloader'):
             if cfg.get(loader):

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mkd_plugin.preflight.annotations import check_annotations
 from mkd_plugin.preflight.checks import check_data
 
 HEIGHT, WIDTH, CLASSES = 24, 32, 10
@@ -46,11 +47,12 @@ def picture() -> bytes:
 
 
 def loads_or_is_refused(cfg: Config, size: int, check: Any) -> None:
-    """The check before a run raises a short ValueError, or each sample can be loaded and ``check`` holds for it."""
+    """The checks before a run raise a short ValueError, or each sample can be loaded and ``check`` holds for it."""
     init_default_scope(cfg.default_scope)
     try:
         with bounded(size):
             check_data(cfg, ('train_dataloader',))
+            check_annotations(cfg, ('train_dataloader',))
     except ValueError as error:
         assert len(str(error).splitlines()) <= 12
         return
@@ -79,7 +81,7 @@ def check_boxes(sample: dict[str, Any]) -> None:
 
 @given(changes=CHANGES, cut=st.booleans())
 @examples(0.7)
-def test_check_data__coco(detection, tmp_path, changes, cut):
+def test_checks__coco(detection, tmp_path, changes, cut):
     cfg = copy.deepcopy(detection)
     (tmp_path / 'coco/annotations').mkdir(parents=True, exist_ok=True)
     (tmp_path / 'coco/train').mkdir(exist_ok=True)
@@ -121,7 +123,7 @@ MASKS = st.fixed_dictionaries(
 
 @given(mask=MASKS)
 @examples(0.7)
-def test_check_data__ade20k(segmentation, tmp_path, mask):
+def test_checks__ade20k(segmentation, tmp_path, mask):
     cfg = copy.deepcopy(segmentation)
     for folder in ('ade/images/training', 'ade/annotations/training'):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)

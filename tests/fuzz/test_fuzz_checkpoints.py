@@ -145,7 +145,7 @@ def test_read_checkpoint__damaged_parts_of_a_folder(hugging_face, tmp_path, edit
 
 
 @pytest.mark.parametrize(
-    'named', ['model.safetensors.index.json', '.', '', 'config.json', 'gone.safetensors', '/dev/zero']
+    'named', ['model.safetensors.index.json', '.', '', 'config.json', 'gone.safetensors', '/dev/zero', 'a\0b']
 )
 def test_read_checkpoint__an_index_that_names_itself_and_others(hugging_face, tmp_path, named):
     path = tmp_path / 'folder'
@@ -207,6 +207,16 @@ def test_open_models__a_huge_network_is_refused_before_it_is_built(tmp_path, cla
     open_network(path)
 
 
+@pytest.mark.parametrize('claim', [dict(layer_scale=[]), dict(layer_scale=True), dict(arch=dict(num_heads=2))])
+def test_open_models__options_that_no_network_has_are_refused_with_the_file(tmp_path, claim):
+    weights, provenance = student()
+    provenance['backbone'].update(claim)
+    path = tmp_path / 'claims.pth'
+    torch.save(dict(state_dict=weights, meta=dict(mkd_plugin=provenance)), path)
+    with pytest.raises(CheckpointError, match='claims.pth: Its metadata state what no network has'):
+        open_models([str(path)], known={}, device='cpu')
+
+
 @pytest.mark.parametrize('kind', ['zip.pth', 'ours.safetensors'])
 @given(edits=TAMPERING)
 @examples(0.3)
@@ -233,3 +243,11 @@ def test_inspect__odd_provenance_and_meta(tmp_path, capsys, changes):
     path = tmp_path / 'odd.pth'
     torch.save(dict(state_dict=weights, **change(whole, changes)), path)
     inspect(path, capsys)
+
+
+def test_open_models__a_layer_scale_that_is_a_whole_number(tmp_path):
+    weights, provenance = student()
+    provenance['backbone']['layer_scale'] = 1
+    path = tmp_path / 'claims.pth'
+    torch.save(dict(state_dict=weights, meta=dict(mkd_plugin=provenance)), path)
+    open_network(path)

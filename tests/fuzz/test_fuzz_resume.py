@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,15 @@ def copy_of(whole: Path, folder: Path) -> Path:
     return folder
 
 
-def same_as(whole: Path, path: Path) -> bool:
-    """Whether a file holds the same tensors as the one of this name in the undamaged folder."""
-    ours, theirs = (list(tensors_in(read_checkpoint(file))) for file in (path, whole / path.name))
+@cache
+def undamaged(path: Path) -> list[torch.Tensor]:
+    """The tensors of a file that no test changes."""
+    return list(tensors_in(read_checkpoint(path)))
+
+
+def same_as(good: Path, path: Path) -> bool:
+    """Whether a file holds the same tensors as an undamaged one."""
+    ours, theirs = list(tensors_in(read_checkpoint(path))), undamaged(good)
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -80,9 +87,17 @@ def choose(work_dir: Path, whole: Path, damaged: list[str]) -> None:
         assert all(not same(whole, work_dir / name) for name in ('epoch_2.pth', 'epoch_3.pth')), error
         return
     assert found is not None and Path(found).parent == work_dir
-    assert same_as(whole, Path(found))
+    assert same_as(whole / Path(found).name, Path(found))
     if Path(found).name == 'epoch_2.pth':
         assert not same(whole, work_dir / 'epoch_3.pth') and 'epoch_3.pth' in ' '.join(told)
+
+
+@pytest.fixture(scope='module')
+def resumed(written_digits, whole, tmp_path_factory) -> Path:
+    """The undamaged folder after the run was resumed to its end."""
+    work_dir = copy_of(whole, tmp_path_factory.mktemp('resumed') / 'run')
+    Runner.from_cfg(config(written_digits, work_dir)).train()
+    return work_dir
 
 
 def same(whole: Path, path: Path) -> bool:
@@ -91,6 +106,7 @@ def same(whole: Path, path: Path) -> bool:
 
 
 @given(edits=DAMAGE, name=st.sampled_from(['epoch_2.pth', 'epoch_3.pth']))
+@examples(0.25)
 def test_newest_checkpoint__one_damaged_checkpoint(whole, tmp_path, edits, name):
     work_dir = copy_of(whole, tmp_path / 'run')
     path = work_dir / name
@@ -99,6 +115,7 @@ def test_newest_checkpoint__one_damaged_checkpoint(whole, tmp_path, edits, name)
 
 
 @given(places=st.dictionaries(st.integers(0, 20), PLACES, min_size=1, max_size=4))
+@examples(0.25)
 def test_newest_checkpoint__any_files_are_cut_off(whole, tmp_path, places):
     work_dir = copy_of(whole, tmp_path / 'run')
     files = sorted(path for path in work_dir.rglob('*') if path.is_file())
@@ -111,6 +128,7 @@ def test_newest_checkpoint__any_files_are_cut_off(whole, tmp_path, places):
 
 
 @given(content=st.one_of(st.binary(max_size=64), st.sampled_from([b'', b'\0', b'/', b'..', b'/dev/zero', b'\xff\xfe'])))
+@examples(0.15)
 def test_newest_checkpoint__rubbish_in_the_pointer(whole, tmp_path, content):
     work_dir = copy_of(whole, tmp_path / 'run')
     (work_dir / 'last_checkpoint').write_bytes(content)
@@ -122,16 +140,15 @@ RUBBISH = ('epoch_3.pth', 'last_checkpoint', 'metrics.jsonl', 'stage_0.pth', 'st
 
 @given(edits=DAMAGE, name=st.sampled_from(RUBBISH))
 @examples(0.1)
-def test_resume__ends_with_the_same_weights_or_names_the_file(written_digits, whole, tmp_path, edits, name):
+def test_resume__ends_with_the_same_weights_or_names_the_file(written_digits, whole, resumed, tmp_path, edits, name):
     """To those of a run in whose folder nothing was damaged."""
-    folders = [copy_of(whole, tmp_path / kind / 'run') for kind in ('good', 'bad')]
-    path = folders[1] / name
+    work_dir = copy_of(whole, tmp_path / 'run')
+    path = work_dir / name
     path.write_bytes(edit(path.read_bytes() if path.exists() else b'{}', edits))
-    Runner.from_cfg(config(written_digits, folders[0])).train()
     try:
-        Runner.from_cfg(config(written_digits, folders[1])).train()
+        Runner.from_cfg(config(written_digits, work_dir)).train()
     except (ValueError, OSError) as error:
         assert name in str(error)
         return
-    ours, theirs = (list(tensors_in(read_checkpoint(folder / 'epoch_4.pth')['state_dict'])) for folder in folders)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    weights, wanted = (read_checkpoint(folder / 'epoch_4.pth')['state_dict'] for folder in (work_dir, resumed))
+    assert weights.keys() == wanted.keys() and all(torch.equal(weights[key], wanted[key]) for key in wanted)

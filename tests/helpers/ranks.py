@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,23 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=1), preemption=d
 
 @HOOKS.register_module()
 class SignalAt(Hook):
-    """Sends itself a signal after a step, on the ranks named, the first time that the run comes there."""
+    """Sends itself a signal after a step, on the ranks named, the first time that the run comes there.
 
-    def __init__(self, step: int, name: str, ranks: list[int]) -> None:
-        self.step, self.signal, self.ranks = step, signal.Signals[name], ranks
+    ``launcher`` sends it to the launcher instead, as Ctrl-C does: torchrun gives each rank a session of its own.
+    """
+
+    def __init__(self, step: int, name: str, ranks: list[int], launcher: bool = False) -> None:
+        self.step, self.signal, self.ranks, self.launcher = step, signal.Signals[name], ranks, launcher
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        marker = Path(runner.work_dir, f'signalled_{runner.rank}')
+        marker = Path(runner.work_dir, f'signalled_{runner.rank}_{self.step}')
         if runner.iter + 1 == self.step and runner.rank in self.ranks and not marker.exists():
             marker.touch()
-            os.kill(os.getpid(), self.signal)
+            if self.launcher:
+                time.sleep(1)  # fingers are slower than these steps
+                os.killpg(os.getpgid(os.getppid()), self.signal)
+            else:
+                os.kill(os.getpid(), self.signal)
 
 
 @HOOKS.register_module()

@@ -3,4 +3,9 @@
 _base_ = 'folder_pretrain_224.py'
 
 data_root = 'data/shards/'
-train_dataloader = dict(dataset=dict(type='mkd_plugin.ShardDataset', data_root=data_root))
+train_dataloader = dict(
+    dataset=dict(
+        type='mkd_plugin.ShardDataset',
+        data_root=data_root,
+        exclude=[],  # endings of images that are no samples: ['.seg.png'] leaves masks beside the images out
+    ))

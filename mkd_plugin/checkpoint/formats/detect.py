@@ -19,6 +19,8 @@ from mkd_plugin.checkpoint.read import CheckpointError
 DEFAULT_PREFIXES = ('', 'backbone.', 'teacher.backbone.', 'base_encoder.')
 COMPILE_PREFIX = '_orig_mod.'
 MIN_MATCHES = 4  # names that must match before a format is guessed
+MAX_GUESSED = 1000  # names that are looked at for it
+MAX_NETWORKS = 100  # in one file
 
 
 class DetectedNetwork(NamedTuple):
@@ -34,11 +36,14 @@ def strip_compile_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find_networks(names: Collection[str]) -> list[DetectedNetwork]:
-    """Find every network in a known format."""
+    """Find every network in a known format. Raises CheckpointError if there are suspiciously many."""
     remaining = set(names)
     networks = []
     for entry in FORMATS.values():
-        for name in sorted(name for name in remaining if name.endswith(entry.mark)):
+        candidates = sorted(name for name in remaining if name.endswith(entry.mark))
+        if len(candidates) > MAX_NETWORKS:
+            raise CheckpointError(f'It holds more than {MAX_NETWORKS} networks: {len(candidates)} with {entry.mark}.')
+        for name in candidates:
             prefix = name.removesuffix(entry.mark)
             if (not prefix or prefix.endswith('.')) and all_match(names, prefix, entry.also):
                 remaining.discard(name)  # a tensor belongs to one network
@@ -58,7 +63,7 @@ def guess_network(names: Sequence[str]) -> DetectedNetwork | None:
     for entry in FORMATS.values():
         expressions = [pattern.pattern for rule in entry.rules for pattern in rule.patterns if pattern is not None]
         patterns = [re.compile(rf'(|.*\.){expression}') for expression in expressions]
-        for name in names:
+        for name in names[:MAX_GUESSED]:
             found = (pattern.fullmatch(name) for pattern in patterns)
             matches.update({(entry.name, match[1]) for match in found if match})
     most = max(matches.values(), default=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mkd_plugin.datasets.folder import EXTENSIONS, ReplaceUnreadable
+from mkd_plugin.datasets.lists import MOST_CLASSES, read_list
 from mkd_plugin.datasets.shards.members import ShardIndex, key_of, member_uri, read_index, scan, write_index
 from mkd_plugin.registry import DATASETS
 
 CLASSES = 'classes.txt'
+PACKED = re.compile(r'\.(tgz|tar\.(gz|bz2|xz|zst))$')
 
 
 @DATASETS.register_module()
@@ -35,7 +39,9 @@ class ShardDataset(ReplaceUnreadable):
         shards: Pattern of the files, such as ``train/*.tar`` or ``**/*.tar``; they are read in the order of their names.
         with_label: Whether to read labels; then every image must have one.
         classes: Names of the classes, or a file with one per line; by default ``classes.txt`` in the folder if it exists.
-        extensions: Extensions of images, in any case. ``('.jpg',)`` leaves ``key.seg.png`` out.
+        extensions: Extensions of images, in any case.
+        exclude: An ending, or several, of images that are no samples, in any case: ``'.seg.png'`` leaves the masks
+            ``key.seg.png`` out. A warning says if there are several images of one key.
         max_unreadable: How many different images may be unreadable before an error is raised.
         options: Those of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ….
 
@@ -53,6 +59,7 @@ class ShardDataset(ReplaceUnreadable):
         with_label: bool = False,
         classes: str | Sequence[str] | None = None,
         extensions: Sequence[str] = EXTENSIONS,
+        exclude: str | Sequence[str] = (),
         max_unreadable: int = 100,
         **options: Any,
     ) -> None:
@@ -60,9 +67,14 @@ class ShardDataset(ReplaceUnreadable):
             raise ValueError("data_root='': give the folder of the shards.")
         self.shards, self.with_label = shards, with_label
         self.extensions = tuple(extension.lower() for extension in extensions)
+        self.exclude = tuple(
+            ending.lower() for ending in ([exclude] if isinstance(exclude, str) else exclude) if ending
+        )
         names = Path(data_root, data_prefix, CLASSES)
         if with_label and classes is None and names.is_file():
             classes = str(names)
+        if isinstance(classes, str):
+            classes = read_list(os.path.expanduser(classes))
         super().__init__(
             ann_file='',
             data_root=data_root,
@@ -76,14 +88,18 @@ class ShardDataset(ReplaceUnreadable):
         """Address and label of every image, in the order of the tar files and their members."""
         images: list[dict[str, Any]] = []
         unlabelled: list[str] = []
+        same_key, example = 0, ''
         for tar, index in self._indexed_tars():
+            keys: dict[str, str] = {}
             for name, offset, size in index.members:
-                if not name.lower().endswith(self.extensions) or name.rpartition('/')[2].startswith('.'):
+                if not self._is_sample(name):
                     continue
+                if keys.setdefault(key_of(name), name) != name:
+                    same_key, example = same_key + 1, example or f'{keys[key_of(name)]} and {name} in {tar.name}'
                 image: dict[str, Any] = {'img_path': member_uri(tar, name, offset, size)}
                 if self.with_label:
                     image['gt_label'] = label = index.labels.get(key_of(name), -1)
-                    if label < 0 or (self.CLASSES and label >= len(self.CLASSES)):
+                    if not 0 <= label < (len(self.CLASSES) if self.CLASSES else MOST_CLASSES):
                         unlabelled.append(f'{tar.name}: {name}')
                 images.append(image)
         if not images:
@@ -93,16 +109,26 @@ class ShardDataset(ReplaceUnreadable):
                 f'with_label=True, but {len(unlabelled)} of {len(images)} images have no class number in a .cls or .json '
                 f'member of the same key, or none below the number of classes. The first is {unlabelled[0]}.'
             )
+        if same_key:
+            print_log(
+                f'{same_key} of the {len(images)} samples have the key of another one: {example}, for example. If they are '
+                'masks, leave them out: train_dataloader.dataset.exclude=.seg.png',
+                'current',
+                level=logging.WARNING,
+            )
         return images
+
+    def _is_sample(self, name: str) -> bool:
+        """Whether a member is an image that is not excluded, nor macOS's companion of a file."""
+        lower = name.lower()
+        hidden = name.rpartition('/')[2].startswith('.')
+        return lower.endswith(self.extensions) and not hidden and not lower.endswith(self.exclude)
 
     def _indexed_tars(self) -> list[tuple[Path, ShardIndex]]:
         """Every tar file with its index; tar files without one are scanned."""
-        folder = Path(self.img_prefix)
-        if not folder.is_dir():
-            raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
-        tars = sorted(folder.glob(self.shards))
-        if not tars:
-            raise ValueError(f'{folder} has no {self.shards}. For a folder of images use mkd_plugin.ImageFolder.')
+        tars, left_out = find_tars(Path(self.img_prefix), self.shards)
+        if left_out:
+            print_log(left_out, 'current', level=logging.WARNING)
         found = {tar: read_index(tar) for tar in tars}
         missing = [tar for tar, index in found.items() if index is None]
         if missing:
@@ -135,3 +161,20 @@ def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
             level=logging.WARNING,
         )
     return indices
+
+
+def find_tars(folder: Path, shards: str) -> tuple[list[Path], str]:
+    """Return the tar files of a folder, and what to say about compressed ones, which are left out.
+
+    Raises:
+        ValueError: There is no folder, or no tar file in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
+    tars = sorted(folder.glob(shards))
+    packed = sorted(path.name for path in folder.iterdir() if PACKED.search(path.name.lower()))
+    advice = f'{packed[0]} is compressed: unpack it (gzip -d, bzip2 -d, xz -d or zstd -d).' if packed else ''
+    if not tars:
+        advice = advice or 'For a folder of images use mkd_plugin.ImageFolder.'
+        raise ValueError(f'{folder} has no {shards}. {advice}')
+    return tars, f'{folder}: {len(packed)} files are left out. {advice}' if packed else ''

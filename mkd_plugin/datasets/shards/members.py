@@ -23,8 +23,9 @@ FORMAT = 1  # of the index file
 BLOCK = 512
 LARGEST_LABEL = 1 << 20  # bytes; larger .cls and .json files are ignored
 PREFIX = 'tar://'
-ADDRESS = re.compile(PREFIX + r'(.+?\.tar)@(\d+)\+(\d+)/', re.IGNORECASE)
+ADDRESS = re.compile(PREFIX + r'(.+)@(\d+)\+(\d+)/[^@]*', re.DOTALL)  # folders may be called a.tar@1+2
 MOST_OPEN = 256  # files kept open; most systems allow 1024 per process
+LARGEST_HEADER = 1 << 20  # bytes of names and attributes before a member; longer ones are no names
 COMPRESSORS = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ\x00': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
 
 
@@ -59,15 +60,18 @@ def key_of(name: str) -> str:
 
 def read_index(tar: Path) -> ShardIndex | None:
     """Read a tar's index; None if there is no valid one, or if the tar has changed since."""
-    status = tar.stat()
+    status, path = tar.stat(), index_path(tar)
     try:
-        stored = json.loads(index_path(tar).read_text())
+        # a member takes a block of the tar, and fewer bytes of the index even if its name is escaped
+        if not path.is_file() or path.stat().st_size > 4 * status.st_size + LARGEST_LABEL:
+            return None
+        stored = json.loads(path.read_text())
         if stored.pop('format') != FORMAT:
             return None
         stored['members'] = [(str(name), int(offset), int(size)) for name, offset, size in stored['members']]
         stored['labels'] = {str(key): int(label) for key, label in stored['labels'].items()}
         index = ShardIndex(**stored)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None  # missing, or not written by us: scan the tar
     fits = all(0 <= offset <= offset + size <= status.st_size for _, offset, size in index.members)
     return index if fits and (index.size, index.mtime_ns) == (status.st_size, status.st_mtime_ns) else None
@@ -91,6 +95,8 @@ def scan(tar: Path, *, progress: Callable[[int], Any] = lambda advance: None) ->
         ValueError: The file is no tar file, or is compressed, damaged or truncated.
         OSError: It cannot be opened.
     """
+    if tar.exists() and not tar.is_file():
+        raise ValueError(f'{tar} is no tar file, but a folder, pipe or device. Move it away, or change shards.')
     status = tar.stat()
     index = ShardIndex(status.st_size, status.st_mtime_ns)
     found: dict[str, tuple[str, int, int]] = {}
@@ -115,10 +121,25 @@ def scan(tar: Path, *, progress: Callable[[int], Any] = lambda advance: None) ->
     return index
 
 
+class Headers:
+    """An open file of which tarfile may read headers, but not hundreds of megabytes that one claims to have."""
+
+    def __init__(self, file: Any) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes."""
+        if not 0 <= size <= LARGEST_HEADER:
+            raise tarfile.ReadError(f'a header claims to have {size:,} bytes')
+        content: bytes = self._read(size)
+        return content
+
+
 def _regular_members(file: Any, total: int) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of every regular file of an open tar."""
     reached = -1
-    with tarfile.open(fileobj=file, mode='r:') as archive:
+    headers: Any = Headers(file)
+    with tarfile.open(fileobj=headers, mode='r:') as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # do not keep a million headers in memory
             end = member.offset_data + member.size
@@ -144,7 +165,7 @@ def _advice(tar: Path) -> str:
         start = file.read(6)
     for magic, name in COMPRESSORS.items():
         if start.startswith(magic):
-            return f' It is compressed with {name}: unpack it ({name} -d), images hardly get smaller.'
+            return f' It is compressed with {name}: unpack it ({name} -dc {tar.name} > NEW.tar), images hardly get smaller.'
     return ' Copy it or make it again.'
 
 
@@ -164,12 +185,13 @@ def _parse_label(content: bytes) -> int | None:
 
 def member_uri(tar: str | Path, name: str, offset: int, size: int) -> str:
     """Address of a member; the name only serves messages."""
-    return f'{PREFIX}{tar}@{offset}+{size}/{name.replace("://", ":/")}'  # mmengine splits at ://
+    name = name.replace('://', ':/').replace('@', '%40')  # mmengine splits at ://, and the last @ precedes the offset
+    return f'{PREFIX}{tar}@{offset}+{size}/{name}'
 
 
 def parse_uri(uri: str) -> tuple[str, int, int]:
     """(tar file, offset, size) of an address. Raises ValueError if it is no address of a member."""
-    found = ADDRESS.match(uri)
+    found = ADDRESS.fullmatch(uri)
     if found is None:
         raise ValueError(f'{uri}: the address of a member is tar://FILE.tar@OFFSET+SIZE/NAME; ShardDataset makes them.')
     return found[1], int(found[2]), int(found[3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,7 @@ from mkd_plugin.datasets.shards.members import key_of, member_uri, scan, write_i
 from mkd_plugin.utils.files import TEMPORARY, atomic_write, remove_path, sha256_of, write_whole
 
 MANIFEST, SOURCES = 'manifest.json', 'sources.jsonl'
+UNFINISHED = re.compile(rf'\.(shard-\d+\.tar(\.index\.json)?|manifest\.json|sources\.jsonl|{CLASSES})\.\d+\{TEMPORARY}')
 CHUNK = 256  # images held in memory at a time
 
 
@@ -148,8 +150,9 @@ def classes_of(sources: Iterable[Source]) -> list[str]:
 
 def open_manifest(target: Path, sources: list[Source], options: Options, classes: list[str]) -> dict[str, Any]:
     """Read and check the manifest of an earlier run, or write a new one after the list of sources."""
-    for unfinished in target.glob(f'.*{TEMPORARY}'):  # left by a killed run
-        remove_path(unfinished)
+    for path in target.iterdir():
+        if UNFINISHED.fullmatch(path.name):  # left by a killed run
+            remove_path(path)
     listed = [json.dumps([source.path, source.size, source.mtime_ns]) for source in sources]
     manifest: dict[str, Any] = dict(options=asdict(options), images=len(sources), classes=classes, shards={})
     if not (target / MANIFEST).is_file():
@@ -161,7 +164,7 @@ def open_manifest(target: Path, sources: list[Source], options: Options, classes
             write_whole(target / CLASSES, '\n'.join(classes) + '\n')
         write_json(target / MANIFEST, manifest)
         return manifest
-    stored: dict[str, Any] = json.loads((target / MANIFEST).read_text())
+    stored = read_manifest(target)
     changed = sorted(set((target / SOURCES).read_text().splitlines()) ^ set(listed))
     difference = f'{stored["options"]} → {options}' if stored['options'] != manifest['options'] else ''
     if changed:
@@ -171,6 +174,17 @@ def open_manifest(target: Path, sources: list[Source], options: Options, classes
             f'{target} was begun with other images or options: {difference}. Restore them, or give another folder.'
         )
     return stored
+
+
+def read_manifest(target: Path) -> dict[str, Any]:
+    """Read the manifest of shards. Raises ValueError if it is damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
+        if manifest.keys() >= {'options', 'images', 'classes', 'shards'}:
+            return manifest
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f'{target / MANIFEST} is damaged. Restore it, or delete {target} and make the shards anew.')
 
 
 def is_finished(tar: Path, manifest: dict[str, Any]) -> bool:
@@ -262,7 +276,7 @@ def verify_shards(target: Path, *, step: Callable[[int], Any] = lambda images: N
     """
     if not (target / MANIFEST).is_file():
         raise ValueError(f'{target} has no {MANIFEST}: only shards that make_shards.py made can be verified.')
-    manifest = json.loads((target / MANIFEST).read_text())
+    manifest = read_manifest(target)
     problems = []
     for name, entry in manifest['shards'].items():
         try:

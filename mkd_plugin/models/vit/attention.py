@@ -32,7 +32,7 @@ class LayerScale(nn.Module):
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
         self.start = start
-        self.weight = nn.Parameter(torch.full((width,), start))
+        self.weight = nn.Parameter(torch.full((width,), float(start)))
 
     def reset_parameters(self) -> None:
         """Reset every factor to its initial value."""

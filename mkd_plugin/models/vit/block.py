@@ -16,6 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from mkd_plugin.models.vit.attention import Attention, AttentionOutput, LayerScale
 from mkd_plugin.models.vit.relative import RelativePositionBias
+from mkd_plugin.registry import check_values, parameters_of
 from mkd_plugin.structures import take
 
 
@@ -57,6 +58,7 @@ def resolve_arch(arch: str | dict[str, Any] | Arch) -> Arch:
     allowed = {field.name for field in fields(Arch)}
     if not {'width', 'depth', 'num_heads'} <= set(arch) <= allowed:
         raise ValueError(f'arch={dict(arch)}: the dict needs width, depth and num_heads; mlp_ratio is optional.')
+    check_values('arch', arch, parameters_of(Arch)[0])
     return Arch(**arch)
 
 
@@ -146,7 +148,13 @@ class Block(nn.Module):
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic depth per block, growing linearly from 0 at the first block to ``rate`` at the last."""
+    """Stochastic depth per block, growing linearly from 0 at the first block to ``rate`` at the last.
+
+    Raises:
+        ValueError: ``rate`` is no probability below 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f'drop_path_rate={rate}: it must lie in [0, 1), a probability of skipping a branch.')
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 

@@ -18,6 +18,8 @@ def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Count the patches per column and row of an image. Raises ValueError if a side is not a multiple."""
+    if patch_size < 1:
+        raise ValueError(f'patch_size={patch_size}: it must be at least 1 pixel.')
     for side in image_hw:
         if side <= 0 or side % patch_size:
             near = max(side // patch_size, 1) * patch_size

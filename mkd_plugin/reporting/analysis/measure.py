@@ -24,6 +24,7 @@ from mkd_plugin.analysis import (
     run_watched,
 )
 from mkd_plugin.analysis.streaming import patches_of
+from mkd_plugin.evaluation.images import read_named
 from mkd_plugin.interop.open_model import OpenedModel
 from mkd_plugin.reporting.analysis.settings import Settings
 
@@ -73,12 +74,8 @@ class ImageSet:
         """RGB in [0, 1], (B, 3, H, W): scaled to cover the size (bicubic), then cropped to the centre."""
         pictures = []
         for index in indices:
-            file = self.files[index]
-            try:
-                with Image.open(file) as opened:
-                    picture = ImageOps.fit(opened.convert('RGB'), image_hw[::-1], Image.Resampling.BICUBIC)
-            except OSError as error:
-                raise ValueError(f'{file} cannot be read as an image ({error}). Repair or remove it.') from error
+            whole = Image.fromarray(read_named(self.files[index]))
+            picture = ImageOps.fit(whole, image_hw[::-1], Image.Resampling.BICUBIC)
             pictures.append(np.asarray(picture))
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 

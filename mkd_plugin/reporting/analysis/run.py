@@ -120,9 +120,9 @@ def analyze(
         FileNotFoundError: A checkpoint does not exist.
         ValueError: A checkpoint, the folder of images or ``out`` cannot be used. Nothing has been measured then.
     """
-    store = Store(Path(out) / 'jobs')
     images = ImageSet(data, settings.images)
     subjects = open_models(checkpoints, known=known or {}, device=device, pixels=pixels)
+    store = Store(Path(out) / 'jobs')
     about = {'root': str(data), 'images': len(images), 'of': images.available, 'wanted': settings.images}
     report = Report(
         models={subject.name: subject.description for subject in subjects},

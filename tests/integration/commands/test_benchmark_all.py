@@ -88,8 +88,8 @@ def test_full_suite__no_such_recipe():
         (['a.pth', 'a=b.pth'], "'a' is already used"),
         (['scratch=a.pth'], "'scratch' is already used"),
         (['a.pth', '--against', 'b'], "--against b: use 'scratch', or one of ['a']"),
-        (['a.pth', '--seeds', '0'], '--seeds 0: it must be at least 1'),
-        (['a.pth', '--cfg-options', 'rate'], 'give KEY=VALUE, or TASK:KEY=VALUE'),
+        (['a.pth', '--cfg-options', 'rate'], "'rate': give options as KEY=VALUE"),
+        (['a.pth', '--cfg-options', 'detection:rate'], "'rate': give options as KEY=VALUE"),
         (['a.pth', '--cfg-options', 'pose:rate=1'], "Unknown task 'pose'"),
         (['a.pth', '--config', 'detection=none.py'], 'no such file'),
         (['with space.pth'], 'cannot be passed through --cfg-options'),
@@ -102,6 +102,14 @@ def test_main__refuses(stubbed, words, message, capsys):
     assert not Path('out').exists() and not Path('work_dirs').exists()
 
 
+def test_main__refuses_a_number_when_it_reads_the_arguments(stubbed, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        tool.main(['a.pth', '--seeds', '0'])
+    assert "argument --seeds: '0' is not allowed: give a whole number of at least 1." in capsys.readouterr().err
+    with pytest.raises(ValueError, match='--seeds 0: it must be at least 1'):
+        Settings(seeds=0)
+
+
 # Commands.
 
 
@@ -111,13 +119,15 @@ def test_command__is_one_of_the_trainers(tmp_path):
     (tmp_path / 'with.py').write_text("model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='')))")
     (tmp_path / 'without.py').write_text('model = dict(backbone=dict())')
     starts = read_starts([str(tmp_path / 'a.pth')], SCRATCH)
-    settings = Settings(options=['x=1', 'detection:y=2', 'segmentation:z=3'])
+    settings = Settings(
+        options=['log_level=INFO', 'detection:randomness.deterministic=True', 'segmentation:env_cfg=None']
+    )
     trainings = Trainings(suites.Suite(tasks), starts, settings, tmp_path / 'out')
     job = Training('detection', 'a', 4)
     assert trainings.command(job) == [
         sys.executable, str(ROOT / 'tools/train.py'), str(tmp_path / 'with.py'), '--work-dir', str(trainings.work_dir(job)),
         '--resume', '--cfg-options', f'model.backbone.init_cfg.checkpoint={tmp_path / "a.pth"}', 'randomness.seed=4',
-        'x=1', 'y=2',
+        'log_level=INFO', 'randomness.deterministic=True',
     ]  # fmt: skip
     scratch = trainings.command(Training('detection', SCRATCH, 0))
     assert str(tmp_path / 'without.py') in scratch and 'model.backbone.init_cfg=None' in scratch

@@ -37,6 +37,17 @@ def test_rows_of__every_network_and_library(case, tmp_path):
     check(case, case.targets, tmp_path)
 
 
+def test_main__nan_is_not_equal(monkeypatch, capsys):
+    """Python's max(0.0, nan) is 0.0."""
+    case = next(case for case in TOOL.cases() if case.size == 'ti')
+    monkeypatch.setattr(TOOL, 'cases', lambda: [type(case)(case.name, 'ti', case.options, ('timm',))])
+    monkeypatch.setattr(sys, 'argv', ['check_equality.py', '--sizes', 'ti'])
+    for error, code in ((float('nan'), 1), (2e-4, 1), (1e-6, 0)):
+        monkeypatch.setattr(TOOL, 'compare', lambda *_, error=error: (error, True))
+        assert TOOL.main() == code
+        assert ('not equal: 1e-04 is allowed' in capsys.readouterr().out) == bool(code)
+
+
 def test_cases__cover_what_the_papers_use():
     names = ' '.join(case.name for case in TOOL.cases())
     for wanted in (
@@ -53,17 +64,22 @@ def test_cases__cover_what_the_papers_use():
 def test_load_time__measures_both(capsys, monkeypatch):
     tool = importlib.import_module('load_time')
     monkeypatch.setattr(
-        tool, 'measure', lambda args, file, which: dict(seconds=2.0 + (which == 'ours'), before=0, peak=2**20)
+        tool,
+        'measure',
+        lambda args, file, way: dict(seconds=2.0 + (way == 'ours'), processor=1.0, before=0, peak=2**20),
     )
     monkeypatch.setattr(sys, 'argv', ['load_time.py', '--arch', 'ti', '--rounds', '2'])
     tool.main()
-    assert 'load_backbone over torch.load: 1.50 (1.50 – 1.50)' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    for base in ('torch.load', 'here, without checksums'):
+        assert f'here over {base}: 1.50 (1.50 – 1.50)' in told
 
 
 def test_load_time__loads_what_it_wrote(tmp_path):
     tool = importlib.import_module('load_time')
-    for name in ('timm', 'beit', 'hf_vit'):
-        args = tool.argparse.Namespace(arch='ti', format=name, once='ours', file=str(tmp_path / name))
+    for name in ('timm', 'beit', 'hf_vit', 'training'):
+        options = dict(format=name, once='ours', cold=True, training=name == 'training', file=str(tmp_path / name))
+        args = tool.argparse.Namespace(arch='ti', **options)
         tool.write_file(args, tmp_path / name)
         found = tool.run_once(args)
         assert found['seconds'] > 0 and found['peak'] >= found['before'] > 0

@@ -28,7 +28,8 @@ def start(*command: object, **environment: str) -> subprocess.Popen[str]:
         **environment,
     }
     pipe = subprocess.PIPE
-    return subprocess.Popen([str(part) for part in command], env=environment, stdout=pipe, stderr=pipe, text=True)
+    command = [str(part) for part in command]
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +53,35 @@ def test_dist_train__a_killed_rank_ends_the_run_and_resuming_gives_the_same_weig
     assert '[dist_train] rank 1 was killed by SIGKILL, and the others were ended.' in told
     assert 'ran out of memory. Start again with --resume' in told
     assert (tmp_path / 'epoch_1.pth').exists() and not (tmp_path / 'epoch_2.pth').exists()
+    assert ranks.train(config, tmp_path, '--resume') == [0, 0]
+    assert differences(whole, tmp_path) == []
+
+
+def test_dist_train__ctrl_c_saves_on_all_ranks_and_resuming_gives_the_same_weights(tmp_path, digits, whole):
+    pressed = "custom_hooks += [dict(type='SignalAt', step=9, name='SIGINT', ranks=[0], launcher=True)]"
+    workers = 'train_dataloader.update(num_workers=1, persistent_workers=True)'
+    config = ranks.write_config(tmp_path, digits, more=f'{pressed}\n{workers}')
+    launcher = start(TOOLS / 'dist_train.sh', config, 2, '--work-dir', tmp_path)
+    said = ''.join(launcher.communicate(timeout=MINUTES))
+    assert launcher.returncode == 130, said[-3000:]
+    command = f'resume with: bash {TOOLS / "dist_train.sh"} {config} 2 --work-dir {tmp_path} --resume'
+    assert said.count('Saved at iteration ') == said.count(command) == 1 and 'failed with' not in said
+    assert 'Traceback' not in said and not (tmp_path / 'run.lock').exists()
+    assert ranks.train(config, tmp_path, '--resume') == [0, 0]
+    assert differences(whole, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_dist_train__a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stands(tmp_path, digits, whole):
+    signals = ', '.join(
+        f"dict(type='SignalAt', step={step}, name='SIGINT', ranks=[0], launcher=True)" for step in (9, 11)
+    )
+    late = "default_hooks['preemption']['agree_every'] = 1000"
+    config = ranks.write_config(tmp_path, digits, more=f'custom_hooks += [{signals}]\n{late}')
+    launcher = start(TOOLS / 'dist_train.sh', config, 2, '--work-dir', tmp_path)
+    said = ''.join(launcher.communicate(timeout=MINUTES))
+    assert launcher.returncode == 130 and 'Saved at' not in said, said[-3000:]
+    assert not list(tmp_path.glob('*.tmp')) and not (tmp_path / 'preempted.pth').exists()
     assert ranks.train(config, tmp_path, '--resume') == [0, 0]
     assert differences(whole, tmp_path) == []
 

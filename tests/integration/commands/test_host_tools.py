@@ -50,12 +50,12 @@ def test_print_config__inherits_nothing_and_is_the_same_config(tmp_path, capsys)
         pytest.skip('mmseg is not installed')
     short = tmp_path / 'short.py'
     short.write_text("_base_ = ['mmseg::_base_/schedules/schedule_20k.py']\nstep = 1\n")
-    out = ['--out', str(tmp_path / 'new' / 'flat.py'), '--cfg-options', 'step=2']
+    out = ['--out', str(tmp_path / 'new' / 'flat.py'), '--cfg-options', 'train_cfg.val_interval=7']
     assert print_config.main([str(short), *out]) == 0
     text = (tmp_path / 'new' / 'flat.py').read_text()
     assert 'mmseg::' not in text and '_base_' not in text
     flat = Config.fromfile(tmp_path / 'new' / 'flat.py')
-    assert flat.step == 2 and flat.train_cfg.max_iters == 20000
+    assert flat.step == 1 and flat.train_cfg.val_interval == 7 and flat.train_cfg.max_iters == 20000
     capsys.readouterr()
     assert print_config.main([str(short)]) == 0 and 'max_iters=20000' in capsys.readouterr().out
 
@@ -97,8 +97,8 @@ def test_missing_tree__leaves_hosts_alone_that_fetch_their_data(tmp_path):
 @pytest.mark.parametrize('name, loss', [(DETECTOR, 'loss_mask'), (SEGMENTOR, 'decode.loss_ce')])
 def test_dry_run__of_a_detector_and_a_segmentor_takes_a_step_on_made_up_objects(tmp_path, name, loss):
     cfg = read(name)
-    before, cfg.data_root = cfg.data_root, f'{tmp_path}/digit_scenes/'
-    move_data_root(cfg, before)
+    move_data_root(cfg, f'{tmp_path}/digit_scenes/')
+    cfg.data_root = f'{tmp_path}/digit_scenes/'
     cfg.merge_from_dict({'launcher': 'none', 'work_dir': str(tmp_path)})
     text = io.StringIO()
     code = dry_run(cfg, processes=8, images=2, console=Console(file=text, width=120))

@@ -208,7 +208,7 @@ SMALL_GRID = dict(type='ViTTeacher', arch='b', patch_size=16, img_size=32, seed=
         ({'masking.drop': -0.1}, r'must lie in \(0, 1\)'),
         ({'masking.at': (0, 4, 12)}, "'input:12' is out of range: the network has 12 blocks"),
         ({'masking.at': ('middle',)}, "at contains 'middle': use the index of a block, or 'last'"),
-        ({'masking.at': 'last'}, "at='last': give a list of at least one block of the teacher"),
+        ({'masking.at': 'last'}, "at='last': it must be a list"),
         ({'masking.at': (0.5,)}, 'at contains 0.5'),
         ({'masking.teacher': 'mae'}, r"reads the teacher 'mae', but there are only \['mim', 'semantic'\]"),
         ({'objectives.relation.weight': -0.5}, "'relation': weight=-0.5: every value must be at or above 0"),

@@ -75,8 +75,8 @@ def read(scenes, tmp_path, one_thread) -> Callable[[str], Config]:
 
     def build(name: str) -> Config:
         cfg = mkd_plugin.get_config(name)
-        before, cfg.data_root = cfg.data_root, str(scenes)
-        move_data_root(cfg, before)
+        move_data_root(cfg, str(scenes))
+        cfg.data_root = str(scenes)
         cfg.train_dataloader.batch_size = 2
         cfg.work_dir, cfg.log_level = str(tmp_path), 'ERROR'
         # drop path would leave the gradient of a whole block empty for so few images

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
+from mkd_cli import train
 from mkd_plugin import get_config
 
 ARCH = dict(width=32, depth=4, num_heads=4)
@@ -208,3 +210,37 @@ def test_segmentor__predicts_a_picture_smaller_than_a_patch(segmentor, pictures)
         found = model(**batch, mode='predict')[0].pred_sem_seg.data
     model.train()
     assert found.shape == (1, 5, 7)
+
+
+def test_train__says_what_is_wrong_with_annotations_before_anything_is_written(pictures, tmp_path, capsys):
+    """What was `KeyError: 'mask'` within the first steps, and labels that only the loss refused."""
+    annotations = [dict(id=n, image_id=1, category_id=1, bbox=[5, 5, 9, 9], area=81, segmentation=[]) for n in range(7)]
+    images = [dict(id=1, file_name='1.png', height=96, width=64)]
+    categories = [dict(id=number + 1, name=str(number)) for number in range(10)]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'empty.json').write_text(json.dumps(content))
+    for folder in ('images', 'masks'):
+        (tmp_path / folder).mkdir()
+    for number, size in SIZES.items():
+        shutil.copy(pictures / f'{number}.png', tmp_path / 'images')
+        Image.fromarray(np.full(size, 12, np.uint8)).save(tmp_path / 'masks' / f'{number}.png')
+    for config, dataset, message in (
+        (
+            CASCADE,
+            dict(ann_file='empty.json', data_prefix=dict(img='images')),
+            '7 annotations with an empty segmentation: 0, 1, 2, 3, 4, …',
+        ),
+        (
+            UPERNET,
+            dict(data_prefix=dict(img_path='images', seg_map_path='masks')),
+            '3 label maps, of 256 looked at, with labels that are',
+        ),
+    ):
+        cfg = get_config(config)
+        for loader in ('train_dataloader', 'val_dataloader'):
+            cfg[loader].dataset.update(data_root=str(tmp_path), indices=None, **dataset)
+        cfg.dump(tmp_path / 'config.py')
+        assert train.main([str(tmp_path / 'config.py'), '--work-dir', str(tmp_path / 'run')]) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if 'WARNING' not in line]
+        assert message in '\n'.join(said) and said[0].startswith('error: train_dataloader.dataset') and len(said) <= 12
+        assert not (tmp_path / 'run').exists()

@@ -37,8 +37,8 @@ def tiny(host: str, scenes: Path, work_dir: Path, **changes: Any) -> Config:
     """Four narrow blocks, seven scenes in batches of two, and a checkpoint every second iteration."""
     pytest.importorskip(f'{host}.datasets', reason=f'{host} is not installed')
     cfg = read(CONFIGS[host])
-    before, cfg.data_root = cfg.data_root, f'{scenes}/'
-    move_data_root(cfg, before)
+    move_data_root(cfg, f'{scenes}/')
+    cfg.data_root = f'{scenes}/'
     cfg.model.backbone.update(arch=dict(width=32, depth=4, num_heads=2), out_indices=(0, 1, 2, 3))
     cfg.merge_from_dict(
         {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoint_networks import TINY, tiny
+from helpers.hostile_files import WEIGHTS, Hostile
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,8 +20,6 @@ from mkd_plugin.checkpoint import load_backbone, read_checkpoint
 from mkd_plugin.checkpoint.read import weights_of
 from mkd_plugin.checkpoint.torchscript import AllowedCall, Inert, build_tensor
 from mkd_plugin.models.vit import VisionTransformer
-
-WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0]))
 
 
 def same(found, wanted=WEIGHTS):
@@ -143,16 +142,6 @@ class Clip(nn.Module):
 
     def forward(self, images):
         return self.visual(images) + 0 * self.transformer(torch.ones(1, 2)).sum() * self.input_resolution
-
-
-class Hostile:
-    """Creates a folder when an ordinary unpickler loads it."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.mkdir, (self.trace,)
 
 
 def archive_with(path: Path, content: bytes) -> Path:

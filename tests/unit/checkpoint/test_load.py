@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.networks import ARCH, scatter_weights
 
-from mkd_plugin.checkpoint.load import LoadReport, load_backbone
+from mkd_plugin.checkpoint.load import LoadReport, load_backbone, load_module
 from mkd_plugin.checkpoint.resize import resize_positions
 from mkd_plugin.models.students import ClassifierViT, MaskTokenViT, VisibleViT
 from mkd_plugin.models.vit import VisionTransformer
@@ -65,6 +65,28 @@ def test_load_backbone__report_counts_what_is_not_of_the_network(source, save, v
     rows = {line.split(':')[0].strip(): line.split() for line in lines[2:]}
     assert rows['matched'][-1] == '42' and rows['missing'][-1] == '0'
     assert rows['dropped'][-2:] == ['1', 'head.fc.weight'] and rows['unexpected'][-2:] == ['1', 'extra']
+
+
+def test_load_backbone__logs_one_line(source, save, vit_options, monkeypatch):
+    said = []
+    monkeypatch.setattr('mkd_plugin.checkpoint.load.print_log', lambda text, **_: said.append(text))
+    path = save(
+        {**prefixed(source.state_dict(), 'backbone.'), 'backbone.extra': torch.ones(1), 'head.b': torch.ones(1)}
+    )
+    load_backbone(ClassifierViT(**{**vit_options, 'img_size': 24}), path)
+    assert said == [
+        f"loaded {path} (mkd_plugin or mmpretrain VisionTransformer, under 'backbone.') into ClassifierViT: matched "
+        f'{TENSORS - 3}, missing 2 (ln2.weight, ln2.bias), unexpected 3 (extra, ln1.weight, ln1.bias), resized 1 '
+        '(pos_embed), dropped 1 (head.b)'
+    ]
+
+
+def test_load_module__logs_one_line(save, monkeypatch):
+    said = []
+    monkeypatch.setattr('mkd_plugin.checkpoint.load.print_log', lambda text, **_: said.append(text))
+    path = save({**torch.nn.Linear(2, 3).state_dict(), 'head': torch.ones(1)})
+    load_module(torch.nn.Linear(2, 3), str(path))
+    assert said == [f'loaded {path} into Linear: matched 2, missing 0, unexpected 1 (head), resized 0']
 
 
 def test_load_report__shortens_long_lists():

@@ -8,21 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.hostile_files import WEIGHTS, hostile_file
 from mmengine.logging import HistoryBuffer
 
 from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
-
-WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0]))
-
-
-class Hostile:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.mkdir, (self.trace,)
 
 
 @pytest.fixture
@@ -32,10 +21,7 @@ def trace(tmp_path) -> Path:
 
 @pytest.fixture(params=['zip', 'legacy'])
 def hostile(request, tmp_path, trace) -> Path:
-    path = tmp_path / 'hostile.pth'
-    checkpoint = dict(state_dict=WEIGHTS, meta=Hostile(trace))
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=request.param == 'zip')
-    return path
+    return hostile_file(tmp_path / 'hostile.pth', trace, zipped=request.param == 'zip')
 
 
 def test_hostile__does_run_code_when_it_is_trusted(hostile, trace):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mkd_cli import analyze, benchmark, convert, evaluate, train
-from mkd_cli.command import HelpFormatter, Parser, run_command
+from mkd_cli.command import HelpFormatter, Parser, escaped, run_command, shortened
 from mkd_cli.main import COMMANDS, main
 from mkd_plugin.preflight.config import read_config
 
@@ -132,6 +132,26 @@ def test_run_command__debug_shows_the_traceback():
 def test_run_command__other_errors_keep_their_traceback(error, kind):
     with pytest.raises(kind):
         run_command(command(error), [])
+
+
+def test_said_by_another__each_message_is_printed_by_one_process_of_torchrun(tmp_path, monkeypatch, capsys):
+    for rank in (0, 1):
+        monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'attempt_0' / str(rank) / 'error.json'))
+        (tmp_path / 'attempt_0' / str(rank)).mkdir(parents=True)
+        assert run_command(command('ours'), []) == 2
+    assert capsys.readouterr().err.count('error:') == 1
+    assert run_command(command('file'), []) == 2  # another message, of the second process
+    assert capsys.readouterr().err.count('error:') == 1
+
+
+def test_escaped__leaves_nothing_that_a_terminal_obeys():
+    assert escaped('a\x1b[31m\r\nö…') == 'a\\x1b[31m\\r\nö…'
+
+
+def test_shortened__cuts_what_fills_the_terminal():
+    lines = shortened('\n'.join(map(str, range(35)))).splitlines()
+    assert len(lines) == 12 and lines[-1] == '… 24 more lines: add --debug to see them.'
+    assert shortened('a\nb') == 'a\nb'
 
 
 def test_choices__are_those_of_the_package():

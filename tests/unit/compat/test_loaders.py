@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from helpers.hostile_files import WEIGHTS, Hostile, hostile_file
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
@@ -23,18 +24,6 @@ from mkd_plugin.compat.loaders import install_safe_loader
 
 kill_resume = importlib.import_module('kill_resume')
 
-WEIGHTS = dict(weight=torch.arange(6.0).view(2, 3), bias=torch.tensor([0.5, -1.0]))
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.mkdir, (self.trace,)
-
 
 @pytest.fixture
 def trace(tmp_path) -> Path:
@@ -43,10 +32,7 @@ def trace(tmp_path) -> Path:
 
 @pytest.fixture(params=['zip', 'legacy'])
 def hostile(request, tmp_path, trace) -> Path:
-    path = tmp_path / 'hostile.pth'
-    checkpoint = dict(state_dict=WEIGHTS, meta=Hostile(trace))
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=request.param == 'zip')
-    return path
+    return hostile_file(tmp_path / 'hostile.pth', trace, zipped=request.param == 'zip')
 
 
 @pytest.fixture

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +17,15 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from mkd_plugin.engine.exact_resume import EndlessBatches, SeededDataset, derive_seed, make_exact, why_not_exact
+from mkd_plugin.engine import exact_resume
+from mkd_plugin.engine.exact_resume import (
+    EndlessBatches,
+    SeededDataset,
+    derive_seed,
+    make_exact,
+    start_worker,
+    why_not_exact,
+)
 
 
 def test_derive_seed__depends_on_the_whole_key_and_on_nothing_else():
@@ -158,7 +171,7 @@ iterator = iter(make_exact(
 ))
 next(iterator)
 worker = iterator.gi_yieldfrom._workers[0]
-for number in (signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     sender = os.fork()  # a scheduler is not the worker's parent
     if not sender:
         os.kill(worker.pid, number)
@@ -187,3 +200,36 @@ def test_exact_loader__leaves_errors_of_the_data_alone():
     with pytest.raises(RuntimeError, match='this image is broken') as caught:
         list(make_exact(source, seed=0, position=lambda: (0, 0), endless=False))
     assert 'loads data died' not in str(caught.value)
+
+
+def wait_as_worker(pids):
+    start_worker(0, then=None)
+    pids.put(os.getpid())
+    threading.Event().wait()
+
+
+def start_one_worker(pids):
+    multiprocessing.get_context('fork').Process(target=wait_as_worker, args=(pids,)).start()
+    threading.Event().wait()
+
+
+def is_alive(pid):
+    status = Path(f'/proc/{pid}/stat')
+    return status.exists() and status.read_text().rpartition(')')[2].split()[0] != 'Z'
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads the state of processes in /proc')
+def test_worker__ends_when_the_main_process_was_killed(monkeypatch):
+    monkeypatch.setattr(exact_resume, 'ORPHAN_CHECK', 0.1)
+    context = multiprocessing.get_context('fork')
+    pids = context.Queue()
+    main = context.Process(target=start_one_worker, args=(pids,))
+    main.start()
+    worker = pids.get(timeout=30)
+    assert is_alive(worker)
+    main.kill()
+    main.join()
+    deadline = time.monotonic() + 10
+    while is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(worker)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
 import mkd_plugin
-from mkd_plugin.engine.metrics import METRICS, is_scalar, keep_until, read_metrics
+from mkd_plugin.engine.metrics import DROPPED, METRICS, is_scalar, keep_until, read_metrics
+from mkd_plugin.engine.run_folder import run_of
 
 PER_EPOCH, BATCH = 6, 4
 
@@ -83,12 +87,43 @@ def test_metrics_hook__a_resumed_run_has_every_iteration_once(tmp_path, tiny_run
     assert '"iter": 1\n' not in path.read_text()
 
 
-def test_metrics_hook__a_run_that_starts_anew_starts_the_file_anew(tmp_path, tiny_run, train):
+def test_metrics_hook__a_run_that_starts_anew_never_empties_the_file(tmp_path, tiny_run, train):
     cfg = tiny_run(tmp_path, resume=False)
-    for _ in range(2):
-        with pytest.raises(Stop):
-            train(cfg, at=(6, stop))
-        assert [row['iter'] for row in read_metrics(tmp_path / METRICS)] == [4, 5]
+    with pytest.raises(Stop):
+        train(cfg, at=(6, stop))
+    before = (tmp_path / METRICS).read_bytes()
+    with pytest.raises(ValueError, match='holds a run already'):
+        train(cfg)
+    assert (tmp_path / METRICS).read_bytes() == before
+    with pytest.raises(Stop):  # there is no checkpoint yet, so all iterations are repeated
+        train(tiny_run(tmp_path), at=(6, stop))
+    assert [row['iter'] for row in read_metrics(tmp_path / METRICS)] == [4, 5]
+    assert (tmp_path / DROPPED).read_bytes() == before
+    runs = {row['run'] for name in (METRICS, DROPPED) for row in read_metrics(tmp_path / name)}
+    assert runs == {run_of(tmp_path)}
+
+
+def test_metrics_hook__rubbish_in_the_file_is_named_and_kept_aside(tmp_path, tiny_run, train, monkeypatch):
+    with pytest.raises(Stop):
+        train(tiny_run(tmp_path), at=(14, stop))
+    path, rubbish, warnings = tmp_path / METRICS, os.urandom(300).replace(b'\n', b'').replace(b'\r', b'') + b'\xff', []
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    other = first.replace(run_of(tmp_path).encode(), b'another')
+    path.write_bytes(first + b'\x00' * 20 + rubbish + b'\n' + other + b'[' * 50_000 + b'\n' + b''.join(rest))
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, message, *args: warnings.append(str(message)))
+    train(tiny_run(tmp_path))
+    assert f'{path} is damaged: 2 lines that cannot be read are now in {DROPPED}.' in warnings
+    assert [row['iter'] for row in read_metrics(path)] == [4, 6, 10, 12, 16, 18, 22, 24]
+    kept_aside = (tmp_path / DROPPED).read_bytes()
+    assert rubbish in kept_aside and other in kept_aside
+
+
+def test_metrics_hook__a_deleted_work_dir_is_named_and_not_made_again(tmp_path, tiny_run, train):
+    folder = tmp_path / 'run'
+    for interval in (2, 100):  # found by a line of metrics, or by a checkpoint
+        with pytest.raises(ValueError, match=rf'work_dir={folder} was deleted or moved'):
+            train(tiny_run(folder, interval=interval), at=(8, lambda runner, outputs: shutil.rmtree(folder)))
+        assert not folder.exists()
 
 
 def test_keep_until__replaces_the_file_or_leaves_it_alone(tmp_path):
@@ -103,9 +138,10 @@ def test_keep_until__replaces_the_file_or_leaves_it_alone(tmp_path):
     keep_until(path, 5)
     assert path.read_text() == '\n'.join(lines[:2]) + '\n' and path.stat().st_ino != inode
     path.write_text(path.read_text() + 'null\n[1]\n{"iter": "2"}\n{"it')
-    keep_until(path, 100)
+    assert keep_until(path, 100) == 3  # the last one is that of a kill
     assert path.read_text() == '\n'.join(lines[:2]) + '\n'
-    assert [file.name for file in tmp_path.iterdir()] == [METRICS]
+    assert {file.name for file in tmp_path.iterdir()} == {METRICS, DROPPED}
+    assert (tmp_path / DROPPED).read_text() == '\n'.join(lines[2:]) + '\nnull\n[1]\n{"iter": "2"}\n{"it\n'
 
 
 def test_metrics_hook__validation_of_a_fine_tuning(tmp_path, written_digits, one_thread, train):

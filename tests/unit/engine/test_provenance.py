@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
 import mkd_plugin
+from mkd_plugin.checkpoint.download import cached_path
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint
 from mkd_plugin.engine import PortableCheckpointHook
 from mkd_plugin.engine.provenance import (
@@ -57,8 +58,8 @@ def test_fingerprint__of_an_address_is_that_of_the_cached_file(tmp_path, monkeyp
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     address = 'https://somewhere.org/models/x.pth?v=1'
     assert fingerprint(address) == {'path': address, 'bytes': None, 'sha256': None}
-    (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'checkpoints' / 'x.pth').write_bytes(b'abc')
+    cached_path(address).parent.mkdir(parents=True)
+    cached_path(address).write_bytes(b'abc')
     assert fingerprint(address) == {'path': address, 'bytes': 3, 'sha256': hashlib.sha256(b'abc').hexdigest()}
 
 
@@ -109,17 +110,16 @@ def test_portable_checkpoint__says_what_it_was_made_with(taught_by_a_file, train
     assert f'sha256       {digest}' in lines and f'torch        {torch.__version__}' in lines
 
 
-def test_portable_checkpoint__warns_if_a_teacher_changed_under_a_run(taught_by_a_file, train, monkeypatch):
+def test_resume__refuses_another_teacher_under_the_old_path(taught_by_a_file, train):
     cfg, file = taught_by_a_file
     with pytest.raises(KeyboardInterrupt):
         train(cfg, at=(8, interrupt))
     before = hashlib.sha256(file.read_bytes()).hexdigest()
     save_vit(cfg.model.backbone, file, seed=1)
-    warnings = []
-    monkeypatch.setattr(MMLogger, 'warning', lambda self, message, *args: warnings.append(str(message)))
-    train(cfg)
-    changed = [line for line in warnings if 'teacher has changed' in line]
-    assert len(changed) == 1 and f'teachers.boot.checkpoint: {file} had sha256 {before} and now has ' in changed[0]
+    changed = f'teachers.boot.checkpoint: {file} had sha256 {before} and now has '
+    with pytest.raises(ValueError, match='another teacher') as caught:
+        train(cfg)
+    assert changed in str(caught.value)
 
 
 def test_portable_checkpoint__remembers_a_file_that_is_gone(taught_by_a_file, train):

@@ -49,9 +49,10 @@ def drawn(monkeypatch) -> list[tuple[list[int], str]]:
     [
         (told(signal.SIGTERM), SystemExit, 'preempted after 8 of 24 iterations', 8),
         (interrupt, KeyboardInterrupt, 'interrupted after 7 of 24 iterations', 7),
+        (told(signal.SIGINT), SystemExit, 'interrupted after 8 of 24 iterations', 8),
         (poison, FloatingPointError, 'FloatingPointError after 8 of 24 iterations', 8),
     ],
-    ids=['SIGTERM', 'Ctrl-C', 'NaN'],
+    ids=['SIGTERM', 'second Ctrl-C', 'Ctrl-C', 'NaN'],
 )
 def test_curves_hook__draws_when_a_run_is_stopped_and_all_of_it_when_it_is_resumed(
     tmp_path, tiny_run, train, drawn, action, error, how, last
@@ -59,7 +60,7 @@ def test_curves_hook__draws_when_a_run_is_stopped_and_all_of_it_when_it_is_resum
     cfg = tiny_run(tmp_path / 'run', interval=2, **CURVES)
     with pytest.raises(error) as caught:
         train(cfg, at=(8, action))
-    assert error is not SystemExit or caught.value.code == REQUEUE
+    assert error is not SystemExit or caught.value.code == (130 if 'interrupted' in how else REQUEUE)
     picture = tmp_path / 'run' / 'curves.png'
     size = picture.stat().st_size
     assert drawn == [([2, 4, 6, last], f'run: {how}')]
@@ -121,3 +122,15 @@ def test_when_run_ends__the_first_action_is_called_first_and_the_error_goes_on()
     loop.run = lambda: 'model'
     when_run_ends(runner, told_of.append)
     assert loop.run() == 'model' and told_of[2:] == [None]
+
+
+def test_when_run_ends__last_comes_last_and_no_action_is_left_out():
+    order = []
+    loop = SimpleNamespace(run=lambda: 'model')
+    runner = SimpleNamespace(train_loop=loop)
+    when_run_ends(runner, lambda error: order.append('release'), last=True)
+    when_run_ends(runner, lambda error: order.append(1 / 0))
+    when_run_ends(runner, lambda error: order.append('draw'))
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    assert order == ['draw', 'release']

@@ -294,6 +294,7 @@ def test_momentum_teacher__moves_after_optimiser_steps_only(digits, tmp_path):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             moves.append(runner.model.teachers['boot'].network.cls_token.clone())
 
+    cfg.work_dir = str(tmp_path / 'second')
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Count(), priority='LOWEST')
     runner.train()

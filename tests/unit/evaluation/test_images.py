@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers.hostile_images import HOSTILE, assert_cheap, cost_of
 from helpers.labelled_files import write_images
 from PIL import Image
 
@@ -94,3 +96,45 @@ def test_check_same_classes__class_without_a_training_image(tmp_path):
     (tmp_path / 'val.txt').write_text('ant/0.png 5\n')
     with pytest.raises(ValueError, match='without a training image: ids 5'):
         check_same_classes(open_images(folder, SMALL), open_images(folder, SMALL, annotation=tmp_path / 'val.txt'))
+
+
+NAMED = r'\S+bee/1\.png cannot be read as an image \(.+\)\. Repair or remove it\.'
+
+
+@pytest.mark.parametrize('what', ['a JPEG of 4 gigapixels behind TEM', 'a JPEG of many scans', 'a PNG of 10¹⁸ pixels'])
+def test_batches__hostile_images_are_named_at_little_cost(tmp_path, what):
+    folder, content = write_images(tmp_path, 'train'), HOSTILE[what]()
+    (folder / 'bee' / '1.png').write_bytes(content)
+    images = open_images(folder, SMALL)
+    said, seconds, grown = cost_of(lambda: list(images.batches(0, len(images), batch_size=2, workers=0)))
+    assert re.fullmatch(f'ValueError: {NAMED}', said), said
+    assert_cheap(len(content), seconds, grown)
+
+
+def test_batches__a_worker_names_a_broken_image_without_its_traceback(tmp_path):
+    folder = write_images(tmp_path, 'train')
+    (folder / 'bee' / '1.png').write_bytes(b'no image')
+    images = open_images(folder, SMALL)
+    with pytest.raises(ValueError) as caught:
+        list(images.batches(0, len(images), batch_size=2, workers=1))
+    assert re.fullmatch(NAMED, str(caught.value))
+
+
+def test_labelled_images__truncated_files_are_not_half_grey(tmp_path):
+    """OpenCV's own loader returns them without an error."""
+    (tmp_path / 'a').mkdir()
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / 'a' / 'x.jpg')
+    (tmp_path / 'a' / 'x.jpg').write_bytes((tmp_path / 'a' / 'x.jpg').read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r'x\.jpg cannot be read as an image \(OSError: image file is truncated'):
+        open_images(tmp_path, SMALL)[0]
+
+
+def test_identity__pipes_and_devices_are_refused(tmp_path):
+    folder = write_images(tmp_path, 'train')
+    os.mkfifo(folder / 'ant' / 'pipe.png')
+    with pytest.raises(ValueError, match=r'pipe\.png cannot be read as an image \(not a regular file'):
+        open_images(folder, SMALL).identity()
+    (tmp_path / 'list.txt').write_text('/dev/zero 0\n')
+    with pytest.raises(ValueError, match='/dev/zero cannot be read as an image'):
+        open_images(folder, SMALL, annotation=tmp_path / 'list.txt').identity()

@@ -105,3 +105,33 @@ def test_config__trains_on_the_list(tmp_path, name, percent):
     assert len(set(dataset.get_gt_labels())) == 3
     assert cfg.val_dataloader == whole.val_dataloader and cfg.model == whole.model
     assert cfg.train_cfg.max_epochs == length == cfg.param_scheduler[1].end
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'[]',
+        b'[' * 100_000,
+        b'{"images": 3}',
+        b'{"images": [], "categories": [], "annotations": [{}]}',
+        b'{"images": [{"id": [1], "file_name": "a"}], "categories": [], "annotations": []}',
+        b'{"images": [{"id": 1, "file_name": 7}], "categories": [{"id": 1}], "annotations": '
+        b'[{"image_id": 1, "category_id": 1}]}',
+        b'\xff\xfe\xfd',
+    ],
+)
+def test_listed_in_json__files_that_are_none(tmp_path, content):
+    (tmp_path / 'train.json').write_bytes(content)
+    with pytest.raises(ValueError, match="is not in COCO's format"):
+        listed_in_json(tmp_path, tmp_path / 'train.json')
+
+
+def test_listed_in_json__devices_and_byte_order_marks(tmp_path):
+    with pytest.raises(ValueError, match="/dev/zero is not in COCO's format.*not a regular file"):
+        listed_in_json(tmp_path, '/dev/zero')
+    (tmp_path / 'a.png').touch()
+    content = dict(
+        images=[dict(id=1, file_name='a.png')], categories=[dict(id=5)], annotations=[dict(image_id=1, category_id=5)]
+    )
+    (tmp_path / 'train.json').write_text(json.dumps(content), 'utf-8-sig')
+    assert listed_in_json(tmp_path, tmp_path / 'train.json') == [('a.png', 0)]

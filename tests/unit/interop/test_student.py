@@ -119,7 +119,7 @@ def test_load_student__part_that_is_not_there(tmp_path, vit_options):
 
 def test_load_student__provenance_that_does_not_fit(tmp_path, vit_options):
     path = save_run(tmp_path / 'run.pth', VisibleViT(**vit_options), backbone=dict(BACKBONE, patch_size=8))
-    with pytest.raises(ValueError, match='patch 4 in the file and 8 here'):
+    with pytest.raises(ValueError, match='another network than its tensors: patch_size 8, which is 4 in the tensors'):
         load_student(path)
 
 

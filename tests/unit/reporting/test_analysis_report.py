@@ -266,7 +266,6 @@ def test_analyze__curvature_of_a_large_network_is_left_out(tmp_path, two, pictur
         (['--data', '{}/nowhere'], 'no such folder'),
         (['--out', '{}/before.pth'], 'Cannot write to'),
         (['--landscape-size', '4'], 'use an odd number'),
-        (['--images', '0'], '--images 0: it must be at least 1'),
         (['--queries', '1.5,0.5'], 'fractions of the image'),
     ],
 )

@@ -1,0 +1,139 @@
+"""What the result of a run depends on: recorded in its checkpoints and compared when it is resumed.
+
+===============================================================  =========================
+changed since the checkpoint                                     then
+===============================================================  =========================
+config, seed, number of processes                                the run is refused
+number, names, labels, order of the training samples; classes    the run is refused
+content of a teacher's file                                      the run is refused
+versions of this package, torch, timm and the hosts              a warning
+number of threads, in training on a CPU                          a warning
+===============================================================  =========================
+
+The content of the images is not compared: hashing it would take as long as an epoch of loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.runner import Runner
+
+from mkd_plugin.checkpoint.read import provenance_of
+from mkd_plugin.engine.provenance import changed_teachers, changes_between, config_record, model_files, software
+from mkd_plugin.version import __version__
+
+CONFIG, INPUTS = 'mkd_config', 'mkd_inputs'  # keys in a checkpoint's meta
+SHOWN = 7  # changes listed in a message, so that it has at most 12 lines
+LONGEST = 300  # characters of a change
+
+
+def inputs_of(runner: Runner) -> dict[str, int | str | None]:
+    """Number and digest of the training samples; threads of torch if the number changes results, else None."""
+    dataset = runner.train_loop.dataloader.dataset
+    digest = hashlib.sha256()
+    return dict(
+        samples=len(dataset) if hasattr(dataset, '__len__') else None,
+        digest=digest.hexdigest() if add_samples(dataset, digest) else None,
+        threads=torch.get_num_threads() if get_device() == 'cpu' else None,
+    )
+
+
+def add_samples(dataset: Any, digest: Any) -> bool:
+    """Add a data set's list of samples (files or places in shards, labels, order) to a hash; False if it keeps no list.
+
+    Covers data sets of mmengine and the hosts, torchvision's folders, and wrappers of these. A million images of the hosts'
+    data sets, 100 MB, take 0.1 s.
+    """
+    if getattr(dataset, 'serialize_data', False):  # mmengine's, as it is shared with the workers
+        digest.update(dataset.data_address)
+        digest.update(dataset.data_bytes)
+        return True
+    samples = getattr(dataset, 'data_list', None) or getattr(dataset, 'samples', None)
+    if samples:
+        for sample in samples:
+            digest.update(pickle.dumps(sample, protocol=4))
+        return True
+    for name in ('indices', 'repeat_indices', 'times'):  # which samples of the wrapped data set are taken
+        digest.update(repr((name, getattr(dataset, name, None))).encode())
+    wrapped = getattr(dataset, 'dataset', None)
+    parts = getattr(dataset, 'datasets', None) or ([] if wrapped is None else [wrapped])
+    return bool(parts) and all(add_samples(part, digest) for part in parts)
+
+
+def compare_with_checkpoint(
+    runner: Runner, checkpoint: Mapping[str, Any], source: str | None, *, allow_changes: bool
+) -> None:
+    """Compare a run with the one to be resumed, by the rule above, on the main process.
+
+    Raises:
+        ValueError: On every process: something changed that decides the result, and ``allow_changes`` is not set.
+    """
+    found = [changes_since(runner, checkpoint) if is_main_process() else ([], [])]
+    broadcast_object_list(found)
+    deciding, others = found[0]
+    if others:
+        runner.logger.warning(
+            f'Changed since the checkpoint, so that numbers may differ in the last digits: {"; ".join(others)}.'
+        )
+    if not deciding:
+        return
+    lines = [line if len(line) <= LONGEST else f'{line[:LONGEST]} …' for line in deciding[:SHOWN]]
+    if len(deciding) > SHOWN:
+        lines.append(f'and {len(deciding) - SHOWN} more')
+    listed = '\n    '.join(lines)
+    if allow_changes:
+        runner.logger.warning(f'Resumed although the run has changed, as allowed. Changed:\n    {listed}')
+        return
+    raise ValueError(
+        f'The run to be resumed from {source} has another config, other data or another teacher. Changed:\n    {listed}\n'
+        'Restore these; or start a new run in another work_dir, with load_from instead of resume; or set '
+        'default_hooks.exact_resume.allow_changed_config=True, and get the result of neither run.'
+    )
+
+
+def changes_since(runner: Runner, checkpoint: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """One line per change: those that decide the result, and the others. What the checkpoint lacks is not compared."""
+    meta, before = checkpoint['meta'], provenance_of(checkpoint)
+    old, new = meta.get(INPUTS, {}), inputs_of(runner)
+    metainfo = getattr(runner.train_loop.dataloader.dataset, 'metainfo', None) or {}
+    deciding = changes_between(meta[CONFIG], config_record(runner.cfg)) if CONFIG in meta else []
+    deciding = [
+        *changed_samples(old, new),
+        *changed_classes((meta.get('dataset_meta') or {}).get('classes'), metainfo.get('classes')),
+        *changed_teachers(before.get('files') or {}, model_files(runner.cfg) if before.get('files') else {}),
+        *deciding,
+    ]
+    versions = {**before.get('software', {}), 'mkd_plugin': before.get('version')} if before else {}
+    now = {**software(), 'mkd_plugin': __version__}
+    others = [f'{name} {versions[name]} → {now.get(name)}' for name in versions if versions[name] != now.get(name)]
+    if None not in (old.get('threads'), new['threads']) and old['threads'] != new['threads']:
+        others.append(f'threads of torch {old["threads"]} → {new["threads"]}')
+    return deciding, others
+
+
+def changed_samples(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line if the list of training samples is another."""
+    if not old or (old['samples'], old['digest']) == (new['samples'], new['digest']):
+        return []
+    if old['samples'] != new['samples']:
+        return [f'number of training samples: {old["samples"]} → {new["samples"]}']
+    return [f'training samples: still {new["samples"]}, but with other files, places in shards, labels or order']
+
+
+def changed_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> list[str]:
+    """A line if the list of classes is another."""
+    if old is None or list(old) == list(new or ()):
+        return []
+    before, after = list(old), list(new or ())
+    place = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    first = [names[place] if place < len(names) else 'none' for names in (before, after)]
+    return [f'classes: {len(before)} → {len(after)}, first other name at {place}: {first[0]!r} → {first[1]!r}']

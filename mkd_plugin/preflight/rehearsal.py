@@ -1,0 +1,301 @@
+"""Rehearsal of a run before it writes anything: each part of the config is compared with its class, or built without weights.
+
+The model is built on torch's meta device, where tensors have shapes but no values: a ViT-H takes a fraction of a second. What
+is drawn here changes nothing in the run, because the Runner sets all seeds afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    FUNCTIONS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
+    WEIGHT_INITIALIZERS,
+    DefaultScope,
+    Registry,
+)
+from mmengine.runner import set_random_seed
+from mmengine.structures import BaseDataElement
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
+
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.protocols import Progress
+from mkd_plugin.preflight.checks import DENSE, LOADERS, check_schedule, datasets_of, without_checkpoints
+from mkd_plugin.preflight.mistakes import config_mistakes, parts_of, type_name, unknown_type
+from mkd_plugin.preflight.plan import fake_batch, stages_of
+from mkd_plugin.preflight.start import check_start
+from mkd_plugin.registry import check_names, check_values, parameters_of
+
+# Options that the Runner takes out of a part before it builds the rest.
+TAKEN = {'type', '_scope_', 'priority', 'by_epoch', 'convert_to_iter_based', 'constructor', 'paramwise_cfg', 'name'}
+LOADER_TAKEN = ('dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
+                'disable_subprocess_warning')  # fmt: skip
+
+
+def rehearse(cfg: Config, *, training: bool = True) -> None:
+    """Raise ValueError, before anything is written, if a part of the config is wrong.
+
+    Args:
+        cfg: The config.
+        training: Whether it will be trained; else only what a test needs is checked.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    if find_spec(scope) is None:
+        raise ValueError(f'default_scope={scope!r}: no such package is installed. Use mmpretrain, mmdet or mmseg.')
+    if not MMLogger.check_instance_created('rehearsal'):  # hosts log what they build
+        MMLogger.get_instance('rehearsal', log_level='ERROR')
+    with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings(), config_mistakes(cfg):
+        warnings.simplefilter('ignore')
+        check_runner_options(cfg, training=training)
+        for where, node, registry in components(cfg, training):
+            check_component(where, node, registry)
+        for name in LOADERS if training else LOADERS[2:]:
+            if cfg.get(name) is not None:
+                check_loader(name, cfg[name])
+                check_pipelines(name, cfg[name])
+        if training:
+            check_schedule(cfg)
+            rehearse_training(cfg)
+
+
+def check_for_report(cfg: Config) -> None:
+    """Raise ValueError if so much of a config is wrong that a dry run has nothing to report on."""
+    check_runner_options(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        check_loader('train_dataloader', cfg.train_dataloader)
+
+
+def check_runner_options(cfg: Config, *, training: bool = True) -> None:
+    """Raise ValueError if a config lacks what a run needs, or its seed cannot be set."""
+    needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper') if training else ('model',)
+    missing = [name for name in needed if cfg.get(name) is None]
+    if missing:
+        raise ValueError(
+            f'{cfg.filename or "The config"} has no {", ".join(missing)}: it is not a config for a run. `mkd print-config` '
+            'shows what a config holds with its bases.'
+        )
+    for stage in ('val', 'test'):
+        given = {
+            f'{stage}_{part}': cfg.get(f'{stage}_{part}') is not None for part in ('dataloader', 'cfg', 'evaluator')
+        }
+        if len(set(given.values())) > 1:
+            raise ValueError(
+                f'The config has {" and ".join(name for name in given if given[name])}, but no '
+                f'{" and ".join(name for name in given if not given[name])}: give all three or none.'
+            )
+    if not isinstance(logging.getLevelName(cfg.get('log_level', 'INFO')), int):
+        raise ValueError(f'log_level={cfg.log_level}: use DEBUG, INFO, WARNING, ERROR or CRITICAL.')
+    randomness = cfg.get('randomness') or {}
+    parameters = parameters_of(set_random_seed)[0]
+    check_names('randomness', randomness, parameters)
+    check_values('randomness', randomness, parameters)
+    seed = randomness.get('seed')
+    if seed is not None and (seed != int(seed) or not 0 <= seed < 2**32):
+        raise ValueError(f'randomness.seed={seed}: it must be a whole number from 0 to 2**32 - 1, or None for any.')
+
+
+def components(cfg: Config, training: bool) -> Iterator[tuple[str, Any, Registry]]:
+    """Yield dotted key, config and registry of the parts whose registry is known from their place."""
+    wrapper, hooks = cfg.get('optim_wrapper') or {}, cfg.get('default_hooks') or {}
+    if training:
+        yield 'optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS
+        if 'optimizer' in wrapper:
+            yield 'optim_wrapper.optimizer', wrapper['optimizer'], OPTIMIZERS
+        if 'constructor' in wrapper:
+            yield 'optim_wrapper.constructor', dict(type=wrapper['constructor']), OPTIM_WRAPPER_CONSTRUCTORS
+        yield from listed('param_scheduler', cfg.get('param_scheduler'), PARAM_SCHEDULERS)
+        if 'runner_type' in cfg:
+            yield 'runner_type', dict(type=cfg.runner_type), RUNNERS
+    yield from ((f'default_hooks.{key}', hook, HOOKS) for key, hook in hooks.items() if hook is not None)
+    yield from listed('custom_hooks', cfg.get('custom_hooks'), HOOKS)
+    yield 'model', cfg.model, MODELS
+    for where, part in parts_of(cfg.model, 'model'):
+        if where.endswith('.init_cfg'):
+            for place, node, _ in listed(where, part, WEIGHT_INITIALIZERS):
+                yield place, initializer(place, node), WEIGHT_INITIALIZERS
+    for stage in ('train', 'val', 'test'):
+        if cfg.get(f'{stage}_cfg') is not None:
+            yield f'{stage}_cfg', with_loop(stage, cfg[f'{stage}_cfg']), LOOPS
+        yield from listed(f'{stage}_evaluator', cfg.get(f'{stage}_evaluator'), METRICS)
+    for name in LOADERS:
+        loader = cfg.get(name) or {}
+        yield from ((where, node, DATASETS) for where, node in datasets_of(loader.get('dataset'), f'{name}.dataset'))
+        for key, registry in (('sampler', DATA_SAMPLERS), ('batch_sampler', DATA_SAMPLERS), ('collate_fn', FUNCTIONS)):
+            if loader.get(key) is not None:
+                yield f'{name}.{key}', loader[key], registry
+    if cfg.get('visualizer') is not None:
+        yield 'visualizer', {'type': 'Visualizer', **cfg.visualizer}, VISUALIZERS
+        yield from listed('visualizer.vis_backends', cfg.visualizer.get('vis_backends'), VISBACKENDS)
+
+
+def initializer(where: str, node: Any) -> Any:
+    """Return what is compared of an ``init_cfg``: its type. Our networks have options of their own for 'Pretrained'."""
+    if not isinstance(node, Mapping):
+        return node
+    if node.get('type') == 'Pretrained' and not isinstance(node.get('checkpoint'), str):
+        raise ValueError(f"{where}: {dict(node)} names no file. Add checkpoint='FILE'.")
+    return dict(type=node.get('type'))
+
+
+def listed(where: str, nodes: Any, registry: Registry) -> Iterator[tuple[str, Any, Registry]]:
+    """Yield the entries of a list, or the one that stands alone."""
+    if isinstance(nodes, (list, tuple)):
+        yield from ((f'{where}.{number}', node, registry) for number, node in enumerate(nodes))
+    elif nodes is not None:
+        yield where, nodes, registry
+
+
+def with_loop(stage: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name the loop that the Runner takes where a config names none."""
+    if {'type', 'by_epoch'} <= set(node):
+        raise ValueError(
+            f'{stage}_cfg has both type={node["type"]} and by_epoch={node["by_epoch"]}: leave one of them out.'
+        )
+    by_epoch = 'EpochBasedTrainLoop' if node.get('by_epoch', True) else 'IterBasedTrainLoop'
+    return {'type': {'train': by_epoch, 'val': 'ValLoop', 'test': 'TestLoop'}[stage], **node}
+
+
+def check_component(where: str, node: Any, registry: Registry) -> None:
+    """Compare a part of a config with its class: type, names of options, kinds of values."""
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{where}={node!r}: it must be a dict with a 'type'.")
+    kind = node.get('type')
+    if kind is None:
+        raise ValueError(f"{where}={dict(node)}: it has no 'type', the name of a class.")
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(node.get('_scope_')) as here:
+            component = here.get(kind)
+            if component is None:
+                raise ValueError(unknown_type(where, kind, here))
+    elif callable(kind):
+        component = kind
+    else:
+        raise ValueError(f'{where}.type={kind!r}: it must be the name of a class.')
+    parameters, complete = parameters_of(component)
+    options = {key: value for key, value in node.items() if key not in TAKEN}
+    if complete:
+        check_names(f'{where}: {type_name(kind)}', options, parameters)
+    check_values(f'{where}: {type_name(kind)}', options, parameters)
+    if registry is HOOKS and component.__module__.startswith('mkd_plugin'):  # a host's may need the Runner's visualizer
+        registry.build({key: value for key, value in node.items() if key != 'priority'})
+
+
+def check_loader(name: str, loader: Any) -> None:
+    """Build a loader without its data set."""
+    options = {key: value for key, value in loader.items() if key not in LOADER_TAKEN}
+    parameters = {**parameters_of(DataLoader.__init__)[0], 'num_workers': int, 'batch_size': int}
+    check_names(name, options, parameters)
+    check_values(name, options, parameters)
+    try:
+        DataLoader([0], **options)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{name}: {error}') from error
+
+
+def check_pipelines(name: str, loader: Any) -> None:
+    """Build the transforms of a loader's images."""
+    for where, dataset in datasets_of(loader.get('dataset'), f'{name}.dataset'):
+        pipeline = dataset.get('pipeline')
+        if pipeline is not None and not isinstance(pipeline, (list, tuple)):
+            raise ValueError(f'{where}.pipeline={pipeline!r}: it must be a list of transforms.')
+        for entry in listed(f'{where}.pipeline', pipeline, TRANSFORMS):
+            check_component(*entry)
+        Compose(pipeline)
+
+
+class ConstantsOnCpu(TorchFunctionMode):
+    """Keep values of tensors that are made of given numbers, such as pixel statistics: constructors read them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        options = dict(kwargs or {})
+        if func in (torch.tensor, torch.linspace):
+            options.setdefault('device', 'cpu')
+        return func(*args, **options)
+
+
+def rehearse_training(cfg: Config) -> None:
+    """Build model and optimiser on the meta device; run a step there if the model is ours."""
+    model_cfg = without_checkpoints(cfg.model.to_dict())
+    model_cfg.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+    try:
+        with torch.device('meta'), ConstantsOnCpu():
+            model = MODELS.build(ConfigDict(model_cfg))
+    except Exception as error:
+        if of_meta(error):
+            return
+        raise
+    check_clipping(cfg.optim_wrapper.get('clip_grad') or {})
+    build_optim_wrapper(model, cfg.optim_wrapper)
+    pipeline = cfg.train_dataloader.dataset.get('pipeline') or [{}]
+    if cfg.get('default_scope') not in DENSE and 'LoadImage' in type_name(pipeline[0].get('type')):
+        rehearse_step(model, cfg)  # some data sets give images, not files
+    try:
+        check_start(cfg, model)
+    except (NotImplementedError, RuntimeError) as error:
+        if not of_meta(error):
+            raise
+    try:
+        stages_of(cfg, cfg.optim_wrapper.optimizer.lr)
+    except ArithmeticError as error:
+        raise ValueError(f'param_scheduler: its learning rates cannot be computed: {error}.') from error
+
+
+def check_clipping(options: Mapping[str, Any]) -> None:
+    """Compare ``clip_grad`` with the function of torch that it is passed to in the first step."""
+    function = clip_grad_value_ if options.get('type') == 'value' else clip_grad_norm_
+    parameters, given = parameters_of(function)[0], {key: value for key, value in options.items() if key != 'type'}
+    check_names('optim_wrapper.clip_grad', given, parameters)
+    check_values('optim_wrapper.clip_grad', given, parameters)
+
+
+def rehearse_step(model: Any, cfg: Config) -> None:
+    """Compute the losses of two images without values: crop, image size and widths must agree."""
+    batch = model.data_preprocessor(fake_batch(cfg, 2), training=True)
+    try:
+        with torch.device('meta'):
+            if isinstance(model, MaskedDistiller):
+                model.begin_training(Progress(0, 2))
+            model.to('meta')(**on_meta(batch), mode='loss')
+    except Exception as error:
+        if not of_meta(error):
+            raise
+
+
+def on_meta(value: Any) -> Any:
+    """Copy a batch, with its tensors on the meta device."""
+    if isinstance(value, (torch.Tensor, BaseDataElement)):
+        return value.to('meta')
+    if isinstance(value, dict):
+        return {key: on_meta(part) for key, part in value.items()}
+    return [on_meta(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def of_meta(error: Exception) -> bool:
+    """Whether an error comes from the meta device itself: an operation that needs values."""
+    return isinstance(error, NotImplementedError) or 'meta' in str(error)
