@@ -7,6 +7,7 @@ mkd convert SRC DST --to {mkd,mmpretrain,timm,hf,mae,openclip} [--part student|t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ TARGETS = ('mkd', 'timm', 'hf', 'mmpretrain', 'mae', 'openclip')
 PARTS = ('student', 'teacher', 'decoder')
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, targets: Sequence[str] = TARGETS) -> None:
     """Add the arguments of this command."""
     parser.add_argument('source', help='checkpoint file, or folder of a Hugging Face model')
     parser.add_argument(
         'destination', help="file to write (.safetensors or .pth); for 'hf' without a suffix a folder with the config"
     )
-    parser.add_argument('--to', required=True, choices=TARGETS, help='format to write')
+    parser.add_argument('--to', required=True, choices=targets, help='format to write')
     parser.add_argument('--part', default='student', choices=PARTS, help='part of a pre-training checkpoint of ours')
     parser.add_argument('--prefix', help='prefix of the network in the source (default: the only network there)')
     parser.add_argument(

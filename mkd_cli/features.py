@@ -1,15 +1,17 @@
-"""Write the features of a folder of images to an .npz file, for use with any other tool.
+"""Write the features of a folder of images to a file, for use with any other tool.
 
-    mkd features [NETWORK=]FILE[#PART] IMAGES --out features.npz
+    mkd features [NETWORK=]FILE[#PART] IMAGES --out features.{npz,parquet,safetensors}
 
-FILE is a checkpoint in any format that the package reads, as for `mkd evaluate`. IMAGES is a folder with a folder for each
-class. The file holds one array (N, D) for each layer and pooling, such as `block:-1_mean`, beside `names` (N paths), `labels`
-(N class ids) and `classes`.
+FILE is a checkpoint in any format that the package reads, as for `mkd evaluate`. IMAGES is any folder of images; if it has a
+folder for each class, their numbers become labels. The file holds one array for each layer and pooling, such as
+`block:-1_mean` (N, D), beside the names of the images. What an interrupted command has computed stays in OUT.partial; the same
+command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add = parser.add_argument
     add('model', metavar='[NETWORK=]FILE[#PART]', help='network to run')
-    add('images', help='folder of images, with a folder for each class')
-    add('--out', type=Path, required=True, metavar='FILE.npz', help='file to write')
-    add('--taps', default='block:-1', help="layers to read, such as 'block:-1,block:5,output'")
-    add('--pools', default='cls,mean', help='how tokens become one vector: cls, mean, or both')
+    add('images', help='folder of images, with a folder for each class or not')
+    add('--out', type=Path, required=True, metavar='FILE', help='file to write: .npz, .parquet or .safetensors')
+    add('--tap', '--taps', default='block:-1', help="layers to read, such as 'block:-1,block:5,output'")
+    add(
+        '--pool', '--pools', default='cls,mean', help="how tokens become one vector: cls or mean; 'none' keeps them all"
+    )
     add(
         '--resize',
         type=at_least(1),
@@ -38,32 +42,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute the features and write them; return the exit code."""
-    import numpy as np
-    import torch
-
-    from mkd_plugin.evaluation.features import Feature, compute
-    from mkd_plugin.evaluation.images import Preprocessing, open_images
+    from mkd_plugin.evaluation.feature_files import check_feature_file, write_features
+    from mkd_plugin.evaluation.features import Feature, FeatureStore
+    from mkd_plugin.evaluation.images import Preprocessing, open_any
     from mkd_plugin.interop.open_model import open_models
     from mkd_plugin.interop.specs import ModelSpec
 
-    if args.out.suffix != '.npz':
-        raise ValueError(f'--out {args.out}: give a file that ends in .npz.')
+    check_feature_file(args.out)
     ModelSpec(args.model).check()
-    which = [Feature(tap, pool) for tap in args.taps.split(',') for pool in args.pools.split(',')]
+    which = [Feature(tap, pool) for tap in args.tap.split(',') for pool in args.pool.split(',')]
     (subject,) = open_models(
         [args.model], known=network_options(args.network), device=usable_device(args.device), pixels=args.pixels
     )
     crop = subject.network.image_hw
-    images = open_images(args.images, Preprocessing(crop, args.resize) if args.resize else Preprocessing.standard(crop))
-    batches = images.batches(0, len(images), batch_size=args.batch_size, workers=args.workers)
-    found = [compute(subject, batch, which) for batch in batches]
-    arrays: dict[str, Any] = {}
-    for one in which:
-        arrays[f'{one.tap}_{one.pool}'] = torch.cat([batch[one].cpu() for batch in found]).numpy()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(args.out, names=images.names, labels=images.labels.numpy(), classes=images.classes, **arrays)
-    print(f'{args.out}: {len(images)} images, {", ".join(f"{name} {array.shape}" for name, array in arrays.items())}')
+    images = open_any(args.images, Preprocessing(crop, args.resize) if args.resize else Preprocessing.standard(crop))
+    partial = args.out.with_name(f'{args.out.name}.partial')
+    partial.mkdir(parents=True, exist_ok=True)
+    store = FeatureStore(partial, batch_size=args.batch_size, workers=args.workers, shard=8 * args.batch_size)
+    shapes = write_features(args.out, with_progress(store, subject, images, which), images)
+    shutil.rmtree(partial)
+    print(f'{args.out}: {len(images)} images, {", ".join(f"{name} {shape}" for name, shape in shapes.items())}')
     return 0
+
+
+def with_progress(store: Any, subject: Any, images: Any, which: Any) -> Any:
+    """Compute the features, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f'features of {len(images)} images', total=1.0)
+        return store.features(subject, images, which, report=lambda share: progress.update(task, completed=share))
 
 
 main = script('features')

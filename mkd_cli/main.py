@@ -10,12 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from mkd_cli.command import USAGE_ERROR, did_you_mean, run_command
 
 COMMANDS = {
+    'pretrain': 'pre-train on a folder of images: one command, with defaults for everything',
     'train': 'train a config, or report with --dry-run what it would do',
     'test': 'evaluate a fine-tuned checkpoint with the evaluator of its config',
     'evaluate': 'evaluate frozen networks by k-NN, linear probes and few-shot learning',
     'evaluate-classifier': 'evaluate fine-tuned classifiers on other image sets, and measure their shape bias',
     'analyze': 'measure attention, spectra, similarity and curvature of networks, as one page',
     'benchmark': 'fine-tune checkpoints for classification, detection and segmentation, as one report',
+    'look': 'show nearest neighbours and patch features of a folder of images, as one page',
     'features': 'write the features of a folder of images to an .npz file',
     'convert': 'convert a checkpoint between formats',
     'export': 'another name for convert',

@@ -4,6 +4,7 @@ Importing it checks the installed hosts, adapts them (`mkd_plugin.compat.install
 mmdet and mmseg are not imported.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mkd_plugin.compat import install
@@ -18,14 +19,16 @@ from mkd_plugin.utils.configs import get_ablation, get_config  # noqa: E402
 
 if TYPE_CHECKING:
     from mkd_plugin.interop.student import load_student
+    from mkd_plugin.preflight.pretrain import pretrain
 
-__all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'registry']
+__all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'pretrain', 'registry']
+
+
+LAZY = {'load_student': 'mkd_plugin.interop.student', 'pretrain': 'mkd_plugin.preflight.pretrain'}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_student` on first use: it needs the models, which configs do not."""
-    if name == 'load_student':
-        from mkd_plugin.interop.student import load_student
-
-        return load_student
+    """Import on first use what needs the models, which configs do not."""
+    if name in LAZY:
+        return getattr(import_module(LAZY[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -21,35 +21,22 @@ IMAGENET_PIXELS, HALF_PIXELS, CLIP_PIXELS = PIXELS['imagenet'], PIXELS['half'], 
 
 @dataclass(frozen=True)
 class Release:
-    """A released network.
+    """A released network."""
 
-    Attributes:
-        name: Key of the table, and name of the manifest.
-        title: Name for people.
-        publisher: Repository of the release, as owner/name.
-        file: Name of the released file, or a description if it has no fixed name.
-        format: Key of ``mkd_plugin.checkpoint.formats.FORMATS``; None if this package does not read the file.
-        statistics: Mean and standard deviation of the pixels, per channel, 0 … 255.
-        papers: Papers that distill from it (or, for their own networks, released it).
-        network: Options of ``VisionTransformer``; None for other architectures.
-        prefix: Prefix of the network's names if the file holds several networks.
-        manifest: Whether ``tests/manifests`` lists the names and shapes of its tensors.
-        component: Class of the teacher that loads it.
-        remark: Further advice for using it.
-    """
-
-    name: str
-    title: str
-    publisher: str
-    file: str
+    name: str  #: Key of the table, and name of the manifest
+    title: str  #: Name for people
+    publisher: str  #: Repository of the release, as owner/name
+    file: str  #: Name of the released file, or a description if it has no fixed name
+    #: Key of ``mkd_plugin.checkpoint.formats.FORMATS``; None if this package does not read the file
     format: str | None = None
+    #: Mean and standard deviation of the pixels, per channel, 0 … 255
     statistics: tuple[Statistics, Statistics] = IMAGENET_PIXELS
-    papers: tuple[str, ...] = ()
-    network: Mapping[str, Any] | None = None
-    prefix: str | None = None
-    manifest: bool = True
-    component: str = 'ViTTeacher'
-    remark: str = ''
+    papers: tuple[str, ...] = ()  #: Papers that distill from it (or, for their own networks, released it)
+    network: Mapping[str, Any] | None = None  #: Options of ``VisionTransformer``; None for other architectures
+    prefix: str | None = None  #: Prefix of the network's names if the file holds several networks
+    manifest: bool = True  #: Whether ``tests/manifests`` lists the names and shapes of its tensors
+    component: str = 'ViTTeacher'  #: Class of the teacher that loads it
+    remark: str = ''  #: Further advice for using it
 
     @property
     def pixel_mean(self) -> Statistics:

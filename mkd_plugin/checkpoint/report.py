@@ -29,33 +29,23 @@ ROWS = {
 
 @dataclass
 class LoadReport:
-    """What happened to every tensor.
+    """What happened to every tensor."""
 
-    Attributes:
-        source: The file.
-        format: Title of the format of the file's names.
-        prefix: Prefix of the network's names in the file.
-        matched: Loaded unchanged. Here and in resized, converted and missing, names are ours.
-        resized: Loaded after their grid was resized, or after a shared table was copied to every block.
-        converted: Matched or resized tensors whose dtype differs from the network's.
-        missing: In the network, not in the file.
-        dropped: In the file, known, and not part of the network: heads, decoders, other networks.
-        unexpected: In the file, and unknown.
-        dtypes: The conversions of dtype, such as 'float16 → float32'.
-        into: Class of the network.
-    """
-
-    source: str
-    format: str = ''
-    prefix: str = ''
+    source: str  #: The file
+    format: str = ''  #: Title of the format of the file's names
+    prefix: str = ''  #: Prefix of the network's names in the file
+    #: Loaded unchanged. Here and in resized, converted and missing, names are ours.
     matched: list[str] = field(default_factory=list)
+    #: Loaded after their grid was resized, or after a shared table was copied to every block
     resized: list[str] = field(default_factory=list)
+    #: Matched or resized tensors whose dtype differs from the network's
     converted: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  #: In the network, not in the file
+    #: In the file, known, and not part of the network: heads, decoders, other networks
     dropped: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    dtypes: list[str] = field(default_factory=list)
-    into: str = ''
+    unexpected: list[str] = field(default_factory=list)  #: In the file, and unknown
+    dtypes: list[str] = field(default_factory=list)  #: The conversions of dtype, such as 'float16 → float32'
+    into: str = ''  #: Class of the network
 
     @property
     def loaded(self) -> list[str]:

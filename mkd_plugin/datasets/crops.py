@@ -28,15 +28,10 @@ from mkd_plugin.registry import FUNCTIONS, TRANSFORMS
 
 @dataclass(frozen=True)
 class CropOrder:
-    """What the device is to do with a crop.
+    """What the device is to do with a crop."""
 
-    Attributes:
-        size: (height, width) to resize it to.
-        flip: Whether to mirror it afterwards.
-    """
-
-    size: tuple[int, int]
-    flip: bool = False
+    size: tuple[int, int]  #: (height, width) to resize it to
+    flip: bool = False  #: Whether to mirror it afterwards
 
 
 @dataclass(frozen=True)
@@ -51,18 +46,12 @@ class Crops(NamedTuple):
     """A batch of crops of different sizes in one tensor, copied to another process or device at once.
 
     Shapes and flips are plain numbers, because reading them from a GPU would make the host wait.
-
-    Attributes:
-        pixels: uint8, one crop after the other, each (h, w, 3).
-        shapes: (h, w) of each crop.
-        flips: Whether to mirror it.
-        size: (height, width) of all of them after resizing.
     """
 
-    pixels: Tensor
-    shapes: tuple[tuple[int, int], ...]
-    flips: tuple[bool, ...]
-    size: tuple[int, int]
+    pixels: Tensor  #: uint8, one crop after the other, each (h, w, 3)
+    shapes: tuple[tuple[int, int], ...]  #: (h, w) of each crop
+    flips: tuple[bool, ...]  #: Whether to mirror it
+    size: tuple[int, int]  #: (height, width) of all of them after resizing
 
     def images(self) -> Tensor:
         """Resize and mirror: (B, 3, height, width) uint8 on the device of the pixels."""

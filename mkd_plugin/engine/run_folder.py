@@ -37,19 +37,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that this process, or rank 0 of this run, may write to.
+    """A folder that this process, or rank 0 of this run, may write to."""
 
-    Attributes:
-        path: The folder.
-        run: Id of the run.
-        known: Whether the folder held files of this run before.
-        token: That of the lock; empty on other ranks.
-    """
-
-    path: Path
-    run: str
-    known: bool
-    token: str = ''
+    path: Path  #: The folder
+    run: str  #: Id of the run
+    known: bool  #: Whether the folder held files of this run before
+    token: str = ''  #: That of the lock; empty on other ranks
 
     def check(self) -> None:
         """Raise ValueError if the folder was deleted, or if another process has taken it over."""

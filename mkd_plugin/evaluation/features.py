@@ -25,7 +25,7 @@ from mkd_plugin.utils.files import write_whole
 Report = Callable[[float], None]  # called with the fraction that is done, 0 … 1
 
 TAP = re.compile(r'output|block:-?\d+')  # taps whose tokens have the network's width
-POOLS = ('cls', 'mean')
+POOLS = ('cls', 'mean', 'none')
 VERSION = 2  # of the cached values and files; raise it when either changes
 
 
@@ -35,10 +35,10 @@ def ignore(fraction: float) -> None:
 
 @dataclass(frozen=True)
 class Feature:
-    """One vector per image."""
+    """One vector per image, or all its tokens."""
 
     tap: str = 'block:-1'  #: 'block:i' (i from 0, or negative from the end), or 'output', after the final norm
-    pool: str = 'mean'  #: 'cls', or 'mean' of the patch tokens
+    pool: str = 'mean'  #: 'cls', 'mean' of the patch tokens, or 'none' for all tokens, cls first
 
     def __post_init__(self) -> None:
         if not TAP.fullmatch(self.tap):
@@ -46,7 +46,7 @@ class Feature:
                 f"tap='{self.tap}': use 'output' (after the final norm) or 'block:i', i from 0 or negative."
             )
         if self.pool not in POOLS:
-            raise ValueError(f"pool='{self.pool}': use 'cls' or 'mean'.")
+            raise ValueError(f"pool='{self.pool}': use 'cls', 'mean' or 'none'.")
 
     def __str__(self) -> str:
         return f'{self.tap} {self.pool}'
@@ -56,7 +56,7 @@ class Feature:
 class Features:
     """Features of a set of images."""
 
-    values: Mapping[Feature, Tensor]  #: Feature → (N, D) float32, memory-mapped
+    values: Mapping[Feature, Tensor]  #: Feature → (N, D) float32, memory-mapped; (N, 1 + L, D) for 'none'
     labels_N: Tensor  #: Class ids
 
 
@@ -119,13 +119,16 @@ class FeatureStore:
         self, subject: OpenedModel, images: LabelledImages, which: Sequence[Feature], folder: Path, report: Report
     ) -> None:
         """Fill the files, one shard at a time, starting after the images that an earlier run has completed."""
-        progress, shape = folder / 'done.json', (len(images), subject.network.arch.width)
+        progress = folder / 'done.json'
         done = int(json.loads(progress.read_text())) if progress.is_file() else 0
         if done == len(images):
             return
         open_file: Any = open_memmap  # NumPy has no types for it
         mode = 'r+' if done else 'w+'
-        files = {feature: open_file(file_of(folder, feature), mode, np.float32, shape) for feature in which}
+        files = {
+            feature: open_file(file_of(folder, feature), mode, np.float32, shape_of(subject, feature, len(images)))
+            for feature in which
+        }
         while done < len(images):
             stop = min(done + self.shard, len(images))
             for batch in images.batches(done, stop, batch_size=self.batch_size, workers=self.workers):
@@ -140,16 +143,30 @@ class FeatureStore:
 
 @torch.no_grad()
 def compute(subject: OpenedModel, images_BCHW: Tensor, which: Sequence[Feature]) -> dict[Feature, Tensor]:
-    """Compute all features of a batch of RGB images in [0, 1] in one forward pass, (B, D) each."""
+    """Compute all features of a batch of RGB images in [0, 1] in one forward pass, (B, D) or (B, 1 + L, D) each."""
     network = subject.network
     taps = sorted({feature.tap for feature in which})
     tapped = network(subject.normalise(images_BCHW.to(subject.device)), taps=taps)
     values = {}
     for feature in which:
         tokens_BND = tapped.tokens(feature.tap)
-        values[feature] = tokens_BND[:, 0] if feature.pool == 'cls' else tokens_BND[:, network.num_prefix :].mean(dim=1)
+        values[feature] = pooled(tokens_BND, feature.pool, network.num_prefix)
         check_finite(values[feature], str(feature))
     return values
+
+
+def pooled(tokens_BND: Tensor, pool: str, prefix: int) -> Tensor:
+    """Pool tokens, the first ``prefix`` of which are no patches."""
+    if pool == 'none':
+        return tokens_BND
+    return tokens_BND[:, 0] if pool == 'cls' else tokens_BND[:, prefix:].mean(dim=1)
+
+
+def shape_of(subject: OpenedModel, feature: Feature, images: int) -> tuple[int, ...]:
+    """Return the shape of a feature of so many images."""
+    network = subject.network
+    tokens = (network.num_prefix + network.grid[0] * network.grid[1],) if feature.pool == 'none' else ()
+    return (images, *tokens, network.arch.width)
 
 
 def file_of(folder: Path, feature: Feature) -> Path:

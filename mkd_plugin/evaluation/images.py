@@ -207,3 +207,41 @@ def shorten(names: Sequence[object]) -> str:
         return 'none'
     first = ', '.join(map(str, names[:5]))
     return first if len(names) <= 5 else f'{first} and {len(names) - 5} more'
+
+
+def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int | None = None) -> LabelledImages:
+    """Find images without labels, at any depth, in the order of their paths; every label is 0.
+
+    Args:
+        folder: The folder.
+        preprocessing: Resize and crop.
+        most: Take at most so many, evenly spread.
+
+    Raises:
+        ValueError: The folder does not exist or has no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f'{folder} is not a folder. Give a folder of images.')
+    found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not found:
+        raise ValueError(f'{folder} has no images ({", ".join(EXTENSIONS)}).')
+    if most is not None and most < len(found):
+        found = [found[place] for place in np.linspace(0, len(found) - 1, most).round().astype(int)]
+    names = [str(path.relative_to(folder)) for path in found]
+    return LabelledImages(folder, names, torch.zeros(len(names), dtype=torch.long), (), preprocessing)
+
+
+def open_any(folder: str | Path, preprocessing: Preprocessing) -> LabelledImages:
+    """Find labelled images if every image lies in a folder for its class, else images without labels.
+
+    Raises:
+        ValueError: The folder does not exist or has no images.
+    """
+    folder = Path(folder)
+    everything = open_folder(folder, preprocessing)
+    if any(len(Path(name).parts) < 2 for name in everything.names):
+        return everything
+    classes = sorted({Path(name).parts[0] for name in everything.names})
+    names, labels = find_images(folder, classes)
+    return LabelledImages(folder, names, torch.tensor(labels), tuple(classes), preprocessing)

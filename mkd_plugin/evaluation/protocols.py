@@ -63,6 +63,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) < len(self.features):
             raise ValueError(f'features={[str(feature) for feature in self.features]}: give at least one, each once.')
+        if any(feature.pool == 'none' for feature in self.features):
+            raise ValueError("pool='none': evaluation needs one vector per image; use 'cls' or 'mean'.")
         for option in ('ks', 'shots'):
             if any(number < 1 for number in getattr(self, option)):
                 raise ValueError(f'{option}={getattr(self, option)}: every number must be at least 1.')

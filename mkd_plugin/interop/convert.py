@@ -29,6 +29,7 @@ from mkd_plugin.interop.export import (
     features_of,
     largest_error,
 )
+from mkd_plugin.interop.folders import folder_files
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.utils.files import sha256_of
 from mkd_plugin.version import __version__
@@ -38,20 +39,14 @@ PARTS = ('student', 'teacher', 'decoder')
 
 @dataclass
 class Conversion:
-    """Result of a conversion.
+    """Result of a conversion."""
 
-    Attributes:
-        report: What happened to every tensor of the source.
-        options: Options of the network that was written.
-        checks: What was compared, with the largest error; None if it was not run, with the reason in the title.
-        left_out: Names of our tensors that the target cannot hold.
-        nonfinite: Names of our tensors that hold NaN or infinity; outputs are not compared then.
-    """
-
-    report: LoadReport
-    options: dict[str, Any]
+    report: LoadReport  #: What happened to every tensor of the source
+    options: dict[str, Any]  #: Options of the network that was written
+    #: What was compared, with the largest error; None if it was not run, with the reason in the title
     checks: list[tuple[str, float | None]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  #: Names of our tensors that the target cannot hold
+    #: Names of our tensors that hold NaN or infinity; outputs are not compared then
     nonfinite: list[str] = field(default_factory=list)
 
 
@@ -72,8 +67,8 @@ def convert_checkpoint(
 
     Args:
         source: A file or folder of any known format.
-        destination: File to write: ``.safetensors``, or any other suffix for ``torch.save``. For 'hf', a name without
-            suffix becomes a folder with ``config.json``.
+        destination: File to write: ``.safetensors``, or any other suffix for ``torch.save``. For 'hf' and
+            'timm', a name without suffix becomes a folder with their configs and a model card.
         target: 'mkd', 'mmpretrain', 'timm', 'hf', 'mae' or 'openclip'.
         part: 'student' or 'teacher' of our pre-training checkpoints; 'decoder' for the student with its decoder, from or to
             the formats of MAE and dBOT.
@@ -251,5 +246,7 @@ def write_converted(
         {prefix + name: tensor for name, tensor in exported.items()},
         provenance,
         entry='model' if target == 'mae' else 'state_dict',
-        config=foreign.library.config(foreign.name, network.options),
+        files=folder_files(foreign, network.options, provenance, sum(t.numel() for t in exported.values()))
+        if not path.suffix
+        else None,
     )

@@ -31,25 +31,15 @@ FEATURES = dict(  # by their names in classes.yml
 
 @dataclass(frozen=True)
 class ForeignClass:
-    """A class of another library.
+    """A class of another library."""
 
-    Attributes:
-        target: Name of the export that produces it.
-        name: The class.
-        library: Builds and runs it.
-        format: Names of its tensors.
-        supports: Features that it may have.
-        requires: Features that it must have.
-        label: Title, if the name of the class is not enough.
-    """
-
-    target: str
-    name: str
-    library: Library
-    format: Format
-    supports: Features = frozenset()
-    requires: Features = frozenset()
-    label: str | None = None
+    target: str  #: Name of the export that produces it
+    name: str  #: The class
+    library: Library  #: Builds and runs it
+    format: Format  #: Names of its tensors
+    supports: Features = frozenset()  #: Features that it may have
+    requires: Features = frozenset()  #: Features that it must have
+    label: str | None = None  #: Title, if the name of the class is not enough
 
     @property
     def title(self) -> str:

@@ -17,6 +17,15 @@ Options = Mapping[str, Any]
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name('classes.yml').read_text('utf-8'))
 
 
+# Models of timm whose builders take all sizes as arguments, and the eps of their norms.
+ARCHITECTURES = {
+    'VisionTransformer': 'vit_base_patch16_224',
+    'VisionTransformerDistilled': 'deit_base_distilled_patch16_224',
+    'Beit': 'beit_base_patch16_224',
+}
+EPS = 1e-6
+
+
 def keywords(library: str, options: Options) -> dict[str, Any]:
     """Return our options by the keywords that a library's classes have for them."""
     arch = options['arch']
@@ -38,7 +47,7 @@ class Library:
         raise NotImplementedError
 
     def config(self, name: str, options: Options) -> dict[str, Any] | None:
-        """Return the content of ``config.json``; None if the library has no such file."""
+        """Return the content of ``config.json`` without pixel statistics; None if the library reads no folders."""
         return None
 
 
@@ -57,32 +66,44 @@ class Timm(Library):
     package = 'timm'
 
     def build(self, name: str, options: Options) -> nn.Module:
-        from timm.layers import QuickGELU
         from timm.models.beit import Beit
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer
 
-        common: dict[str, Any] = dict(
-            keywords('timm', options),
-            num_classes=options['projection'] or 0,
-            global_pool='token',
-            norm_layer=partial(nn.LayerNorm, eps=options['norm_eps']),
+        kinds = dict(
+            Beit=Beit, VisionTransformerDistilled=VisionTransformerDistilled, VisionTransformer=VisionTransformer
         )
+        norm = partial(nn.LayerNorm, eps=options['norm_eps'])
+        network: nn.Module = kinds[name](**self.arguments(name, options), norm_layer=norm)
+        return network
+
+    def arguments(self, name: str, options: Options) -> dict[str, Any]:
+        """Return the arguments of the class ``name`` as plain values, all but the norm."""
+        common = dict(keywords('timm', options), num_classes=options['projection'] or 0, global_pool='token')
         if name == 'Beit':
-            return Beit(**common, **beit_positions(options))
+            return {**common, **beit_positions(options)}
         quick = options['activation'] == 'quick_gelu'
-        common |= dict(pre_norm=options['pre_norm'], act_layer=QuickGELU if quick else nn.GELU)
+        common |= dict(pre_norm=options['pre_norm'], act_layer='quick_gelu' if quick else 'gelu')
         if name == 'VisionTransformerDistilled':
-            network: nn.Module = VisionTransformerDistilled(**common)  # type: ignore[no-untyped-call]
-            return network
+            return common
         registers = options['num_registers']
-        return VisionTransformer(**common, reg_tokens=registers, no_embed_class=registers > 0)
+        return {**common, 'reg_tokens': registers, 'no_embed_class': registers > 0}
 
     def run(self, network: Any, images_BCHW: Tensor) -> dict[str, Tensor]:
         tokens = {'output': network.forward_features(images_BCHW)}
         if network.num_classes:
             tokens['projected'] = network(images_BCHW)[:, None]
         return tokens
+
+    def config(self, name: str, options: Options) -> dict[str, Any]:
+        if options['norm_eps'] != EPS:
+            raise ValueError(
+                f"timm's config.json cannot state norm_eps={options['norm_eps']}: write a file (.safetensors or .pth) instead "
+                'of a folder, and build the network with norm_layer.'
+            )
+        classes = options['projection'] or 0
+        model = dict(num_classes=classes, num_features=options['arch']['width'])
+        return dict(architecture=ARCHITECTURES[name], **model, model_args=self.arguments(name, options))
 
 
 class MMPretrain(Library):

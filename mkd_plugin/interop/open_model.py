@@ -32,27 +32,17 @@ FINAL_NORM = ('ln1.weight', 'ln1.bias')
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A network with all that is needed to run it on images.
+    """A network with all that is needed to run it on images."""
 
-    Attributes:
-        name: Name in reports.
-        source: The file, and the part of it.
-        identity: Everything the outputs depend on: the file's sha256, the part, the network's options, the pixels.
-        network: The network in eval mode.
-        pixels: Mean and standard deviation per channel, 0 … 255.
-        format: Title of the file's format.
-        notes: What was assumed because the file does not say it.
-        final_norm: Whether the file has a norm for the last block's tokens.
-    """
-
-    name: str
-    source: str
-    identity: str
-    network: VisionTransformer
-    pixels: Statistics
-    format: str
-    notes: tuple[str, ...] = ()
-    final_norm: bool = True
+    name: str  #: Name in reports
+    source: str  #: The file, and the part of it
+    identity: str  #: Everything the outputs depend on: the file's sha256, the part, the network's options, the pixels
+    network: VisionTransformer  #: The network in eval mode
+    pixels: Statistics  #: Mean and standard deviation per channel, 0 … 255
+    format: str  #: Title of the file's format
+    notes: tuple[str, ...] = ()  #: What was assumed because the file does not say it
+    final_norm: bool = True  #: Whether the file has a norm for the last block's tokens
+    prefix: str | None = None  #: Prefix of the network's names in the file
 
     @property
     def device(self) -> torch.device:
@@ -95,12 +85,12 @@ class OpenedModel:
 class SourceFile:
     """A file that was read, and what is known about its network."""
 
-    checkpoint: dict[str, Any]  # the file's content, or the state dict that timm made of it
-    prefix: str | None  # None to detect it
+    checkpoint: dict[str, Any]  #: the file's content, or the state dict that timm made of it
+    prefix: str | None  #: None to detect it
     options: dict[str, Any]
     pixels: Statistics | None
-    notes: list[str] = field(default_factory=list)  # where options and statistics come from
-    theirs: nn.Module | None = None  # timm's network, if timm read the file
+    notes: list[str] = field(default_factory=list)  #: where options and statistics come from
+    theirs: nn.Module | None = None  #: timm's network, if timm read the file
 
 
 def open_models(
@@ -154,6 +144,7 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
         format=found.format.title,
         notes=(*notes, *assumptions(source, network, report, known)),
         final_norm=not report.missing,
+        prefix=found.prefix,
     )
 
 

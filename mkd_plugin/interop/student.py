@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.infer_arch import check_claims, options_in_metadata
-from mkd_plugin.checkpoint.load import convert_weights, load_backbone
+from mkd_plugin.checkpoint.load import convert_weights, fill_network, load_backbone
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
+from mkd_plugin.interop.pixels import AnyImages, to_rgb_batch
 from mkd_plugin.models.vit import VisionTransformer
 
 
@@ -30,39 +31,64 @@ class LoadedStudent(nn.Module):
     def __init__(self, backbone: VisionTransformer, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer('pixel_mean', torch.tensor(pixel_mean).view(-1, 1, 1) / 255)
-        self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1) / 255)
+        self.register_buffer('pixel_mean', torch.tensor(pixel_mean).view(-1, 1, 1))
+        self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1))
+        self._resized: dict[tuple[int, int], VisionTransformer] = {}  # of the last other size, without gradients
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Normalise RGB in [0, 1] as in the training."""
-        return (images_BCHW - self.pixel_mean) / self.pixel_std
+        return (images_BCHW - self.pixel_mean / 255) / (self.pixel_std / 255)
 
-    def features(self, images_BCHW: Tensor, *, tap: str = 'block:-1', pool: str = 'mean') -> Tensor:
+    def features(
+        self, images: AnyImages, *, tap: str = 'block:-1', pool: str = 'mean', gradients: bool = False
+    ) -> Tensor:
         """Compute features of images.
 
         Args:
-            images_BCHW: RGB in [0, 1], of the size that the student was trained with.
+            images: RGB: uint8 or floats in [0, 1], (B, 3, H, W) or (3, H, W), or PIL images. For tensors of another size
+                than in the training, the positions are resized; PIL images are resized and cropped to that size.
             tap: Where to read: 'block:-1' as in fine-tuning, 'output' for after the final norm, 'block:i'.
             pool: 'mean' of the patch tokens, 'cls', or 'none' for all tokens.
+            gradients: Whether to record gradients; only for images of the training's size.
 
         Returns:
             (B, D), or (B, 1 + L, D) with ``pool='none'``.
 
         Raises:
-            ValueError: The tap or pool is unknown, or the images have another size.
+            ValueError: The tap or pool is unknown; the images have another type or range, or a size that is no multiple of
+                the patch.
         """
-        tokens = self.backbone(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
+        if pool not in ('mean', 'cls', 'none'):
+            raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
+        with torch.set_grad_enabled(gradients):
+            images_BCHW = to_rgb_batch(images, self.backbone.image_hw).to(self.pixel_mean.device)
+            network = self.backbone if gradients else self.network_for(images_BCHW)
+            tokens = network(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
         if pool == 'mean':
             return tokens[:, self.backbone.num_prefix :].mean(dim=1)
-        if pool == 'cls':
-            return tokens[:, 0]
-        if pool == 'none':
-            return tokens
-        raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
+        return tokens[:, 0] if pool == 'cls' else tokens
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return ``features(images_BCHW)``."""
-        return self.features(images_BCHW)
+    def network_for(self, images_BCHW: Tensor) -> VisionTransformer:
+        """Return the network with positions for images of this size."""
+        size, patch = (images_BCHW.shape[2], images_BCHW.shape[3]), self.backbone.patch_size
+        if size == self.backbone.image_hw:
+            return self.backbone
+        if size[0] % patch or size[1] % patch:
+            near = tuple(max(patch, round(edge / patch) * patch) for edge in size)
+            raise ValueError(
+                f'images: {size[0]} × {size[1]} px cannot be cut into patches of {patch} px. The nearest size that can is '
+                f'{near[0]} × {near[1]}.'
+            )
+        if size not in self._resized:
+            network = VisionTransformer(**{**self.backbone.options, 'img_size': size}).eval()
+            fill_network(network, {'state_dict': self.backbone.state_dict()}, 'the student', prefix='')
+            self._resized = {size: network}
+        self._resized[size] = self._resized[size].to(self.pixel_mean.device)
+        return self._resized[size]
+
+    def forward(self, images: AnyImages) -> Tensor:
+        """Return ``features(images)``."""
+        return self.features(images)
 
 
 def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:

@@ -171,17 +171,11 @@ def check_work_dir(work_dir: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Missing:
-    """A file or folder that does not exist.
+    """A file or folder that does not exist."""
 
-    Attributes:
-        path: Where it is expected.
-        option: The option that names it, as ``--cfg-options`` takes it.
-        expected: What it should be.
-    """
-
-    path: str
-    option: str
-    expected: str
+    path: str  #: Where it is expected
+    option: str  #: The option that names it, as ``--cfg-options`` takes it
+    expected: str  #: What it should be
 
 
 def missing_files(cfg: Config) -> list[Missing]:

@@ -33,21 +33,13 @@ STATES = {'Adam': 2, 'AdamW': 2, 'NAdam': 2, 'RAdam': 2, 'Lamb': 2, 'LAMB': 2, '
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run; a run without stages is one.
+    """A stage of a run; a run without stages is one."""
 
-    Attributes:
-        length: Length in ``unit``.
-        unit: 'epochs' or 'iterations'.
-        peak: Highest learning rate.
-        peak_at: When it is reached, in ``unit``.
-        final: Learning rate at the end.
-    """
-
-    length: int
-    unit: str
-    peak: float
-    peak_at: int
-    final: float
+    length: int  #: Length in ``unit``
+    unit: str  #: 'epochs' or 'iterations'
+    peak: float  #: Highest learning rate
+    peak_at: int  #: When it is reached, in ``unit``
+    final: float  #: Learning rate at the end
 
 
 @dataclass(frozen=True)
@@ -166,21 +158,13 @@ def memory_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Memory:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of a step.
+    """Result of a step."""
 
-    Attributes:
-        shape: Shape of the images that reached the model.
-        seconds: Time of the second step; the first includes allocations and the compilation of kernels.
-        losses: Losses by name.
-        peak: Bytes: the device's peak; on a CPU the growth of the process.
-        optimizer: Bytes of the optimiser's states.
-    """
-
-    shape: tuple[int, ...]
-    seconds: float
-    losses: dict[str, float]
-    peak: int
-    optimizer: int
+    shape: tuple[int, ...]  #: Shape of the images that reached the model
+    seconds: float  #: Time of the second step; the first includes allocations and the compilation of kernels
+    losses: dict[str, float]  #: Losses by name
+    peak: int  #: Bytes: the device's peak; on a CPU the growth of the process
+    optimizer: int  #: Bytes of the optimiser's states
 
 
 def fake_batch(cfg: Config, images: int) -> Any:

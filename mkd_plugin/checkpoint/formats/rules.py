@@ -40,19 +40,14 @@ TRANSPOSED = Layout(Tensor.t, Tensor.t)  # a matrix that is multiplied from the 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a format's table.
+    """One line of a format's table."""
 
-    Attributes:
-        theirs: Pattern of the foreign name, with the placeholders ``{i}`` for a number and ``{p}`` for weight or bias.
-            ``{query|key|value}`` are the names of queries, keys and values; an empty name for keys means zeros (BEiT has no
-            bias there: it would add the same value to all logits of a query, which does not change the output).
-        ours: Pattern of our name.
-        layout: How the foreign tensor's shape differs.
-    """
-
+    #: Pattern of the foreign name, with the placeholders ``{i}`` for a number and ``{p}`` for weight or bias.
+    #: ``{query|key|value}`` are the names of queries, keys and values; an empty name for keys means zeros (BEiT has no
+    #: bias there: it would add the same value to all logits of a query, which does not change the output).
     theirs: str
-    ours: str
-    layout: Layout = SAME
+    ours: str  #: Pattern of our name
+    layout: Layout = SAME  #: How the foreign tensor's shape differs
 
     @cached_property
     def names(self) -> tuple[str | None, ...]:
@@ -98,17 +93,12 @@ def regex_of(pattern: str) -> str:
 
 @dataclass
 class Converted:
-    """Result of importing a foreign state dict.
+    """Result of importing a foreign state dict."""
 
-    Attributes:
-        tensors: By our names.
-        dropped: Foreign names that are known and have no place in our network, such as a head's.
-        unknown: Foreign names that no rule matches.
-    """
-
-    tensors: Tensors = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)  #: By our names
+    #: Foreign names that are known and have no place in our network, such as a head's
     dropped: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)  #: Foreign names that no rule matches
 
 
 def do_nothing(converted: Any) -> None:
@@ -117,27 +107,18 @@ def do_nothing(converted: Any) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """One way to name a ViT's tensors.
+    """One way to name a ViT's tensors."""
 
-    Attributes:
-        name: Key of ``FORMATS``.
-        title: Name for people.
-        mark: A name that every such state dict has; the text before it is the network's prefix.
-        also: Regular expressions of further names that must exist under this prefix.
-        rules: The table. If several rules have the same ``ours``, export uses the first.
-        dropped: Regular expressions of the beginnings of names that are known and have no place in our network.
-        adjust: Last step of the import.
-        restore: Inverse of ``adjust`` and first step of the export, on tensors in our names; raises ValueError if the
-            format cannot represent the network.
-    """
-
-    name: str
-    title: str
-    mark: str
-    rules: tuple[Rule, ...]
-    also: tuple[str, ...] = ()
+    name: str  #: Key of ``FORMATS``
+    title: str  #: Name for people
+    mark: str  #: A name that every such state dict has; the text before it is the network's prefix
+    rules: tuple[Rule, ...]  #: The table. If several rules have the same ``ours``, export uses the first.
+    also: tuple[str, ...] = ()  #: Regular expressions of further names that must exist under this prefix
+    #: Regular expressions of the beginnings of names that are known and have no place in our network
     dropped: tuple[str, ...] = ()
-    adjust: Callable[[Converted], None] = do_nothing
+    adjust: Callable[[Converted], None] = do_nothing  #: Last step of the import
+    #: Inverse of ``adjust`` and first step of the export, on tensors in our names; raises ValueError if the format
+    #: cannot represent the network
     restore: Callable[[Tensors], None] = do_nothing
 
     def to_ours(self, weights: Mapping[str, Tensor]) -> Converted:

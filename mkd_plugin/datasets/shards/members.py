@@ -31,19 +31,14 @@ COMPRESSORS = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ\x00': 'xz', b'\x
 
 @dataclass
 class ShardIndex:
-    """Contents of a tar file.
+    """Contents of a tar file."""
 
-    Attributes:
-        size: Bytes of the tar file when it was scanned.
-        mtime_ns: Its modification time then.
-        members: (name, offset of the content, its size) of every regular file, in the tar's order.
-        labels: Key → class number, from ``.cls`` files that hold a number, and from ``.json`` files that hold a number or an
-            object with one as ``label`` or ``cls``.
-    """
-
-    size: int
-    mtime_ns: int
+    size: int  #: Bytes of the tar file when it was scanned
+    mtime_ns: int  #: Its modification time then
+    #: (name, offset of the content, its size) of every regular file, in the tar's order
     members: list[tuple[str, int, int]] = field(default_factory=list)
+    #: Key → class number, from ``.cls`` files that hold a number, and from ``.json`` files that hold a number or an
+    #: object with one as ``label`` or ``cls``
     labels: dict[str, int] = field(default_factory=dict)
 
 

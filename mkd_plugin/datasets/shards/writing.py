@@ -33,20 +33,14 @@ CHUNK = 256  # images held in memory at a time
 class Options:
     """Options that decide the bytes of the shards.
 
-    Attributes:
-        size: Shrink the shorter side to this many pixels; 0 keeps every file as it is.
-        quality: JPEG quality of shrunk images.
-        shard_size: Images per shard.
-        labels: Whether the first folder level is the class.
-
     Raises:
         ValueError: A number is out of its range.
     """
 
-    size: int = 0
-    quality: int = 90
-    shard_size: int = 10_000
-    labels: bool = False
+    size: int = 0  #: Shrink the shorter side to this many pixels; 0 keeps every file as it is
+    quality: int = 90  #: JPEG quality of shrunk images
+    shard_size: int = 10_000  #: Images per shard
+    labels: bool = False  #: Whether the first folder level is the class
 
     def __post_init__(self) -> None:
         if self.size < 0 or not 1 <= self.quality <= 100 or self.shard_size < 1:

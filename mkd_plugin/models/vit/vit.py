@@ -213,7 +213,7 @@ class VisionTransformer(BaseModule):
                 "Change the backbone's img_size or the pipeline's crop size."
             )
         patches_BVD = self._embed_patches(images_BCHW, mask)
-        return self.pre_norm(torch.cat([self._prefix().expand(len(images_BCHW), -1, -1), patches_BVD], dim=1))
+        return self.pre_norm(torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), patches_BVD], dim=1))
 
     def _prefix(self) -> Tensor:
         """Build the prefix tokens with their positions, (1, P, D)."""
@@ -235,7 +235,7 @@ class VisionTransformer(BaseModule):
         if self.pos_embed is None:
             return patches_BVD
         positions_1LD = self.pos_embed[:, self.num_placed :]
-        return patches_BVD + take(positions_1LD.expand(len(images_BCHW), -1, -1), mask.ids_keep_BV)
+        return patches_BVD + take(positions_1LD.expand(images_BCHW.shape[0], -1, -1), mask.ids_keep_BV)
 
     def _with_positions(self, patches_BLD: Tensor) -> Tensor:
         return patches_BLD if self.pos_embed is None else patches_BLD + self.pos_embed[:, self.num_placed :]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers.networks import ARCH, scatter_weights
+from PIL import Image
 
 import mkd_plugin
 from mkd_plugin.engine.provenance import describe
@@ -96,12 +98,6 @@ def test_features__wrong_options(tmp_path, vit_options, options, message):
         student.features(torch.rand(1, 3, 16, 16), **options)
 
 
-def test_features__images_of_another_size(tmp_path, vit_options):
-    student = load_student(save_run(tmp_path / 'run.pth', VisibleViT(**vit_options)))
-    with pytest.raises(ValueError, match=r'built for img_size=16, got images of \(20, 20\)'):
-        student(torch.rand(1, 3, 20, 20))
-
-
 @pytest.mark.parametrize('meta', [{}, dict(meta=dict(epoch=3))], ids=['no meta', 'meta of another program'])
 def test_load_student__file_that_does_not_say_what_it_holds(tmp_path, vit_options, meta):
     torch.save(dict(state_dict=state_of(VisibleViT(**vit_options)), **meta), tmp_path / 'run.pth')
@@ -153,3 +149,55 @@ def test_load_student__teacher_0_that_is_not_in_the_file(tmp_path, build_distill
     wanted = model.teachers['boot'](images * 255, None, ('output',)).tokens('output')  # no preprocessor normalises here
     found = load_student(path, part='boot').features(images, tap='output', pool='none')
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def trained(tmp_path, vit_options):
+    return load_student(save_run(tmp_path / 'run.pth', scatter_weights(VisibleViT(**vit_options))))
+
+
+def test_features__bytes_floats_single_images_and_pil_agree(tmp_path, vit_options):
+    student = trained(tmp_path, vit_options)
+    pixels = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    wanted = student.features(pixels)
+    torch.testing.assert_close(student.features(pixels / 255), wanted)
+    torch.testing.assert_close(student.features(pixels[0]), wanted[:1])
+    torch.testing.assert_close(student.features([pixels[0], pixels[1]]), wanted)
+    assert not wanted.requires_grad
+    assert student.features(pixels, gradients=True).requires_grad
+
+
+def test_features__pil_images_are_resized_and_cropped(tmp_path, vit_options):
+    student = trained(tmp_path, vit_options)
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8))
+    edge = image.resize((int(60 * 18 / 40), 18), Image.Resampling.BICUBIC)  # 18 = 16 · 256 / 224, rounded
+    left, top = (edge.width - 16) // 2, (edge.height - 16) // 2
+    crop = torch.from_numpy(np.array(edge.crop((left, top, left + 16, top + 16)))).permute(2, 0, 1)
+    torch.testing.assert_close(student.features(image), student.features(crop))
+    assert student.features([image, image.convert('L')]).shape == (2, student.backbone.arch.width)
+
+
+def test_features__other_size_resizes_the_positions(tmp_path, vit_options):
+    student = trained(tmp_path, vit_options)
+    images = torch.rand(1, 3, 24, 16)
+    wider = student.features(images, pool='none')
+    assert wider.shape[1] == 1 + 6 * 4
+    assert student.features(images[..., :16, :], pool='none').shape[1] == 1 + 4 * 4  # and back again
+
+
+@pytest.mark.parametrize(
+    ('images', 'sentence'),
+    [
+        (torch.full((1, 3, 16, 16), 200.0), 'Divide bytes by 255'),
+        (torch.full((1, 3, 16, 16), -1.5), 'Do not normalise'),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.int64), 'got torch.int64'),
+        (torch.zeros(1, 4, 16, 16), 'got (1, 4, 16, 16)'),
+        (torch.zeros(1, 3, 18, 16), 'The nearest size that can is 16 × 16'),
+        ([], 'an empty list'),
+        (['photo.jpg'], "got ['str']"),
+        ([torch.zeros(3, 16, 16), torch.zeros(3, 8, 8)], 'need one shape'),
+    ],
+)
+def test_features__refuses_what_it_would_misread(tmp_path, vit_options, images, sentence):
+    with pytest.raises(ValueError) as raised:
+        trained(tmp_path, vit_options).features(images)
+    assert sentence in str(raised.value)

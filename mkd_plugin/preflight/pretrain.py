@@ -1,0 +1,277 @@
+"""Pre-train on a folder of images in one call: choose a recipe, write its config, train it, and report."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.fileio import get
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
+
+from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.evaluation.features import Feature, compute
+from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images
+from mkd_plugin.evaluation.knn import knn_accuracy
+from mkd_plugin.interop.open_model import open_model
+from mkd_plugin.interop.specs import parse_specs
+from mkd_plugin.preflight.checks import check_work_dir
+from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
+from mkd_plugin.preflight.plan import fake_batch, run_step
+from mkd_plugin.preflight.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
+from mkd_plugin.preflight.recipe_config import TeacherFile, config_of, schedule_of_method, text_of
+from mkd_plugin.utils.files import write_whole
+
+CONFIG = 'pretrain.py'  # in the output folder
+MEASURED = 64  # images whose size is read
+JUDGED = 2000  # images of the k-NN figure, at most
+NEIGHBOURS = 10
+CPU_TRIAL = 8  # images of the trial steps on a CPU, at most
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The user's images: config of the dataset, and what the rules need to know."""
+
+    path: Path
+    dataset: dict[str, Any]
+    data: Data
+
+
+def find_images(path: str | Path) -> Images:
+    """Look at a folder of images or of tar shards, or a list of paths.
+
+    Raises:
+        ValueError: There is nothing at the path, or no image in it.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f'{path} does not exist. Give a folder of images or of tar shards, or a list of paths.')
+    if path.is_file():
+        dataset = dict(type='mkd_plugin.ImageFolder', data_root=str(path.parent.absolute()), ann_file=path.name)
+    else:
+        kind = 'ShardDataset' if next(path.glob('*.tar'), None) else 'ImageFolder'
+        dataset = dict(type=f'mkd_plugin.{kind}', data_root=str(path.absolute()))
+    with_defaults = dict(dataset, pipeline=[])
+    built = DATASETS.build(with_defaults)
+    edges = []
+    for index in np.linspace(0, len(built) - 1, min(MEASURED, len(built))).astype(int):
+        try:
+            with Image.open(io.BytesIO(get(built.get_data_info(int(index))['img_path']))) as image:
+                edges.append(min(image.size))
+        except (OSError, ValueError):  # the run replaces unreadable images, and lists them
+            continue
+    if not edges:
+        raise ValueError(f'{path}: none of {min(MEASURED, len(built))} images that were tried can be read.')
+    return Images(path, dataset, Data(len(built), int(np.median(edges))))
+
+
+def find_machine(devices: str) -> Machine:
+    """Return what trains. Raises ValueError for devices that are not there."""
+    there = torch.cuda.device_count() if get_device() == 'cuda' else 0
+    if devices not in ('auto', 'cpu') and not (devices.isdecimal() and 1 <= int(devices) <= max(there, 0)):
+        raise ValueError(f"--devices {devices}: give 'auto', 'cpu', or a number of GPUs; this machine has {there}.")
+    gpus = there if devices == 'auto' else 0 if devices == 'cpu' else int(devices)
+    return Machine(gpus, len(os.sched_getaffinity(0)), gpus > 0 and has_bfloat16())
+
+
+def open_teachers(texts: Sequence[str]) -> dict[str, TeacherFile]:
+    """Open every teacher's file, so that a wrong one is noticed before anything else. Raises ValueError for a wrong file."""
+    teachers = {}
+    for number, spec in enumerate(parse_specs(texts)):
+        if not spec.path.exists():
+            raise ValueError(f'--teacher {spec.text}: {spec.path} does not exist.')
+        name = spec.name if spec.name.isidentifier() else f'teacher{number}'
+        of_timm = spec.timm_model is not None and not spec.timm_model.startswith(('vit_', 'deit_', 'beit'))
+        teachers[name] = TeacherFile(spec, None if of_timm else open_model(spec, known={}, device='cpu'))
+    return teachers
+
+
+def try_steps(cfg: Config, recipe: Recipe, machine: Machine, say: Say) -> None:
+    """Run two steps; halve the images at once until they fit in memory, and shorten the run on a CPU."""
+    while True:
+        images = recipe.images_at_once if machine.gpus else min(recipe.images_at_once, CPU_TRIAL)
+        try:
+            seconds = time_of_step(cfg, images)
+            break
+        except (torch.OutOfMemoryError, MemoryError):
+            before = recipe.images_at_once
+            recipe.halve()
+            say(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
+                f'{recipe.accumulate} steps')  # fmt: skip
+            torch.cuda.empty_cache()
+    if not machine.gpus:
+        fit_to_time(recipe, seconds * recipe.images_at_once / images)
+
+
+def time_of_step(cfg: Config, images: int) -> float:
+    """Return the seconds of a training step on random images."""
+    init_default_scope('mmpretrain')
+    if not MMLogger.check_instance_created('pretrain'):  # mmengine logs a line for every tensor without weight decay
+        MMLogger.get_instance('pretrain', log_level='WARNING')
+    cfg = Config(dict(cfg.to_dict(), launcher='none'))
+    fit_to_device(cfg)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    model.init_weights()
+    model.to(get_device()).train()
+    cfg.optim_wrapper.pop('accumulative_counts', None)  # the one step must update the weights
+    return run_step(model, build_optim_wrapper(model, cfg.optim_wrapper), fake_batch(cfg, images)).seconds
+
+
+def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
+    """Run ``mkd train`` on the written file, on every GPU; return its exit code."""
+    command = [sys.executable, '-m']
+    if machine.processes > 1:
+        command += ['mkd_cli.torchrun', f'--nproc_per_node={machine.processes}', '--standalone', '-m']
+    command += ['mkd_cli.main', 'train', str(config), '--work-dir', str(out)]
+    command += ['--launcher', 'pytorch'] if machine.processes > 1 else []
+    command += ['--resume'] if resume else []
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='') if machine.gpus == 0 else None
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal sent it to the trainer too, which saves
+            continue
+
+
+def knn_figure(model: str, folder: Path) -> str | None:
+    """Return k-NN accuracy of frozen features, every fifth image against the others; None without class folders."""
+    if not folder.is_dir() or len(class_folders(folder)) < 2:
+        return None
+    subject = open_model(parse_specs([model])[0], known={}, device=get_device())
+    try:
+        images = open_images(folder, Preprocessing.standard(subject.network.image_hw))
+    except ValueError:  # folders that are not classes
+        return None
+    chosen = np.linspace(0, len(images) - 1, min(JUDGED, len(images))).astype(int).tolist()
+    feature = Feature()
+    batches = torch.utils.data.DataLoader(torch.utils.data.Subset(images, chosen), batch_size=32)
+    values_ND = torch.cat([compute(subject, batch.float() / 255, [feature])[feature].cpu() for batch in batches])
+    labels_N = images.labels[chosen]
+    queries = torch.arange(len(chosen)) % 5 == 0
+    k = min(NEIGHBOURS, int((~queries).sum()))
+    found = knn_accuracy(values_ND[~queries], labels_N[~queries], values_ND[queries], labels_N[queries], ks=(k,))
+    most = 100 * labels_N[queries].bincount().max().item() / int(queries.sum())
+    return (
+        f'k-NN (k = {k}) on {int(queries.sum())} images against {int((~queries).sum())}: {found[k]:.1f} %; the most '
+        f'frequent class is {most:.1f} %'
+    )
+
+
+def pretrain(
+    images: str | Path,
+    *,
+    method: str | None = None,
+    student: str | None = None,
+    teachers: Sequence[str] = (),
+    size: int | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    out: str | Path | None = None,
+    devices: str = 'auto',
+    resume: bool = False,
+    plan_only: bool = False,
+    say: Say = print,
+) -> Path | None:
+    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
+
+    Args:
+        images: Folder of images or of tar shards, or a list of paths.
+        method: 'dbot', 'mae', 'maskdistill', 'dmae' or 'hybrid'; by default chosen by the number of teachers.
+        student: 'ti', 's', 'b' or 'l'.
+        teachers: Files, as ``[NAME=][NETWORK=]FILE[#PART]``.
+        size: Side of the crops, pixels.
+        epochs: Epochs of the whole run.
+        batch: Images of an update.
+        out: Folder of the config, the logs and the checkpoints; ``work_dirs/pretrain_<images>`` by default.
+        devices: 'auto', 'cpu', or a number of GPUs.
+        resume: Continue the run in ``out``.
+        plan_only: Write the config and stop.
+        say: Called with each line for the user.
+
+    Returns:
+        The last checkpoint; None with ``plan_only``.
+
+    Raises:
+        ValueError: An input is wrong; nothing has been written.
+        RuntimeError: Training failed; its message is above.
+    """
+    out = Path(out or Path('work_dirs', f'pretrain_{Path(images).absolute().stem}'))
+    config, machine = out / CONFIG, find_machine(devices)
+    if resume:
+        if not config.is_file():
+            raise ValueError(f'--resume: {out} has no {CONFIG}. Give the --out of the run to continue.')
+    else:
+        found = find_images(images)
+        opened = open_teachers(teachers)
+        request = Request(method, len(opened), student, size, epochs, batch)
+        text = plan(found, opened, request, machine, out, say)
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(config, text)
+        say(f'written: {config}. It also runs alone: mkd train {config} --work-dir {out}')
+    if plan_only:
+        return None
+    code = train(config, out, machine, resume=resume)
+    if code:
+        raise TrainingStopped(code)
+    checkpoint = newest_checkpoint(out)
+    assert checkpoint is not None
+    report(Path(checkpoint), Path(images), out, say)
+    return Path(checkpoint)
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended before its end; the message is printed already.
+
+    Attributes:
+        code: Exit code of the trainer.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f'training stopped with exit code {code}; its message is above')
+        self.code = code
+
+
+def plan(
+    found: Images, teachers: dict[str, TeacherFile], request: Request, machine: Machine, out: Path, say: Say
+) -> str:
+    """Choose the recipe, try it, and return the text of the config."""
+    check_work_dir(out)
+    schedules = {name: schedule_of_method(name) for name in METHODS}
+    recipe = choose(request, found.data, machine, schedules)
+    cfg = config_of(recipe, found.dataset, teachers)
+    try_steps(cfg, recipe, machine, say) if request.epochs is None or machine.gpus else None
+    cfg = config_of(recipe, found.dataset, teachers)
+    say(f'{found.path}: {found.data.images:,} images')
+    for name, value, why in table(recipe, found.data):
+        say(f'  {name:<10} {value:<34} {why}')
+    return text_of(cfg, recipe, found.data, ' '.join(['mkd', *map(shlex.quote, sys.argv[1:])]))
+
+
+def report(checkpoint: Path, images: Path, out: Path, say: Say) -> None:
+    """Say what was made, how good it is, and what people need next."""
+    say(f'made: {checkpoint}')
+    figure = knn_figure(str(checkpoint), images)
+    if figure:
+        say(figure)
+    say(
+        f'next:\n  mkd look {checkpoint} {images} --out {out / "look.html"}\n'
+        f'  mkd features {checkpoint} {images} --out {out / "features.npz"}\n'
+        f'  mkd export {checkpoint} {out / "student.onnx"} --to onnx'
+    )

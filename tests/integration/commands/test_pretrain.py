@@ -1,0 +1,133 @@
+"""`mkd pretrain`: from a folder of images to a checkpoint, a page and a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import scatter_weights
+from mmengine.config import Config
+from PIL import Image
+
+from mkd_cli.main import main
+from mkd_plugin.interop.open_model import open_model
+from mkd_plugin.interop.specs import ModelSpec
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.preflight.pretrain import find_images, open_teachers, time_of_step
+from mkd_plugin.preflight.recipe import METHODS, Data, Machine, Recipe, Request, choose
+from mkd_plugin.preflight.recipe_config import config_of, schedule_of_method, text_of
+
+CPU = Machine(gpus=0, cores=2, bfloat16=False)
+ARCH = dict(width=48, depth=4, num_heads=3)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """40 images of 36 × 48 pixels in two class folders."""
+    root, generator = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for number in range(40):
+        path = root / 'ab'[number % 2] / f'{number:02}.png'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(256, size=(36, 48, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """A file of ours with a small ViT of patches of 8 pixels, CLIP's pixels and four heads more than the student."""
+    network = scatter_weights(VisionTransformer(arch=ARCH, img_size=48, patch_size=8, position='learned'))
+    about = dict(version='0', backbone=network.options, pixel_mean=[120.0] * 3, pixel_std=[70.0] * 3, teachers=[])
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    state = {f'backbone.{name}': value for name, value in network.state_dict().items()}
+    torch.save(dict(meta=dict(epoch=1, mkd_plugin=about), state_dict=state), path)
+    return path
+
+
+def small_recipe(method: str, teachers: int) -> Recipe:
+    schedules = {name: schedule_of_method(name) for name in METHODS}
+    request = Request(method, teachers, student='ti', size=32, epochs=2, batch=4)
+    return choose(request, Data(40, 36), CPU, schedules)
+
+
+@pytest.mark.parametrize(
+    ('method', 'teachers'),
+    [('dbot', 0), ('mae', 0), ('maskdistill', 1), ('maskdistill', 2), ('dmae', 2), ('hybrid', 2)],
+)
+def test_config__every_method_takes_a_step(folder, teacher, method, teachers):
+    opened = open_teachers([f't{number}={teacher}' for number in range(teachers)])
+    recipe = small_recipe(method, teachers)
+    cfg = config_of(recipe, find_images(folder).dataset, opened)
+    assert time_of_step(cfg, 2) > 0
+    objectives = [entry for entry in cfg.model.objectives.values() if entry.teacher in opened]
+    weights = [entry.get('weight', 1.0) for entry in objectives]
+    assert sum(weights) == pytest.approx(2.0 if method == 'hybrid' else min(teachers, 1))
+
+
+def test_config__teacher_of_timm(folder, tmp_path):
+    import timm
+
+    path = tmp_path / 'resnet.pth'
+    torch.save(timm.create_model('resnet10t', num_classes=0).state_dict(), path)
+    cfg = config_of(
+        small_recipe('maskdistill', 1), find_images(folder).dataset, open_teachers([f'timm:resnet10t={path}'])
+    )
+    assert time_of_step(cfg, 2) > 0
+
+
+def test_text__reads_back_as_the_same_config(folder, tmp_path):
+    recipe, found = small_recipe('dbot', 0), find_images(folder)
+    cfg = config_of(recipe, found.dataset, {})
+    path = tmp_path / 'config.py'
+    path.write_text(text_of(cfg, recipe, found.data, 'mkd pretrain'))
+    again = Config.fromfile(path)
+    for key in ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
+        assert again[key] == cfg[key]
+    assert all(line in path.read_text() for line in ('# Written by `mkd pretrain`', '#   rate', '# --- images ---'))
+
+
+def test_pretrain__then_look_and_export(folder, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    out = tmp_path / 'out'
+    arguments = [str(folder), '--out', str(out), '--student', 'ti', '--size', '32', '--epochs', '2', '--batch', '8']
+    assert main(['pretrain', *arguments]) == 0
+    printed = capfd.readouterr().out
+    assert 'ViT-Ti/4' in printed
+    assert 'k-NN (k = 10) on 8 images against 32' in printed
+    made = out / 'iter_10.pth'
+    assert f'mkd export {made}' in printed
+    assert open_model(ModelSpec(str(made)), known={}, device='cpu').network.image_hw == (32, 32)
+
+    assert (
+        main(['look', str(made), str(folder), '--out', str(tmp_path / 'look.html'), '--rows', '2', '--pictures', '2'])
+        == 0
+    )
+    page = (tmp_path / 'look.html').read_text()
+    assert page.count('data:image/webp') == 2 * 8 + 2 * 2
+    assert str(tmp_path) not in page
+
+    graph = tmp_path / 'student.onnx'
+    assert main(['export', str(made), str(graph), '--to', 'onnx']) == 0
+    assert 'ONNX Runtime' in capfd.readouterr().out
+    assert graph.stat().st_size > 2**20
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (['nowhere'], 'nowhere does not exist'),
+        (['.', '--devices', '9'], 'this machine has'),
+        (['.', '--batch', 'many'], "give 'auto' or a number of images"),
+        (['.', '--epochs', '-1'], 'give a number above 0'),
+        (['.', '--resume', '--out', 'unused'], 'has no pretrain.py'),
+        (['.', '--teacher', 'nothing.pth'], 'nothing.pth does not exist'),
+        (['.', '--method', 'dmae'], '--method dmae takes 1 to 8 teachers, got 0'),
+        (['empty'], 'has no images'),
+    ],
+)
+def test_pretrain__mistakes(folder, tmp_path, capfd, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(folder)
+    if arguments == ['empty']:
+        arguments = [str(tmp_path)]
+    assert main(['pretrain', *arguments]) == 2
+    assert sentence in capfd.readouterr().err
+    assert not (folder / 'work_dirs').exists()
