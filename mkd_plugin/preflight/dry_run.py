@@ -32,7 +32,7 @@ from mkd_plugin.preflight.checks import (
     without_missing_checkpoints,
 )
 from mkd_plugin.preflight.mistakes import explain
-from mkd_plugin.preflight.plan import batch_of, fake_batch, memory_of, run_step, stages_of
+from mkd_plugin.preflight.plan import Stage, batch_of, doubts, fake_batch, memory_of, run_step, stages_of
 from mkd_plugin.preflight.rehearsal import check_for_report
 
 CPU_IMAGES = 4
@@ -51,6 +51,8 @@ class DryRun:
         self.images = images or (self.batch.images if get_device() != 'cpu' else min(self.batch.images, CPU_IMAGES))
         self.problems: list[str] = []
         self.model: nn.Module | None = None
+        self.available: int | None = None  # images
+        self.stages: list[Stage] = []
         self.optim_wrapper: Any = None
 
     def run(self) -> int:
@@ -68,6 +70,7 @@ class DryRun:
             ('batch', self.show_batch),
             ('model', self.build),
             ('step', self.show_step),
+            ('plan', self.show_doubts),
         ):
             self.attempt(title, part)
         for problem in self.problems:
@@ -104,7 +107,7 @@ class DryRun:
         """Show the number of images; a problem of the folder appears here."""
         if any(entry.option.startswith('train_dataloader') for entry in missing_files(self.cfg)):
             return
-        images = len(DATASETS.build(self.cfg.train_dataloader.dataset))
+        images = self.available = len(DATASETS.build(self.cfg.train_dataloader.dataset))
         steps = images / self.batch.images / self.batch.processes
         self.say(f'data: {images:,} images, {steps:,.1f} steps an epoch')
 
@@ -113,10 +116,17 @@ class DryRun:
         check_schedule(self.cfg)
         rate = self.cfg.optim_wrapper.optimizer.lr * self.batch.ratio
         table = Table('stage', 'length', 'peak rate', 'reached at', 'final rate', title='schedule')
-        for number, stage in enumerate(stages_of(self.cfg, rate), 1):
+        self.stages = stages_of(self.cfg, rate)
+        for number, stage in enumerate(self.stages, 1):
             length, at = f'{stage.length} {stage.unit}', f'{stage.peak_at} {stage.unit}'
             table.add_row(str(number), length, f'{stage.peak:.4g}', at, f'{stage.final:.4g}')
         self.say(table)
+
+    def show_doubts(self) -> None:
+        """Warn of a plan that is hopeless."""
+        if hasattr(self.model, 'objectives'):  # a pre-training
+            for doubt in doubts(self.stages, self.batch, self.available, self.model):
+                self.say(f'[yellow]warning[/] {escape(doubt)}')
 
     def show_batch(self) -> None:
         """Show the effective batch, and whether the learning rate fits it."""

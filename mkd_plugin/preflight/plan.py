@@ -22,6 +22,7 @@ from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages
+from mkd_plugin.preflight.recipe import MIN_STAGE
 
 TICKS = 1000  # points of a schedule; its shape does not depend on the steps of an epoch
 
@@ -106,6 +107,35 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
         at = round((tick + 1) * length / TICKS) if tick else 0
         stages.append(Stage(length, 'epochs' if by_epoch else 'iterations', peak, at, rates[-1]))
     return stages
+
+
+def doubts(stages: Sequence[Stage], batch: Batch, images: int | None, model: nn.Module | None) -> list[str]:
+    """Say what makes a plan hopeless, with figures.
+
+    Args:
+        stages: The stages of the run.
+        batch: The images of an update.
+        images: Number of training images; None if it is not known.
+        model: The model; None if it could not be built.
+    """
+    found = []
+    if images is not None and batch.effective > images:
+        found.append(f'an update takes {batch.effective:,} images, but there are only {images:,}: use a smaller batch')
+    for number, stage in enumerate(stages, 1):
+        updates = stage.length / batch.accumulation
+        if stage.unit == 'epochs':
+            updates = stage.length * (images or float('inf')) / batch.effective
+        if updates < MIN_STAGE:
+            found.append(
+                f'stage {number} has {updates:,.0f} updates; with fewer than {MIN_STAGE} little is learned: train longer, or '
+                'use a smaller batch'
+            )
+    backbone, objectives = (getattr(model, name, None) for name in ('backbone', 'objectives'))
+    if isinstance(backbone, nn.Module) and isinstance(objectives, nn.Module):
+        student, heads = (sum(p.numel() for p in part.parameters()) for part in (backbone, objectives))
+        if heads > student:
+            found.append(f'the heads have {heads:,} parameters, the student {student:,}: use a smaller decoder')
+    return found
 
 
 def stages_asked_for(cfg: Config) -> Stages:

@@ -23,6 +23,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
 from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.engine.run_folder import files_of_run
 from mkd_plugin.evaluation.features import Feature, compute
 from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images
 from mkd_plugin.evaluation.knn import knn_accuracy
@@ -31,7 +32,7 @@ from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.preflight.checks import check_work_dir
 from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
 from mkd_plugin.preflight.plan import fake_batch, run_step
-from mkd_plugin.preflight.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
+from mkd_plugin.preflight.recipe import METHODS, MIN_STAGE, Data, Machine, Recipe, Request, choose, fit_to_time, table
 from mkd_plugin.preflight.recipe_config import TeacherFile, config_of, schedule_of_method, text_of
 from mkd_plugin.utils.files import write_whole
 
@@ -218,6 +219,8 @@ def pretrain(
         if not config.is_file():
             raise ValueError(f'--resume: {out} has no {CONFIG}. Give the --out of the run to continue.')
     else:
+        if files_of_run(out):
+            raise ValueError(f'--out {out} holds a run already. Add --resume to continue it, or name another folder.')
         found = find_images(images)
         opened = open_teachers(teachers)
         request = Request(method, len(opened), student, size, epochs, batch)
@@ -256,11 +259,16 @@ def plan(
     schedules = {name: schedule_of_method(name) for name in METHODS}
     recipe = choose(request, found.data, machine, schedules)
     cfg = config_of(recipe, found.dataset, teachers)
-    try_steps(cfg, recipe, machine, say) if request.epochs is None or machine.gpus else None
+    if request.epochs is None or machine.gpus:
+        try_steps(cfg, recipe, machine, say)
     cfg = config_of(recipe, found.dataset, teachers)
     say(f'{found.path}: {found.data.images:,} images')
     for name, value, why in table(recipe, found.data):
         say(f'  {name:<10} {value:<34} {why}')
+    if recipe.steps < MIN_STAGE:
+        say(
+            f'warning: {recipe.steps} updates a stage; with fewer than {MIN_STAGE} little is learned: give more --epochs'
+        )
     return text_of(cfg, recipe, found.data, ' '.join(['mkd', *map(shlex.quote, sys.argv[1:])]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from mkd_plugin import get_ablation, get_config
 from mkd_plugin.engine.optim import parameter_groups
 from mkd_plugin.preflight.checks import missing_files, without_missing_checkpoints
 from mkd_plugin.preflight.dry_run import dry_run
-from mkd_plugin.preflight.plan import batch_of, memory_of, stages_of
+from mkd_plugin.preflight.plan import Batch, Stage, batch_of, doubts, memory_of, stages_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -183,3 +184,26 @@ def test_memory_of__and_groups():
     assert memory.total == 220 * 4 + memory.teachers
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0)).optimizer == 0
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0, momentum=0.9)).optimizer == 220
+
+
+def test_dry_run__warns_of_a_hopeless_plan(images):
+    """Twenty images, four processes of sixteen, two epochs, and a decoder larger than the student."""
+    options = {'model.objectives.feature.head.width': 64, 'model.objectives.feature.head.depth': 3}
+    cfg = tiny('dbot/dbot_vit-base-p16_8xb512-2x800e_folder', images, **options)
+    cfg.merge_from_dict({'train_dataloader.batch_size': 16, 'train_cfg.max_epochs': 2})
+    code, text = report(cfg, processes=4, images=2)
+    said = ' '.join(text.split())
+    assert code == 0
+    assert 'warning an update takes 64 images, but there are only 20: use a smaller batch' in said
+    assert 'warning stage 2 has 0 updates; with fewer than 500 little is learned' in said
+    assert re.search(r'warning the heads have [0-9,]+ parameters, the student [0-9,]+: use a smaller decoder', said)
+
+
+def test_doubts__of_a_plan_with_hope_there_are_none():
+    stages = [Stage(800, 'epochs', 1e-3, 40, 0.0)] * 2
+    batch = Batch(images=512, accumulation=1, processes=8, base=4096, scaled=False)
+    assert doubts(stages, batch, 1_281_167, None) == []
+    few = [Stage(499, 'iterations', 1e-3, 40, 0.0), Stage(1_000, 'iterations', 1e-3, 40, 0.0)]
+    assert [text[:7] for text in doubts(few, batch, None, None)] == ['stage 1']
+    accumulated = Batch(images=512, accumulation=4, processes=2, base=4096, scaled=False)
+    assert [text[:25] for text in doubts(few[1:], accumulated, None, None)] == ['stage 1 has 250 updates; ']

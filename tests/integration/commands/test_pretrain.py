@@ -92,9 +92,14 @@ def test_pretrain__then_look_and_export(folder, tmp_path, capfd, monkeypatch):
     assert main(['pretrain', *arguments]) == 0
     printed = capfd.readouterr().out
     assert 'ViT-Ti/4' in printed
+    assert 'warning: 5 updates a stage' in printed
     assert 'k-NN (k = 10) on 8 images against 32' in printed
     made = out / 'iter_10.pth'
     assert f'mkd export {made}' in printed
+    before = (out / 'pretrain.py').read_bytes()
+    assert main(['pretrain', str(folder), '--out', str(out), '--method', 'mae']) == 2
+    assert 'holds a run already. Add --resume' in capfd.readouterr().err
+    assert (out / 'pretrain.py').read_bytes() == before
     assert open_model(ModelSpec(str(made)), known={}, device='cpu').network.image_hw == (32, 32)
 
     assert (
