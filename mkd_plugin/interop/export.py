@@ -107,10 +107,13 @@ def find_class(target: str, options: Options) -> ForeignClass:
     closest = min(
         classes, key=lambda entry: len(features - entry.supports - entry.requires) + len(entry.requires - features)
     )
-    lacking = sorted(features - closest.supports - closest.requires) or sorted(features)
+    lacking = ' and '.join(sorted(features - closest.supports - closest.requires))
+    needed = ' and '.join(sorted(closest.requires - features))
+    reasons = [f'lacks {lacking}'] if lacking else []
+    reasons += [f'needs {needed}, which this network does not have'] if needed else []
     raise ValueError(
-        f"'{target}' has no network with {' and '.join(sorted(features)) or 'none of these'}: the closest, "
-        f'{closest.label or closest.name}, lacks {" and ".join(lacking)}.'
+        f"'{target}' has no network with {' and '.join(sorted(features)) or 'no special parts'}: the closest, "
+        f'{closest.label or closest.name}, {" and ".join(reasons)}.'
     )
 
 

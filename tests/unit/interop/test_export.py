@@ -63,6 +63,7 @@ def test_export_weights__registers_take_the_position_of_cls_into_cls():
         ('mae', {SCALE, SHARED}, "'mae' has no network with a relative .* and layer scale"),
         ('hf', {REGISTERS, PRE_NORM}, "'hf' has no network with a norm before the first block and register tokens"),
         ('openclip', {DISTILLED}, "'openclip' has no network with a distillation token"),
+        ('openclip', set(), 'no special parts: the closest, .*, needs .*, which this network does not have'),
     ],
 )
 def test_find_class__names_what_the_library_lacks(target, features, message):
