@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     (subject,) = open_models(
         [args.model], known=network_options(args.network), device=usable_device(args.device), pixels=args.pixels
     )
+    for feature in which:
+        subject.network.tap_spec(feature.tap)  # raises if there is no such block
     crop = subject.network.image_hw
     images = open_any(args.images, Preprocessing(crop, args.resize) if args.resize else Preprocessing.standard(crop))
     partial = args.out.with_name(f'{args.out.name}.partial')

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; return the exit code."""
-    if args.out.suffix != '.html':
-        raise ValueError(f'--out {args.out}: give a file that ends in .html.')
+    existing = next(folder for folder in args.out.absolute().parents if folder.exists())
+    if args.out.suffix != '.html' or not existing.is_dir():
+        raise ValueError(f'--out {args.out}: give a file that ends in .html, in a folder.')
     from mkd_plugin.evaluation.features import Feature
     from mkd_plugin.evaluation.images import Preprocessing, open_folder
     from mkd_plugin.interop.open_model import open_models
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     (model,) = open_models(
         [args.model], known=network_options(args.network), device=usable_device(args.device), pixels=args.pixels
     )
+    model.network.tap_spec(args.tap)  # raises if there is no such block
     images = open_folder(args.images, Preprocessing.standard(model.network.image_hw), most=args.most)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     look(model, images, args.out, tap=args.tap, rows=args.rows, pictures=args.pictures)

@@ -46,6 +46,9 @@ def check_feature_file(path: Path) -> None:
     """Raise ValueError unless features can be written to a file of this name."""
     if path.suffix not in WRITERS:
         raise ValueError(f'--out {path}: give a file that ends in {", ".join(WRITERS)}.')
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f'--out {path}: {existing} is a file, not a folder.')
     if path.suffix == '.parquet' and find_spec('pyarrow') is None:
         raise ValueError(f'--out {path}: Parquet needs pyarrow: pip install pyarrow. Or write .npz or .safetensors.')
 
