@@ -200,15 +200,19 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def read_folder(path: Path, *, lazy: bool) -> dict[str, Any]:
-    """Read ``state_dict`` from a Hugging Face folder, with its ``config.json`` in ``meta``."""
+    """Read ``state_dict`` from a folder of Hugging Face or timm, with ``config.json`` and what we noted in ``meta``."""
     files = [path / name for name in FOLDER_FILES if (path / name).is_file()][:1] or indexed_files(path)
     weights: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
     for file in files:
         with refusing(file):
             checkpoint = read_file(file, 'cpu', None, lazy)
             weights |= checkpoint.get('state_dict', checkpoint)
-    config = path / 'config.json'
-    return {'state_dict': weights, 'meta': {'hf_config': load_json(config)} if config.is_file() else {}}
+        if provenance := provenance_of(checkpoint):  # of a folder that we wrote
+            meta['mkd_plugin'] = provenance
+    if (path / 'config.json').is_file():
+        meta['hf_config'] = load_json(path / 'config.json')
+    return {'state_dict': weights, 'meta': meta}
 
 
 def indexed_files(path: Path) -> list[Path]:

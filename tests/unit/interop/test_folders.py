@@ -11,6 +11,8 @@ from helpers.networks import scatter_weights
 from PIL import Image
 
 from mkd_plugin.interop.convert import convert_checkpoint
+from mkd_plugin.interop.open_model import open_models
+from mkd_plugin.interop.pixels import to_rgb_batch
 from mkd_plugin.interop.student import load_student
 from mkd_plugin.models.vit import VisionTransformer
 
@@ -74,3 +76,15 @@ def test_folder__model_card_and_modes(tmp_path, checkpoint):
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / 'hf').iterdir()}
     assert set(modes) == {'README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json'}
     assert set(modes.values()) == {'0o640'}
+
+
+@pytest.mark.parametrize('target', ['hf', 'timm'])
+def test_folder__is_read_again(tmp_path, checkpoint, photo, target):
+    convert_checkpoint(checkpoint, tmp_path / 'folder', target)
+    (model,) = open_models([str(tmp_path / 'folder')], known={}, device='cpu')
+    wanted = load_student(checkpoint)
+    pixels = wanted.normalise(to_rgb_batch(photo, (32, 32)))
+    assert [list(map(float, values)) for values in model.pixels] == [MEAN, STD]
+    with torch.no_grad():
+        found = model.network(pixels, taps=('output',)).tokens('output')
+    assert_close(found, wanted.features(photo, tap='output', pool='none'))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import timm
 import torch
@@ -45,9 +47,9 @@ def test_open_model__file_of_another_format(tmp_path, target, features, pixels):
     """Heads and eps are in Hugging Face's config, and must be given for the other formats."""
     network = tiny(frozenset(features))
     foreign, weights, _ = export_weights(network.state_dict(), network.options, target)
-    config = foreign.library.config(foreign.name, network.options)
+    config = foreign.library.config(foreign.name, network.options) if target == 'hf' else None
     path = tmp_path / ('model' if config else 'model.pth')
-    write_weights(path, weights, {}, config=config)
+    write_weights(path, weights, {}, files={'config.json': json.dumps(config)} if config else None)
     (model,) = load(path, known={} if config else dict(num_heads=4))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(tokens(model.network, images), tokens(network, images))
