@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch {args.batch}: give 'auto' or a number of images.")
     if args.epochs is not None and not 0 < args.epochs < float('inf'):
         raise ValueError(f'--epochs {args.epochs}: give a number above 0.')
-    from mkd_plugin.preflight.pretrain import TrainingStopped, pretrain
+    from mkd_plugin.pretraining.run import TrainingStopped, pretrain
 
     try:
         pretrain(

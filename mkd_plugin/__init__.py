@@ -19,12 +19,12 @@ from mkd_plugin.utils.configs import get_ablation, get_config  # noqa: E402
 
 if TYPE_CHECKING:
     from mkd_plugin.interop.student import load_student
-    from mkd_plugin.preflight.pretrain import pretrain
+    from mkd_plugin.pretraining.run import pretrain
 
 __all__ = ['__version__', 'get_ablation', 'get_config', 'load_student', 'pretrain', 'registry']
 
 
-LAZY = {'load_student': 'mkd_plugin.interop.student', 'pretrain': 'mkd_plugin.preflight.pretrain'}
+LAZY = {'load_student': 'mkd_plugin.interop.student', 'pretrain': 'mkd_plugin.pretraining.run'}
 
 
 def __getattr__(name: str) -> Any:

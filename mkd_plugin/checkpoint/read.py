@@ -6,8 +6,6 @@ import argparse
 import json
 import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from io import SEEK_END
@@ -18,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mkd_plugin.checkpoint.archive import ZIP, is_torchscript, open_archive, scan_archive, scan_old_format
@@ -38,13 +36,6 @@ MAX_JSON_BYTES = 2**24  # of a JSON text, whose values take up to 20 times as mu
 MAX_FOLDER_FILES = 1000
 MAX_NAME = 500  # characters of a tensor's name
 HEADER_BYTES = 8  # a safetensors file starts with the length of its JSON header
-
-# What torch, zipfile and pickle raise for a damaged file, or for one that is not a checkpoint.
-UNREADABLE = (
-    *(pickle.UnpicklingError, SafetensorError, struct.error, zipfile.BadZipFile),
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
-    *(OSError, RuntimeError, TypeError, ValueError),
-)
 
 
 class CheckpointError(ValueError):
@@ -186,7 +177,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Read ``state_dict`` and this package's ``meta``. Raises one of ``UNREADABLE``."""
+    """Read ``state_dict`` and this package's ``meta``."""
     with path.open('rb') as start:
         length = int.from_bytes(start.read(HEADER_BYTES), 'little')
     if length > MAX_JSON_BYTES:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mkd_plugin.checkpoint.checksum import check_records
-from mkd_plugin.checkpoint.read import UNREADABLE, read_description
+from mkd_plugin.checkpoint.read import read_description
 from mkd_plugin.engine.run_folder import RUN, is_half_written, run_of
 from mkd_plugin.engine.run_utils import at_optimizer_step
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 
 POINTER = 'last_checkpoint'
+UNREADABLE = (OSError, ValueError, BadZipFile)  # what reading a damaged file raises
 LONGEST_PATH = 4096
 DAMAGED = '.damaged'  # ending of a damaged checkpoint that a resumed run has written again
 RESUMED = {'meta': {'epoch', 'iter'}, 'optimizer': set(), 'message_hub': set()}  # what a run needs to go on
@@ -98,7 +98,7 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
 
     Args:
         work_dir: The run's folder. The folder that its ``last_checkpoint`` names is searched as well.
-        warn: Called with a message about each damaged file.
+        warn: Called with a message about each file that is damaged or of another run.
 
     Returns:
         Its path; None if there is no checkpoint.
@@ -109,7 +109,7 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
     last = _read_pointer(Path(work_dir, POINTER), warn)
     if '://' in last:
         return last
-    found, damaged = [], []
+    found, damaged, run = [], [], run_of(Path(work_dir))
 
     def pass_over(path: Path, error: Exception) -> None:
         damaged.append(path.name)
@@ -122,8 +122,12 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
         except UNREADABLE as error:
             pass_over(path, error)
             continue
-        if meta is not None:
-            found.append((meta['iter'], meta['epoch'], path))
+        if meta is None:
+            continue
+        if run is not None and meta.get(RUN, run) != run:
+            warn(f'{path} is passed over: it is of another run ({meta[RUN]}, not {run}).')
+            continue
+        found.append((meta['iter'], meta['epoch'], path))
     for *_, path in sorted(found, reverse=True):  # reading a whole file takes long: stop at the first good one
         try:
             check_records(path)
@@ -148,28 +152,16 @@ def last_good(work_dir: str | Path) -> str:
 
 
 def _candidates(work_dir: Path, last: str) -> Iterator[Path]:
-    """Checkpoints of the run: in its folder, and in that of the last one if it was written to another (``out_dir``).
+    """Checkpoints in the run's folder, and in that of the last one if it was written to another (``out_dir``).
 
-    A pointer to a file of which the folder has its own is that of a copied folder. What names another run is left out.
+    A pointer to a file of which the folder has its own is that of a copied folder.
     """
-    run, folders = run_of(work_dir), [work_dir.resolve()]
+    folders = [work_dir.resolve()]
     pointed = Path(work_dir, last).resolve() if last else None
     if pointed is not None and pointed.parent not in folders and not (work_dir / pointed.name).exists():
         folders.append(pointed.parent)
-    for path in [path for folder in folders for path in sorted(folder.glob('*.pth')) if path.is_file()]:
-        other = None if run is None else _run_of_checkpoint(path)
-        if other is None or other == run:
-            yield path
-        else:
-            print_log(f'{path} is passed over: it is of another run ({other}, not {run}).', 'current', logging.WARNING)
-
-
-def _run_of_checkpoint(path: Path) -> str | None:
-    """Return the id of the run that wrote a checkpoint; None if it is not named, or the file is damaged."""
-    try:
-        return (_read_meta(path) or {}).get(RUN)
-    except UNREADABLE:
-        return None
+    for folder in folders:
+        yield from sorted(path for path in folder.glob('*.pth') if path.is_file())
 
 
 def _read_pointer(pointer: Path, warn: Callable[[str], Any]) -> str:

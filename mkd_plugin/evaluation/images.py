@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,5 +243,5 @@ def open_any(folder: str | Path, preprocessing: Preprocessing) -> LabelledImages
     if any(len(Path(name).parts) < 2 for name in everything.names):
         return everything
     classes = sorted({Path(name).parts[0] for name in everything.names})
-    names, labels = find_images(folder, classes)
-    return LabelledImages(folder, names, torch.tensor(labels), tuple(classes), preprocessing)
+    labels = torch.tensor([classes.index(Path(name).parts[0]) for name in everything.names])
+    return replace(everything, labels=labels, classes=tuple(classes))

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 from rich.console import Console
 from rich.markup import escape
@@ -29,10 +23,18 @@ from mkd_plugin.preflight.checks import (
     check_work_dir,
     missing_files,
     missing_tree,
-    without_missing_checkpoints,
 )
 from mkd_plugin.preflight.mistakes import explain
-from mkd_plugin.preflight.plan import Stage, batch_of, doubts, fake_batch, memory_of, run_step, stages_of
+from mkd_plugin.preflight.plan import (
+    Stage,
+    batch_of,
+    build_for_step,
+    fake_batch,
+    memory_of,
+    plan_warnings,
+    run_step,
+    stages_of,
+)
 from mkd_plugin.preflight.rehearsal import check_for_report
 
 CPU_IMAGES = 4
@@ -70,7 +72,7 @@ class DryRun:
             ('batch', self.show_batch),
             ('model', self.build),
             ('step', self.show_step),
-            ('plan', self.show_doubts),
+            ('plan', self.show_warnings),
         ):
             self.attempt(title, part)
         for problem in self.problems:
@@ -122,11 +124,11 @@ class DryRun:
             table.add_row(str(number), length, f'{stage.peak:.4g}', at, f'{stage.final:.4g}')
         self.say(table)
 
-    def show_doubts(self) -> None:
+    def show_warnings(self) -> None:
         """Warn of a plan that is hopeless."""
         if hasattr(self.model, 'objectives'):  # a pre-training
-            for doubt in doubts(self.stages, self.batch, self.available, self.model):
-                self.say(f'[yellow]warning[/] {escape(doubt)}')
+            for text in plan_warnings(self.stages, self.batch, self.available, self.model):
+                self.say(f'[yellow]warning[/] {escape(text)}')
 
     def show_batch(self) -> None:
         """Show the effective batch, and whether the learning rate fits it."""
@@ -144,24 +146,7 @@ class DryRun:
 
     def build(self) -> None:
         """Build model and optimiser; show parameter groups and memory."""
-        cfg = self.cfg
-        model_cfg = {
-            'data_preprocessor': cfg.get('data_preprocessor'),
-            **without_missing_checkpoints(cfg.model.to_dict()),
-        }
-        torch.manual_seed(0)
-        model: nn.Module = MODELS.build(ConfigDict(model_cfg))  # detectors read their options as attributes
-        if hasattr(model, 'init_weights'):
-            model.init_weights()  # type: ignore[operator]
-        if cfg.get('load_from') and Path(cfg.load_from).is_file():  # refuses the file of another network
-            load_checkpoint(model, cfg.load_from, map_location='cpu', logger='silent')
-        if get_device() == 'cpu':  # SyncBN needs a GPU
-            model = revert_sync_batchnorm(model)
-        self.model = model.to(get_device()).train()
-        wrapper = copy.deepcopy(cfg.optim_wrapper)
-        wrapper.optimizer.lr *= self.batch.ratio
-        wrapper.pop('accumulative_counts', None)  # the one step must update the weights
-        self.optim_wrapper = build_optim_wrapper(self.model, wrapper)
+        self.model, self.optim_wrapper = build_for_step(self.cfg, ratio=self.batch.ratio)
         self.say(group_table(self.optim_wrapper.optimizer))
         memory = memory_of(self.model, self.optim_wrapper.optimizer)
         self.say(

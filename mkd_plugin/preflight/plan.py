@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
-from mmengine.registry import FUNCTIONS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import FUNCTIONS, MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.runner import load_checkpoint
 from PIL import Image
 from torch import nn
 
@@ -22,7 +27,9 @@ from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages
-from mkd_plugin.preflight.recipe import MIN_STAGE
+from mkd_plugin.preflight.checks import without_missing_checkpoints
+
+MIN_STAGE = 500  # updates; with fewer a stage is hopeless
 
 TICKS = 1000  # points of a schedule; its shape does not depend on the steps of an epoch
 
@@ -109,7 +116,7 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
     return stages
 
 
-def doubts(stages: Sequence[Stage], batch: Batch, images: int | None, model: nn.Module | None) -> list[str]:
+def plan_warnings(stages: Sequence[Stage], batch: Batch, images: int | None, model: nn.Module | None) -> list[str]:
     """Say what makes a plan hopeless, with figures.
 
     Args:
@@ -195,6 +202,32 @@ class StepResult:
     losses: dict[str, float]  #: Losses by name
     peak: int  #: Bytes: the device's peak; on a CPU the growth of the process
     optimizer: int  #: Bytes of the optimiser's states
+
+
+def build_for_step(cfg: Config, *, ratio: float = 1.0) -> tuple[nn.Module, Any]:
+    """Build model and optimiser on the device for :func:`run_step`; a missing checkpoint leaves random weights.
+
+    Args:
+        cfg: The config.
+        ratio: Factor of the learning rate.
+
+    Raises:
+        ValueError: ``load_from`` is the file of another network.
+    """
+    options = {'data_preprocessor': cfg.get('data_preprocessor'), **without_missing_checkpoints(cfg.model.to_dict())}
+    torch.manual_seed(0)
+    model: nn.Module = MODELS.build(ConfigDict(options))  # detectors read their options as attributes
+    if hasattr(model, 'init_weights'):
+        model.init_weights()  # type: ignore[operator]
+    if cfg.get('load_from') and Path(cfg.load_from).is_file():
+        load_checkpoint(model, cfg.load_from, map_location='cpu', logger='silent')
+    if get_device() == 'cpu':  # SyncBN needs a GPU
+        model = revert_sync_batchnorm(model)
+    model = model.to(get_device()).train()
+    wrapper = copy.deepcopy(cfg.optim_wrapper)
+    wrapper.optimizer.lr *= ratio
+    wrapper.pop('accumulative_counts', None)  # the one step must update the weights
+    return model, build_optim_wrapper(model, wrapper)
 
 
 def fake_batch(cfg: Config, images: int) -> Any:

@@ -19,7 +19,7 @@ from mkd_plugin import get_ablation, get_config
 from mkd_plugin.engine.optim import parameter_groups
 from mkd_plugin.preflight.checks import missing_files, without_missing_checkpoints
 from mkd_plugin.preflight.dry_run import dry_run
-from mkd_plugin.preflight.plan import Batch, Stage, batch_of, doubts, memory_of, stages_of
+from mkd_plugin.preflight.plan import Batch, Stage, batch_of, memory_of, plan_warnings, stages_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -199,11 +199,11 @@ def test_dry_run__warns_of_a_hopeless_plan(images):
     assert re.search(r'warning the heads have [0-9,]+ parameters, the student [0-9,]+: use a smaller decoder', said)
 
 
-def test_doubts__of_a_plan_with_hope_there_are_none():
+def test_plan_warnings__of_a_plan_with_hope_there_are_none():
     stages = [Stage(800, 'epochs', 1e-3, 40, 0.0)] * 2
     batch = Batch(images=512, accumulation=1, processes=8, base=4096, scaled=False)
-    assert doubts(stages, batch, 1_281_167, None) == []
+    assert plan_warnings(stages, batch, 1_281_167, None) == []
     few = [Stage(499, 'iterations', 1e-3, 40, 0.0), Stage(1_000, 'iterations', 1e-3, 40, 0.0)]
-    assert [text[:7] for text in doubts(few, batch, None, None)] == ['stage 1']
+    assert [text[:7] for text in plan_warnings(few, batch, None, None)] == ['stage 1']
     accumulated = Batch(images=512, accumulation=4, processes=2, base=4096, scaled=False)
-    assert [text[:25] for text in doubts(few[1:], accumulated, None, None)] == ['stage 1 has 250 updates; ']
+    assert [text[:25] for text in plan_warnings(few[1:], accumulated, None, None)] == ['stage 1 has 250 updates; ']

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,16 @@ from helpers.networks import scatter_weights
 from mmengine.config import Config
 from PIL import Image
 
+from mkd_cli.command import Parser
 from mkd_cli.main import main
+from mkd_cli.pretrain import add_arguments
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import ModelSpec
 from mkd_plugin.models.vit import VisionTransformer
-from mkd_plugin.preflight.pretrain import find_images, open_teachers, time_of_step
-from mkd_plugin.preflight.recipe import METHODS, Data, Machine, Recipe, Request, choose
-from mkd_plugin.preflight.recipe_config import config_of, schedule_of_method, text_of
+from mkd_plugin.pretraining import run
+from mkd_plugin.pretraining.config import config_of, schedule_of_method, text_of
+from mkd_plugin.pretraining.recipe import METHODS, STUDENTS, Data, Machine, Recipe, Request, choose
+from mkd_plugin.pretraining.run import find_images, open_teachers, time_of_step, try_steps
 
 CPU = Machine(gpus=0, cores=2, bfloat16=False)
 ARCH = dict(width=48, depth=4, num_heads=3)
@@ -61,6 +66,33 @@ def test_config__every_method_takes_a_step(folder, teacher, method, teachers):
     objectives = [entry for entry in cfg.model.objectives.values() if entry.teacher in opened]
     weights = [entry.get('weight', 1.0) for entry in objectives]
     assert sum(weights) == pytest.approx(2.0 if method == 'hybrid' else min(teachers, 1))
+
+
+def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkeypatch):
+    tried, said = [], []
+
+    def fail_twice(cfg, images):
+        tried.append(images)
+        if len(tried) < 3:
+            raise torch.cuda.OutOfMemoryError
+        return 0.1
+
+    monkeypatch.setattr(run, 'time_of_step', fail_twice)
+    recipe = replace(small_recipe('dbot', 0), batch=64)
+    cfg = config_of(recipe, find_images(folder).dataset, {})
+    try_steps(cfg, recipe, Machine(gpus=1, cores=2, bfloat16=True), said.append)
+    assert (tried, recipe.batch, recipe.accumulate) == ([64, 32, 16], 64, 4)
+    assert said[0].startswith('64 images at once do not fit in memory: trying 32, and accumulating 2 steps')
+    again = config_of(recipe, find_images(folder).dataset, {})
+    assert (again.train_dataloader.batch_size, again.optim_wrapper.accumulative_counts) == (16, 4)
+    assert again.train_cfg.max_iters == recipe.stages * recipe.steps * 4
+
+
+def test_parser__offers_every_method_and_student():
+    parser = Parser()
+    add_arguments(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert (choices['method'], choices['student']) == (list(METHODS), list(STUDENTS))
 
 
 def test_config__teacher_of_timm(folder, tmp_path):

@@ -18,8 +18,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import get
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mkd_plugin.engine.checkpoints import newest_checkpoint
@@ -31,9 +30,9 @@ from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.preflight.checks import check_work_dir
 from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
-from mkd_plugin.preflight.plan import fake_batch, run_step
-from mkd_plugin.preflight.recipe import METHODS, MIN_STAGE, Data, Machine, Recipe, Request, choose, fit_to_time, table
-from mkd_plugin.preflight.recipe_config import TeacherFile, config_of, schedule_of_method, text_of
+from mkd_plugin.preflight.plan import MIN_STAGE, build_for_step, fake_batch, run_step
+from mkd_plugin.pretraining.config import TeacherFile, config_of, schedule_of_method, text_of
+from mkd_plugin.pretraining.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
 from mkd_plugin.utils.files import write_whole
 
 CONFIG = 'pretrain.py'  # in the output folder
@@ -110,7 +109,7 @@ def try_steps(cfg: Config, recipe: Recipe, machine: Machine, say: Say) -> None:
         try:
             seconds = time_of_step(cfg, images)
             break
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.cuda.OutOfMemoryError, MemoryError):
             before = recipe.images_at_once
             recipe.halve()
             say(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
@@ -127,11 +126,8 @@ def time_of_step(cfg: Config, images: int) -> float:
         MMLogger.get_instance('pretrain', log_level='WARNING')
     cfg = Config(dict(cfg.to_dict(), launcher='none'))
     fit_to_device(cfg)
-    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
-    model.init_weights()
-    model.to(get_device()).train()
-    cfg.optim_wrapper.pop('accumulative_counts', None)  # the one step must update the weights
-    return run_step(model, build_optim_wrapper(model, cfg.optim_wrapper), fake_batch(cfg, images)).seconds
+    model, optim_wrapper = build_for_step(cfg)
+    return run_step(model, optim_wrapper, fake_batch(cfg, images)).seconds
 
 
 def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:

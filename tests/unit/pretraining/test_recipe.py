@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mkd_plugin.preflight.recipe import (
+from mkd_plugin.pretraining.recipe import (
     METHODS,
     MIN_EPOCH,
     MIN_STAGE,

@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from mkd_plugin.interop.open_model import OpenedModel
 from mkd_plugin.interop.specs import ModelSpec
-from mkd_plugin.preflight.recipe import HEAD_WIDTH, METHODS, STUDENTS, Data, Recipe, Schedule, table
+from mkd_plugin.pretraining.recipe import HEAD_WIDTH, METHODS, STUDENTS, Data, Recipe, Schedule, table
 from mkd_plugin.utils.configs import get_config
 
 DROP_PATH = {'ti': 0.0, 's': 0.5, 'b': 1.0, 'l': 1.0}  # share of the rate that the method has for ViT-B

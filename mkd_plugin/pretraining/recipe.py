@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mkd_plugin.preflight.plan import MIN_STAGE
+
 STUDENTS = {'ti': (192, 12), 's': (384, 12), 'b': (768, 12), 'l': (1024, 24)}  # width, depth
 STUDENT_LIMITS = {'ti': 20_000, 's': 200_000, 'b': 10_000_000}  # most images for which we choose this student
 
@@ -20,7 +22,6 @@ MIN_BATCH, CPU_BATCH = 32, 32
 MIN_EPOCH = 8  # steps of an epoch, so that the steps of one epoch differ
 DEVICE_BATCH = {'ti': 1024, 's': 512, 'b': 256, 'l': 128}  # images at once on a GPU, before the trial steps
 
-MIN_STAGE = 500  # steps; with fewer a stage is hopeless
 GOOD_STAGE = 2_000  # steps that we choose at least
 CPU_SECONDS = 600
 WARM_UP = 0.05  # of a stage, as 40 of 800 epochs of dBOT and MAE
@@ -161,7 +162,7 @@ def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[st
     reasons['rate'] = (
         f"the method's {schedule.rate:.4g} at batch {schedule.batch}, times the root of the batches' ratio"
     )
-    reasons['decoder'] = "two thirds of the student's width and depth, as MAE's of ViT-B (512 of 768, 8 of 12)"
+    reasons['decoder'] = "two thirds of the student's width, and of its depth up to 8, as MAE's (512 of 768, 8 of 12)"
     return Recipe(
         method=method,
         student=student,
@@ -175,7 +176,7 @@ def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[st
         warm_up=max(1, round(WARM_UP * steps)),
         rate=schedule.rate * (batch / schedule.batch) ** 0.5,
         final=schedule.final * (batch / schedule.batch) ** 0.5,
-        decoder=(width * 2 // 3 // HEAD_WIDTH * HEAD_WIDTH, depth * 2 // 3 if depth == 12 else 8),
+        decoder=(width * 2 // 3 // HEAD_WIDTH * HEAD_WIDTH, min(depth * 2 // 3, 8)),
         workers=min(8, max(machine.cores // machine.processes - 1, 1)),
         bfloat16=machine.bfloat16,
         reasons=reasons,
