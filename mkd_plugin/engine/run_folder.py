@@ -225,7 +225,7 @@ def resume_command() -> str | None:
     words = shlex.split(given) if given else list(sys.argv)
     name = Path(words[0]).name
     if not given:
-        if name not in ('mkd', 'train.py'):
+        if name not in ('mkd', 'train.py', 'pretrain.py'):
             return None
         words = ['mkd', *words[1:]] if name == 'mkd' else ['python', *words]
     kept: list[str] = []

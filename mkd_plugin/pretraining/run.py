@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.engine.run_folder import files_of_run
+from mkd_plugin.engine.run_folder import files_of_run, resume_command
 from mkd_plugin.evaluation.features import Feature, compute
 from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images
 from mkd_plugin.evaluation.knn import knn_accuracy
@@ -138,7 +138,10 @@ def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
     command += ['mkd_cli.main', 'train', str(config), '--work-dir', str(out)]
     command += ['--launcher', 'pytorch'] if machine.processes > 1 else []
     command += ['--resume'] if resume else []
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='') if machine.gpus == 0 else None
+    environment = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': ''} if machine.gpus == 0 else {}))
+    own_command = resume_command()
+    if own_command is not None:  # the trainer names it when it is interrupted
+        environment['MKD_COMMAND'] = own_command
     process = subprocess.Popen(command, env=environment)
     while True:
         try:

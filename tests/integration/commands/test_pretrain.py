@@ -88,6 +88,26 @@ def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkey
     assert again.train_cfg.max_iters == recipe.stages * recipe.steps * 4
 
 
+@pytest.mark.parametrize(
+    ('argv', 'wanted'), [(['mkd', 'pretrain', 'a b'], "mkd pretrain 'a b' --resume"), (['x.py'], None)]
+)
+def test_train__an_interrupted_trainer_names_the_command_of_the_user(tmp_path, monkeypatch, argv, wanted):
+    given = []
+
+    class Trainer:
+        def __init__(self, command, env):
+            given.append(env)
+
+        def wait(self):
+            return 130
+
+    monkeypatch.delenv('MKD_COMMAND', raising=False)
+    monkeypatch.setattr(run.sys, 'argv', argv)
+    monkeypatch.setattr(run.subprocess, 'Popen', Trainer)
+    assert run.train(tmp_path / 'pretrain.py', tmp_path, CPU, resume=False) == 130
+    assert given[0].get('MKD_COMMAND') == wanted and given[0]['CUDA_VISIBLE_DEVICES'] == ''
+
+
 def test_parser__offers_every_method_and_student():
     parser = Parser()
     add_arguments(parser)

@@ -126,6 +126,7 @@ def test_point_to__is_relative_within_the_folder(tmp_path):
     [
         (['/env/bin/mkd', 'train', 'a b.py'], None, "mkd train 'a b.py' --resume"),
         (['tools/train.py', 'a.py', '--resume', 'x.pth', '--amp'], None, 'python tools/train.py a.py --amp --resume'),
+        (['tools/pretrain.py', 'photos'], None, 'python tools/pretrain.py photos --resume'),
         (['tools/train.py', 'a.py', '--overwrite'], None, 'python tools/train.py a.py --resume'),
         (['tools/train.py', '--resume=auto', 'a.py'], None, 'python tools/train.py a.py --resume'),
         (['tools/train.py', 'a.py', '--launcher', 'pytorch'], 'bash tools/dist_train.sh a.py 2 ',
