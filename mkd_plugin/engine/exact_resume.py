@@ -88,7 +88,7 @@ class ExactResumeHook(Hook):
         """Take the run's folder on rank 0, before checkpoints and metrics are touched."""
         resume, tell = bool(runner._resume), runner.logger.warning
         folder = on_main(lambda: claim(runner.work_dir, resume=resume, tell=tell))
-        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, token='')
+        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, locked=False)
 
     def _release(self) -> None:
         if self.folder is not None:

@@ -42,11 +42,11 @@ class RunFolder:
     path: Path  #: The folder
     run: str  #: Id of the run
     known: bool  #: Whether the folder held files of this run before
-    token: str = ''  #: That of the lock; empty on other ranks
+    locked: bool = True  #: Whether this process took the lock; False on other ranks
 
     def check(self) -> None:
         """Raise ValueError if the folder was deleted, or if another process has taken it over."""
-        if not self.token or holds_lock(self.path, self.token):
+        if not self.locked or holds_lock(self.path):
             return
         if (self.path / LOCK).exists():
             raise ValueError(
@@ -73,15 +73,14 @@ class RunFolder:
                 'one with --resume and no file, or name another folder with --work-dir.'
             )
         elif run != self.run:
-            if self.token:
+            if self.locked:
                 write_identity(self.path, run)
             return replace(self, run=run)
         return self
 
     def release(self) -> None:
         """Let other processes write to the folder."""
-        if self.token:
-            release_lock(self.path, self.token)
+        release_lock(self.path)
 
 
 def claim(work_dir: str | Path, *, resume: bool, overwrite: bool = False, tell: Tell = print_log) -> RunFolder:
@@ -101,17 +100,17 @@ def claim(work_dir: str | Path, *, resume: bool, overwrite: bool = False, tell: 
     folder = Path(work_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     before = run_of(folder) if resume else None
-    token, run = take_lock(folder, before or uuid.uuid4().hex[:12], tell=tell)
+    run = take_lock(folder, before or uuid.uuid4().hex[:12], tell=tell)
     found = files_of_run(folder)
     if found and not resume:
-        release_lock(folder, token)
+        release_lock(folder)
         if not overwrite:
             raise ValueError(used(folder, found))
         tell(f'The run that was in {folder} is now in {move_aside(folder)}.')
         return claim(folder, resume=False, tell=tell)
     if run != run_of(folder):
         write_identity(folder, run)
-    return RunFolder(folder, run, bool(found) and before is not None, token)
+    return RunFolder(folder, run, bool(found) and before is not None)
 
 
 @contextmanager
