@@ -19,9 +19,8 @@ from mmengine.logging import HistoryBuffer
 from safetensors import safe_open
 from torch import Tensor
 
-from mkd_plugin.checkpoint.archive import ZIP, is_torchscript, open_archive, scan_archive, scan_old_format
+from mkd_plugin.checkpoint.archive import ZIP, open_archive, read_torchscript, scan_archive, scan_old_format
 from mkd_plugin.checkpoint.checksum import PICKLE, check_tensors, checked_records
-from mkd_plugin.checkpoint.torchscript import read_torchscript
 from mkd_plugin.utils.files import printable
 
 # Keys under which a checkpoint may hold its state dict, and keys whose tensors are not weights.
@@ -145,9 +144,9 @@ def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, laz
         file.seek(0)
         if zipped:
             archive = open_archive(file, size)
-            scan_archive(archive, size)
-            if is_torchscript(archive):
-                return {'state_dict': read_torchscript(archive)}
+            module = scan_archive(archive, size)
+            if module is not None:
+                return {'state_dict': read_torchscript(archive, module)}
         elif content is None:
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                 scan_old_format(data)
