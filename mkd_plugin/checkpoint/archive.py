@@ -83,11 +83,7 @@ def read_torchscript(archive: zipfile.ZipFile, module: Any) -> dict[str, Tensor]
     """Read the tensors of a TorchScript archive (OpenAI's CLIP), by the names of the module's ``state_dict()``.
 
     ``torch.load(weights_only=True)`` rejects these files, and ``torch.jit.load`` compiles their code and may run it. Here
-    nothing is built from the pickle but tensors.
-
-    Args:
-        archive: The archive.
-        module: What :func:`scan_archive` returned for it.
+    nothing is built but tensors, from the placeholder that :func:`scan_archive` returned.
     """
     contents: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -34,15 +34,9 @@ THREADS = min(8, os.cpu_count() or 1)  # zlib.crc32 runs in parallel; more threa
 
 @contextmanager
 def checked_records(source: Path | BinaryIO, *, ending: str = '') -> Iterator[None]:
-    """Compare a zip archive with its checksums in other threads while the block reads it.
+    """Compare a zip archive, given as a path or as bytes, with its checksums in other threads while the block reads it.
 
-    Args:
-        source: A path, or the archive's bytes.
-        ending: Of the names of the records to compare.
-
-    Raises:
-        ValueError: When the block ends or raises: some records do not match their checksums.
-        OSError: Then as well: the file cannot be read.
+    When the block ends or raises, it raises as :func:`check_records`.
     """
     with ThreadPoolExecutor(1) as beside:
         if isinstance(source, Path):

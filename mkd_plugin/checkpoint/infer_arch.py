@@ -22,16 +22,9 @@ MAX_SIDE = 2**20  # of an image or a network, according to a file
 MAX_TOKENS = 2**16  # of an image, according to a file: 4,096 pixels with patches of 16
 # Options that a file may state and its tensors determine.
 DETERMINED = (
-    *(
-        'patch_size',
-        'in_channels',
-        'projection',
-        'distillation_token',
-        'num_registers',
-        'relative_position',
-        'pre_norm',
-    ),
-)
+    'patch_size', 'in_channels', 'projection', 'distillation_token', 'num_registers', 'relative_position', 'pre_norm',
+    'width', 'depth',
+)  # fmt: skip
 
 # Optional parts of a network: the regular expression of a tensor's name, and the option that builds the part.
 OPTIONAL_PARTS = {
@@ -183,29 +176,24 @@ def infer_grid(num_entries: int, own_grid: Grid, *, relative: bool = False) -> G
 
 
 def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> None:
-    """Compare what a file states about its network with its tensors, before a network is built.
+    """Compare what a file states about its network with its tensors in our names, before a network is built.
 
-    Args:
-        tensors: The state dict in our names.
-        claims: Options in the file's metadata.
-
-    Raises:
-        CheckpointError: They are of different networks.
+    Raises CheckpointError if they are of different networks.
     """
     if not claims:
         return
     size = claims.get('img_size', 1)
     sides = [size, size] if isinstance(size, int) else list(size)
-    found = infer_options(tensors, {'img_size': sides})
-    different = {name: found[name] for name in DETERMINED if name in claims and claims[name] != found[name]}
-    different |= dict.fromkeys(claims.keys() - found.keys() - {'num_heads'}, 'no option')
-    arch, own = claims.get('arch', {}), found['arch']
-    different |= {name: own[name] for name in ('width', 'depth') if arch.get(name, own[name]) != own[name]}
-    if round(arch.get('mlp_ratio', own['mlp_ratio']) * own['width']) != round(own['mlp_ratio'] * own['width']):
-        different['mlp_ratio'] = own['mlp_ratio']
-    if own['width'] % claims.get('num_heads', arch.get('num_heads', 1)):
-        different['num_heads'] = f'no divisor of the width {own["width"]}'
-    if claims.get('position', found['position']) != 'none' and found['position'] == 'none':
+    options = infer_options(tensors, {'img_size': sides})
+    found, told = {**options, **options['arch']}, {**claims, **claims.get('arch', {})}
+    width = found['width']
+    different = {name: found[name] for name in DETERMINED if told.get(name, found[name]) != found[name]}
+    different |= dict.fromkeys(told.keys() - found.keys(), 'no option')
+    if round(told.get('mlp_ratio', found['mlp_ratio']) * width) != round(found['mlp_ratio'] * width):
+        different['mlp_ratio'] = found['mlp_ratio']
+    if width % told.get('num_heads', 1):
+        different['num_heads'] = f'no divisor of the width {width}'
+    if told.get('position', 'none') != 'none' and found['position'] == 'none':
         different['position'] = 'none'
     grid = sides[0] // found['patch_size'], sides[1] // found['patch_size']
     num_prefix = 2 if 'dist_token' in tensors else 1
@@ -214,9 +202,8 @@ def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> No
     if 'img_size' in claims and (entries != grid[0] * grid[1] or entries > MAX_TOKENS):
         different['patches'] = entries
     if different:
-        told = {**claims, **arch}
         lines = [
-            f'{name} {told.get(name, claims.get("img_size"))!r:.100}, which is {own}' for name, own in different.items()
+            f'{name} {told.get(name, told.get("img_size"))!r:.100}, which is {own}' for name, own in different.items()
         ]
         raise CheckpointError(
             f'Its metadata are of another network than its tensors: {"; ".join(lines)} in the tensors.'

@@ -116,12 +116,7 @@ def convert_weights(
 def check_floating(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> None:
     """Raise CheckpointError if a file has complex, integer, bool or quantised numbers where a network has real ones.
 
-    A copy would drop imaginary parts and scales without a word.
-
-    Args:
-        tensors: The file's tensors by the network's names.
-        own: The network's tensors.
-        source: The file, for messages.
+    A copy would drop imaginary parts and scales without a word. The tensors have the network's names.
     """
     wrong = [
         f'{name} is {str(tensor.dtype).removeprefix("torch.")}'

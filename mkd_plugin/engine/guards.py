@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +28,7 @@ from mkd_plugin.engine.run_utils import (
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import remove_path
 
+SIGNALS = ('SIGTERM', 'SIGUSR1', 'SIGINT')
 REQUEUE, INTERRUPTED = 85, 130  # exit codes; tools/dist_train.sh and the job scripts know them
 PREEMPTED = 'preempted.pth'
 
@@ -43,23 +43,18 @@ class PreemptionHook(Hook):
     not wait. Plain ``torchrun`` exits with 1 whatever its children return; ``tools/dist_train.sh`` passes 85 on.
 
     Args:
-        signals: Names of the signals.
         agree_every: Optimiser steps between two agreements of several processes.
 
     Raises:
-        ValueError: A signal does not exist, or ``agree_every`` is not positive.
+        ValueError: ``agree_every`` is not positive.
     """
 
     priority = 'LOWEST'  # the checkpoint must include what other hooks do at the same step
 
-    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT'), agree_every: int = 10) -> None:
-        known = sorted(signal.Signals.__members__)
-        unknown = sorted(set(signals) - set(known))
-        if unknown:
-            raise ValueError(f'signals={list(signals)}: this system has no {unknown}. It has {known}.')
+    def __init__(self, *, agree_every: int = 10) -> None:
         if agree_every < 1:
             raise ValueError(f'agree_every={agree_every}: it must be at least 1.')
-        self.signals, self.agree_every = list(signals), agree_every
+        self.agree_every = agree_every
         self.received: str | None = None
         self.announced = False
         self.previous_handlers: dict[str, Any] = {}
@@ -73,7 +68,7 @@ class PreemptionHook(Hook):
         """Install the signal handlers, except for signals that the caller ignores, as nohup does."""
         self.received, self.announced = None, False
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for name in self.signals:
+            for name in SIGNALS:
                 if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:
                     self.previous_handlers[name] = signal.signal(signal.Signals[name], self._receive)
 

@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 
 from mkd_plugin.engine.run_lock import LOCK, Tell, holds_lock, release_lock, take_lock
 from mkd_plugin.engine.run_utils import on_main
-from mkd_plugin.utils.files import TEMPORARY, write_whole
+from mkd_plugin.utils.files import TEMPORARY, json_dict, write_whole
 
 RUN = 'mkd_run'  # name of the run's id in ``meta`` of a checkpoint and in the message hub
 IDENTITY = 'run.json'
@@ -148,8 +148,8 @@ def held(work_dir: str | Path, *, resume: bool, overwrite: bool) -> Iterator[Non
 def run_of(folder: Path) -> str | None:
     """Return the id of the run that a folder belongs to; None if nothing says so, as for runs of mkd_plugin 0.1.0."""
     try:
-        run = json.loads((folder / IDENTITY).read_bytes())['run']
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        run = json_dict((folder / IDENTITY).read_bytes()).get('run')
+    except OSError:
         return None
     return run if isinstance(run, str) else None
 

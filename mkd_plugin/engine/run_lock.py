@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mkd_plugin.utils.files import json_dict
+
 LOCK = 'run.lock'
 LONGEST = 2**16  # bytes that are read of a lock
 HELD: dict[Path, tuple[int, str]] = {}  # folders that this process has locked: descriptor of the file, id of the run
@@ -21,16 +23,10 @@ Tell = Callable[[str], Any]
 
 
 def take_lock(folder: Path, run: str, *, tell: Tell) -> str:
-    """Lock a folder for this process. The file names run, host, process and command for the messages of others.
+    """Lock an existing folder for this process. The file names run, host, process and command for the messages of others.
 
-    Args:
-        folder: An existing folder.
-        run: Id of the run that will write to it.
-        tell: Called with a line if the process that held the lock ended without releasing it, or if the file system has no
-            locks.
-
-    Returns:
-        The id of the run; if this process holds the lock already, that of the lock.
+    ``tell`` gets a line if the process that held the lock ended without releasing it, or if the file system has no locks.
+    Returns the id of the run; if this process holds the lock already, that of the lock.
 
     Raises:
         ValueError: Another process holds the lock.
@@ -51,7 +47,7 @@ def take_lock(folder: Path, run: str, *, tell: Tell) -> str:
                 f'{path} protects nothing ({error.strerror}): this file system has no locks. Start no second run here.'
             )
     text = os.pread(file, LONGEST, 0)
-    holder = _parse(text)
+    holder = json_dict(text)
     if not locked:
         _close(file)
         raise ValueError(
@@ -95,15 +91,6 @@ def _is_at(path: Path, file: int) -> bool:
 def _close(file: int) -> None:
     with suppress(OSError):
         os.close(file)
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """The content of a lock; empty if it is damaged."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _close_all() -> None:

@@ -198,19 +198,13 @@ def build_provenance(
 ) -> dict[str, Any]:
     """Describe the origin of a converted file."""
     before = provenance_of(checkpoint)
-    provenance: dict[str, Any] = {
-        'version': __version__,
-        'backbone': dict(options),
-        'source': {
-            'file': source.name,
-            'sha256': sha256_of(source.expanduser()),
-            'format': found.format.title,
-            'prefix': found.prefix,
-        },
-    }
+    pixels = {name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}
     if release is not None:
-        return {**provenance, 'pixel_mean': list(release.pixel_mean), 'pixel_std': list(release.pixel_std)}
-    return {**provenance, **{name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}}
+        pixels = dict(pixel_mean=list(release.pixel_mean), pixel_std=list(release.pixel_std))
+    origin = dict(
+        file=source.name, sha256=sha256_of(source.expanduser()), format=found.format.title, prefix=found.prefix
+    )
+    return {'version': __version__, 'backbone': dict(options), 'source': origin, **pixels}
 
 
 def write_converted(

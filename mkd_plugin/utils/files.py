@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -86,6 +87,15 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def json_dict(text: bytes) -> dict[str, Any]:
+    """Read a JSON object; empty if the text is damaged or something else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def plain(value: Any) -> Any:
