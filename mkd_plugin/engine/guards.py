@@ -28,7 +28,7 @@ from mkd_plugin.engine.run_utils import (
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import remove_path
 
-SIGNALS = ('SIGTERM', 'SIGUSR1', 'SIGINT')
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 REQUEUE, INTERRUPTED = 85, 130  # exit codes; tools/dist_train.sh and the job scripts know them
 PREEMPTED = 'preempted.pth'
 
@@ -57,7 +57,7 @@ class PreemptionHook(Hook):
         self.agree_every = agree_every
         self.received: str | None = None
         self.announced = False
-        self.previous_handlers: dict[str, Any] = {}
+        self.previous_handlers: dict[signal.Signals, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Restore the handlers when the run ends."""
@@ -68,9 +68,9 @@ class PreemptionHook(Hook):
         """Install the signal handlers, except for signals that the caller ignores, as nohup does."""
         self.received, self.announced = None, False
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for name in SIGNALS:
-                if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:
-                    self.previous_handlers[name] = signal.signal(signal.Signals[name], self._receive)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.previous_handlers[number] = signal.signal(number, self._receive)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -103,8 +103,8 @@ class PreemptionHook(Hook):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == 'SIGINT':  # torchrun turns a second Ctrl-C into SIGTERM
-            for name in self.previous_handlers:
-                signal.signal(signal.Signals[name], signal.SIG_DFL)  # a third one ends the process wherever it is
+            for each in self.previous_handlers:
+                signal.signal(each, signal.SIG_DFL)  # a third one ends the process wherever it is
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
@@ -128,8 +128,8 @@ class PreemptionHook(Hook):
         return int(agreed)
 
     def _restore_handlers(self) -> None:
-        for name, handler in self.previous_handlers.items():
-            signal.signal(signal.Signals[name], handler)
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
         self.previous_handlers = {}
 
 

@@ -55,9 +55,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on disk."""
-    if path.is_dir() and os.name != 'posix':
-        return
-    handle = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
