@@ -14,14 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mkd_plugin.engine.run_folder import RUN, folder_lost
-from mkd_plugin.engine.run_utils import (
-    images_per_step,
-    is_due,
-    is_training,
-    log_interval,
-    runs_by_epoch,
-    when_run_ends,
-)
+from mkd_plugin.engine.run_utils import images_per_step, is_due, is_training, log_interval, runs_by_epoch, when_run_ends
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import atomic_write, json_dict
 

@@ -16,14 +16,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mkd_plugin.engine.run_utils import (
-    images_per_step,
-    is_due,
-    is_training,
-    log_interval,
-    runs_by_epoch,
-    when_run_ends,
-)
+from mkd_plugin.engine.run_utils import images_per_step, is_due, is_training, log_interval, runs_by_epoch, when_run_ends
 from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 from mkd_plugin.registry import HOOKS
 
