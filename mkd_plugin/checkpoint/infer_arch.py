@@ -17,7 +17,7 @@ Grid = tuple[int, int]  # patches per column and per row
 # Number of heads by width, where a head does not have 64 channels.
 HEADS = {1280: 16, 1408: 16}
 
-PATCHES = 'patch_embed.projection.weight'
+PATCHES, FIRST_TABLE = 'patch_embed.projection.weight', f'layers.0.attn.{RELATIVE_TABLE}'
 MAX_SIDE = 2**20  # of an image or a network, according to a file
 MAX_TOKENS = 2**16  # of an image, according to a file: 4,096 pixels with patches of 16
 # Options that a file may state and its tensors determine.
@@ -26,21 +26,22 @@ DETERMINED = (
     'width', 'depth',
 )  # fmt: skip
 
-# Optional parts of a network: the regular expression of a tensor's name, and the option that builds the part.
+# Optional parts of a network: a tensor that only networks with the part have, and the option that builds it.
 OPTIONAL_PARTS = {
-    'layer scale': (r'layers\.0\.attn\.gamma1\.weight', 'layer_scale=…'),
-    'a relative position bias shared by all blocks': (re.escape(RELATIVE_TABLE), "relative_position='shared'"),
-    'a relative position bias in every block': (
-        rf'layers\.0\.attn\.{re.escape(RELATIVE_TABLE)}',
-        "relative_position='per_block'",
-    ),
-    'a norm before the first block': (r'pre_norm\.weight', 'pre_norm=True'),
-    'a distillation token': (r'dist_token', 'distillation_token=True'),
-    'register tokens': (r'register_tokens', 'num_registers=…'),
-    'absolute positions': (r'pos_embed', "position='learned'"),
+    'layer scale': ('layers.0.attn.gamma1.weight', 'layer_scale=…'),
+    'a relative position bias shared by all blocks': (RELATIVE_TABLE, "relative_position='shared'"),
+    'a relative position bias in every block': (FIRST_TABLE, "relative_position='per_block'"),
+    'a norm before the first block': ('pre_norm.weight', 'pre_norm=True'),
+    'a distillation token': ('dist_token', 'distillation_token=True'),
+    'register tokens': ('register_tokens', 'num_registers=…'),
+    'absolute positions': ('pos_embed', "position='learned'"),
 }
 ACTIVATIONS = ('gelu', 'quick_gelu')  # the same names as Hugging Face's
 POSITIONS = ('sincos', 'learned', 'none')
+# Our options by Hugging Face's names of them.
+HUGGING_FACE = dict(
+    num_heads='num_attention_heads', norm_eps='layer_norm_eps', img_size='image_size', patch_size='patch_size'
+)
 ARCH_NEEDS = {'width', 'depth', 'num_heads'}  # 'mlp_ratio' may be added
 
 
@@ -68,7 +69,7 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         sizes['depth'] = max(blocks) + 1
     if (shape := shape_of(tensors, 'layers.0.ffn.layers.0.0.weight', 2)) is not None:
         sizes['mlp'] = shape[0]
-    for table in (RELATIVE_TABLE, f'layers.0.attn.{RELATIVE_TABLE}'):
+    for table in (RELATIVE_TABLE, FIRST_TABLE):
         if (shape := shape_of(tensors, table, 2)) is not None:
             sizes['heads'] = shape[1]
     return sizes
@@ -91,9 +92,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple
 
 def optional_parts(tensors: Mapping[str, Tensor]) -> set[str]:
     """List the parts of ``OPTIONAL_PARTS`` that the network has."""
-    return {
-        part for part, (pattern, _) in OPTIONAL_PARTS.items() if any(re.fullmatch(pattern, name) for name in tensors)
-    }
+    return {part for part, (name, _) in OPTIONAL_PARTS.items() if name in tensors}
 
 
 def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,14 +228,8 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"The file's network has the activation {activation!r:.100}; ours has {sorted(ACTIVATIONS)}."
         )
-    options = {
-        'num_heads': config.get('num_attention_heads'),
-        'norm_eps': config.get('layer_norm_eps'),
-        'img_size': config.get('image_size'),
-        'patch_size': config.get('patch_size'),
-        'activation': activation,
-    }
-    return check_types({name: value for name, value in options.items() if value is not None})
+    stated = {ours: config[theirs] for ours, theirs in HUGGING_FACE.items() if config.get(theirs) is not None}
+    return check_types({**stated, 'activation': activation})
 
 
 def check_types(options: dict[str, Any]) -> dict[str, Any]:
