@@ -72,9 +72,7 @@ class PreemptionHook(Hook):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self.previous_handlers[number] = signal.signal(number, self._receive)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save and exit if a signal has arrived and the run is not complete anyway."""
         done = runner.iter + 1
         self._announce(runner)
@@ -162,9 +160,7 @@ class FiniteLossHook(Hook):
         """Start without losses."""
         self.every, self.losses = log_interval(runner), []
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep the loss, and check at the interval."""
         self.step = runner.iter + 1
         loss = (outputs or {}).get('loss')

@@ -63,9 +63,7 @@ class MetricsHook(Hook):
                     f'{self.path} is damaged: {damaged} lines that cannot be read are now in {DROPPED}.'
                 )
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a line if one is due."""
         if self.path is None:
             return

@@ -75,9 +75,7 @@ class ProgressHook(Hook):
         self._start(runner)
         self._show(runner, done=runner.iter)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the bar."""
         if self.bar is None:
             return

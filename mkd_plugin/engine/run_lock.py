@@ -43,9 +43,7 @@ def take_lock(folder: Path, run: str, *, tell: Tell) -> str:
             locked = False
             break
         except OSError as error:
-            tell(
-                f'{path} protects nothing ({error.strerror}): this file system has no locks. Start no second run here.'
-            )
+            tell(f'{path} protects nothing: this file system has no locks ({error.strerror}). Start no second run.')
     text = os.pread(file, LONGEST, 0)
     holder = json_dict(text)
     if not locked:
