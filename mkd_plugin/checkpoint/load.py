@@ -105,10 +105,7 @@ def convert_weights(
     if prefix and not prefix.endswith('.'):
         prefix += '.'  # as in the hosts, the dot is optional
     found = find_network(weights, source, prefix)
-    inside = {
-        name.removeprefix(found.prefix): value for name, value in weights.items() if name.startswith(found.prefix)
-    }
-    converted = found.format.to_ours(inside)
+    converted = found.format.to_ours(found.inside(weights))
     converted.dropped += [name for name in weights if not name.startswith(found.prefix)]
     return found, converted
 

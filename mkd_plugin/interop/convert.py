@@ -160,11 +160,7 @@ def check_source(
     if not fitting:
         conversion.checks.append((f'source: no library here has a class with the names of {found.format.title}', None))
         return
-    inside = {
-        name.removeprefix(found.prefix): tensor.float()
-        for name, tensor in weights.items()
-        if name.startswith(found.prefix)
-    }
+    inside = {name: tensor.float() for name, tensor in found.inside(weights).items()}
     compare_outputs(conversion, 'source', fitting[0], network, inside)
 
 

@@ -26,6 +26,11 @@ class DetectedNetwork(NamedTuple):
     format: Format
     prefix: str
 
+    def inside(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Select the network's tensors, by their names without the prefix."""
+        start = self.prefix
+        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
+
 
 def strip_compile_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove from the names what ``torch.compile`` inserts."""
