@@ -97,7 +97,7 @@ def read_torchscript(archive: zipfile.ZipFile, module: Any) -> dict[str, Tensor]
         return contents[key].as_strided(size, stride, offset)
 
     def tensors_of(node: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        state = node.items[-1] if kind_of(node).startswith('__torch__.') and node.items else None
+        state: Any = node.items[-1] if kind_of(node).startswith('__torch__.') and node.items else None
         if kind_of(state) != 'dict' or id(node) in seen:
             return
         seen.add(id(node))

@@ -194,7 +194,7 @@ def build_provenance(
 ) -> dict[str, Any]:
     """Describe the origin of a converted file."""
     before = provenance_of(checkpoint)
-    pixels = {name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}
+    pixels: dict[str, Any] = {name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}
     if release is not None:
         pixels = dict(pixel_mean=list(release.pixel_mean), pixel_std=list(release.pixel_std))
     origin = dict(

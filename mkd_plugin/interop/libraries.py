@@ -63,7 +63,7 @@ class Timm(Library):
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer
 
-        kinds = {kind.__name__: kind for kind in (Beit, VisionTransformerDistilled, VisionTransformer)}
+        kinds: dict[str, Any] = {kind.__name__: kind for kind in (Beit, VisionTransformerDistilled, VisionTransformer)}
         norm = partial(nn.LayerNorm, eps=options['norm_eps'])
         network: nn.Module = kinds[name](**self.arguments(name, options), norm_layer=norm)
         return network
