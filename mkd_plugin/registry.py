@@ -14,14 +14,7 @@ from importlib.util import find_spec
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
-from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine import registry as root
 from mmengine.registry import Registry
 from torch import Tensor
 
@@ -62,32 +55,26 @@ class MirroredRegistry(Registry):
             self._mirror.register_module(name=name, module=module, force=True)
 
 
-MODELS = MirroredRegistry(
-    'mkd_plugin model', parent=MMENGINE_MODELS, locations=['mkd_plugin.models', 'mkd_plugin.dense']
-)
-HOOKS = MirroredRegistry('mkd_plugin hook', parent=MMENGINE_HOOKS, locations=['mkd_plugin.engine'])
-RUNNERS = MirroredRegistry('mkd_plugin runner', parent=MMENGINE_RUNNERS, locations=['mkd_plugin.engine'])
-STRATEGIES = MirroredRegistry('mkd_plugin strategy', parent=MMENGINE_STRATEGIES, locations=['mkd_plugin.engine'])
+ENGINE = ['mkd_plugin.engine']
+MODELS = MirroredRegistry('mkd_plugin model', parent=root.MODELS, locations=['mkd_plugin.models', 'mkd_plugin.dense'])
+HOOKS = MirroredRegistry('mkd_plugin hook', parent=root.HOOKS, locations=ENGINE)
+RUNNERS = MirroredRegistry('mkd_plugin runner', parent=root.RUNNERS, locations=ENGINE)
+STRATEGIES = MirroredRegistry('mkd_plugin strategy', parent=root.STRATEGIES, locations=ENGINE)
 OPTIM_WRAPPER_CONSTRUCTORS = MirroredRegistry(
-    'mkd_plugin optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    locations=['mkd_plugin.engine'],
+    'mkd_plugin optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=ENGINE
 )
-DATASETS = MirroredRegistry('mkd_plugin dataset', parent=MMENGINE_DATASETS, locations=['mkd_plugin.datasets'])
-TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=MMENGINE_TRANSFORMS, locations=['mkd_plugin.datasets'])
-FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=MMENGINE_FUNCTIONS, locations=['mkd_plugin.datasets.crops'])
+DATASETS = MirroredRegistry('mkd_plugin dataset', parent=root.DATASETS, locations=['mkd_plugin.datasets'])
+TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=root.TRANSFORMS, locations=['mkd_plugin.datasets'])
+FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=root.FUNCTIONS, locations=['mkd_plugin.datasets.crops'])
 
 if find_spec('mmpretrain') is not None:
-    from mmpretrain import registry as mmpretrain_registry
+    from mmpretrain import registry as host
 
-    for ours, name in (
-        (MODELS, 'MODELS'),
-        (HOOKS, 'HOOKS'),
-        (OPTIM_WRAPPER_CONSTRUCTORS, 'OPTIM_WRAPPER_CONSTRUCTORS'),
-        (DATASETS, 'DATASETS'),
-        (TRANSFORMS, 'TRANSFORMS'),
-    ):
-        ours.mirror_into(getattr(mmpretrain_registry, name))
+    MODELS.mirror_into(host.MODELS)
+    HOOKS.mirror_into(host.HOOKS)
+    OPTIM_WRAPPER_CONSTRUCTORS.mirror_into(host.OPTIM_WRAPPER_CONSTRUCTORS)
+    DATASETS.mirror_into(host.DATASETS)
+    TRANSFORMS.mirror_into(host.TRANSFORMS)
 
 
 # Annotation → the words and numbers that a config may give for it, and its name in messages. Others are not compared.

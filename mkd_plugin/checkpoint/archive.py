@@ -1,15 +1,17 @@
-"""Check the files of ``torch.save``: a zip archive of records, or torch's old format."""
+"""Check the files of ``torch.save``, a zip archive of records or torch's old format, and read those of ``torch.jit.save``."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from mmap import mmap
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from mkd_plugin.checkpoint.scan import MAX_PICKLE_BYTES, Scan
-from mkd_plugin.checkpoint.scan_calls import Storages, kind_of, refuse
+from mkd_plugin.checkpoint.scan_calls import Node, Storages, kind_of, refuse
 
 ZIP = b'PK\x03\x04'  # how an archive begins
 MAX_DIRECTORY_BYTES = 2**23  # of an archive, about 100,000 records
@@ -49,18 +51,16 @@ def open_archive(file: BinaryIO, size: int) -> zipfile.ZipFile:
     return archive
 
 
-def is_torchscript(archive: zipfile.ZipFile) -> bool:
-    """Whether ``torch.jit.save`` wrote the archive."""
-    return f'{root_of(archive)}/constants.pkl' in archive.NameToInfo
-
-
 def root_of(archive: zipfile.ZipFile) -> str:
     """Return the folder of all records, as torch finds it."""
     return archive.infolist()[0].filename.partition('/')[0]
 
 
-def scan_archive(archive: zipfile.ZipFile, size: int) -> None:
-    """Check the pickle of an archive. Raises UnpicklingError, or KeyError if there is none."""
+def scan_archive(archive: zipfile.ZipFile, size: int) -> Any:
+    """Check the pickle of an archive, and return the placeholder of a TorchScript module; None for other archives.
+
+    Raises UnpicklingError, or KeyError if there is no pickle.
+    """
     root = root_of(archive)
     if archive.getinfo(f'{root}/data.pkl').file_size > MAX_PICKLE_BYTES:
         refuse(f'a pickle of more than {MAX_PICKLE_BYTES:,} bytes')
@@ -70,12 +70,44 @@ def scan_archive(archive: zipfile.ZipFile, size: int) -> None:
         for record in archive.infolist()
         if record.filename.startswith(folder)
     }
-    scripted = is_torchscript(archive)
+    scripted = f'{root}/constants.pkl' in archive.NameToInfo
     try:
         content = archive.read(f'{root}/data.pkl')
     except zipfile.BadZipFile as error:
         raise ValueError(f'damaged: {error}') from error
-    Scan(content, Storages(size, records), scripted=scripted).load()
+    value = Scan(content, Storages(size, records), scripted=scripted).load()
+    return value if scripted else None
+
+
+def read_torchscript(archive: zipfile.ZipFile, module: Any) -> dict[str, Tensor]:
+    """Read the tensors of a TorchScript archive (OpenAI's CLIP), by the names of the module's ``state_dict()``.
+
+    ``torch.load(weights_only=True)`` rejects these files, and ``torch.jit.load`` compiles their code and may run it. Here
+    nothing is built but tensors, from the placeholder that :func:`scan_archive` returned.
+    """
+    contents: dict[str, Tensor] = {}
+    seen: set[int] = set()
+
+    def read(tensor: Node) -> Tensor:
+        storage, offset, size, stride = tensor.view
+        key, dtype = storage.view
+        if key not in contents:
+            content = bytearray(archive.read(f'{root_of(archive)}/data/{key}'))
+            contents[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return contents[key].as_strided(size, stride, offset)
+
+    def tensors_of(node: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        state: Any = node.items[-1] if kind_of(node).startswith('__torch__.') and node.items else None
+        if kind_of(state) != 'dict' or id(node) in seen:
+            return
+        seen.add(id(node))
+        for name, value in zip(state.items[::2], state.items[1::2], strict=True):
+            if kind_of(value) == 'tensor':
+                yield f'{prefix}{name}', read(value)
+            else:
+                yield from tensors_of(value, f'{prefix}{name}.')
+
+    return dict(tensors_of(module, ''))
 
 
 def scan_old_format(data: bytes | mmap) -> None:

@@ -14,7 +14,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -26,10 +26,6 @@ from torch import Tensor
 
 METADATA = 'mkd_crc32'  # key in the metadata of a .safetensors file: JSON of name → CRC-32
 PICKLE = '/data.pkl'  # the record with everything but the tensors' values
-LENGTHS, HEADER = (
-    26,
-    30,
-)  # bytes of a zip record's local header: where the lengths of its last two fields are, and its size
 FOLDER = 0x10  # attribute of a folder: torch reads no bytes of such a record, and leaves the tensor as memory was
 CHUNK = 2**20  # bytes read at a time
 RECENT = 2 * 10**9  # nanoseconds
@@ -38,24 +34,17 @@ THREADS = min(8, os.cpu_count() or 1)  # zlib.crc32 runs in parallel; more threa
 
 @contextmanager
 def checked_records(source: Path | BinaryIO, *, ending: str = '') -> Iterator[None]:
-    """Compare a zip archive with its checksums in other threads while the block reads it.
+    """Compare a zip archive, given as a path or as bytes, with its checksums in other threads while the block reads it.
 
-    Args:
-        source: A path, or the archive's bytes.
-        ending: Of the names of the records to compare.
-
-    Raises:
-        ValueError: When the block ends or raises: some records do not match their checksums.
-        OSError: Then as well: the file cannot be read.
+    When the block ends or raises, it raises as :func:`check_records`.
     """
-    if isinstance(source, Path):
-        check = partial(check_records, source, ending=ending)
-    else:
-        source.seek(0)
-        check = partial(_compare, partial(io.BytesIO, source.read()), ending)
-        source.seek(0)
     with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(check)
+        if isinstance(source, Path):
+            checked = beside.submit(check_records, source, ending=ending)
+        else:
+            source.seek(0)
+            checked = beside.submit(_compare, io.BytesIO(source.read()), ending)
+            source.seek(0)
         try:
             yield
         finally:
@@ -81,17 +70,17 @@ def check_records(path: Path, *, ending: str = '') -> None:
 @lru_cache(maxsize=64)
 def _check_unchanged(path: Path, ending: str, status: tuple[int, ...]) -> None:
     """Do the work of :func:`check_records`; an exception is not remembered."""
-    _compare(lambda: path.open('rb', buffering=0), ending)
+    with path.open('rb') as file:
+        _compare(file, ending)
 
 
-def _compare(open_file: Callable[[], BinaryIO], ending: str) -> None:
-    with open_file() as file, zipfile.ZipFile(file) as archive:
+def _compare(file: BinaryIO, ending: str) -> None:
+    with zipfile.ZipFile(file) as archive, ThreadPoolExecutor(THREADS) as pool:
         every = archive.infolist()
-    if not any(entry.CRC for entry in every):  # torch.serialization.set_crc32_options(False)
-        return
-    entries = [entry for entry in every if entry.filename.endswith(ending)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        whole = list(pool.map(partial(_is_whole, open_file), entries))
+        if not any(entry.CRC for entry in every):  # torch.serialization.set_crc32_options(False)
+            return
+        entries = [entry for entry in every if entry.filename.endswith(ending)]
+        whole = list(pool.map(partial(_is_whole, archive), entries))
     damaged = [entry.filename for entry, good in zip(entries, whole, strict=True) if not good]
     if damaged:
         raise ValueError(
@@ -99,21 +88,23 @@ def _compare(open_file: Callable[[], BinaryIO], ending: str) -> None:
         )
 
 
-def _is_whole(open_file: Callable[[], BinaryIO], entry: zipfile.ZipInfo) -> bool:
+def _is_whole(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     """Whether a record has its checksum. Reads the file, not a map of it: a failing disk then raises OSError."""
-    if entry.external_attr & FOLDER or (
-        entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size
-    ):
+    cut = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size
+    if cut or entry.external_attr & FOLDER:
         return False
-    with open_file() as file:
-        try:
-            file.seek(entry.header_offset + LENGTHS)
-            file.seek(entry.header_offset + HEADER + sum(struct.unpack('<2H', file.read(HEADER - LENGTHS))))
-            with zipfile.ZipExtFile(file, 'r', entry) as record:
-                while record.read(CHUNK):
-                    pass
-        except (zipfile.BadZipFile, struct.error, zlib.error, EOFError, NotImplementedError):
-            return False
+    try:
+        with archive.open(entry) as record:
+            while record.read(CHUNK):
+                pass
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ):  # RuntimeError: it is marked as encrypted
+        return False
     return True
 
 

@@ -17,37 +17,31 @@ Grid = tuple[int, int]  # patches per column and per row
 # Number of heads by width, where a head does not have 64 channels.
 HEADS = {1280: 16, 1408: 16}
 
-PATCHES = 'patch_embed.projection.weight'
+PATCHES, FIRST_TABLE = 'patch_embed.projection.weight', f'layers.0.attn.{RELATIVE_TABLE}'
 MAX_SIDE = 2**20  # of an image or a network, according to a file
 MAX_TOKENS = 2**16  # of an image, according to a file: 4,096 pixels with patches of 16
 # Options that a file may state and its tensors determine.
 DETERMINED = (
-    *(
-        'patch_size',
-        'in_channels',
-        'projection',
-        'distillation_token',
-        'num_registers',
-        'relative_position',
-        'pre_norm',
-    ),
-)
+    'patch_size', 'in_channels', 'projection', 'distillation_token', 'num_registers', 'relative_position', 'pre_norm',
+    'width', 'depth',
+)  # fmt: skip
 
-# Optional parts of a network: the regular expression of a tensor's name, and the option that builds the part.
+# Optional parts of a network: a tensor that only networks with the part have, and the option that builds it.
 OPTIONAL_PARTS = {
-    'layer scale': (r'layers\.0\.attn\.gamma1\.weight', 'layer_scale=…'),
-    'a relative position bias shared by all blocks': (re.escape(RELATIVE_TABLE), "relative_position='shared'"),
-    'a relative position bias in every block': (
-        rf'layers\.0\.attn\.{re.escape(RELATIVE_TABLE)}',
-        "relative_position='per_block'",
-    ),
-    'a norm before the first block': (r'pre_norm\.weight', 'pre_norm=True'),
-    'a distillation token': (r'dist_token', 'distillation_token=True'),
-    'register tokens': (r'register_tokens', 'num_registers=…'),
-    'absolute positions': (r'pos_embed', "position='learned'"),
+    'layer scale': ('layers.0.attn.gamma1.weight', 'layer_scale=…'),
+    'a relative position bias shared by all blocks': (RELATIVE_TABLE, "relative_position='shared'"),
+    'a relative position bias in every block': (FIRST_TABLE, "relative_position='per_block'"),
+    'a norm before the first block': ('pre_norm.weight', 'pre_norm=True'),
+    'a distillation token': ('dist_token', 'distillation_token=True'),
+    'register tokens': ('register_tokens', 'num_registers=…'),
+    'absolute positions': ('pos_embed', "position='learned'"),
 }
 ACTIVATIONS = ('gelu', 'quick_gelu')  # the same names as Hugging Face's
 POSITIONS = ('sincos', 'learned', 'none')
+# Our options by Hugging Face's names of them.
+HUGGING_FACE = dict(
+    num_heads='num_attention_heads', norm_eps='layer_norm_eps', img_size='image_size', patch_size='patch_size'
+)
 ARCH_NEEDS = {'width', 'depth', 'num_heads'}  # 'mlp_ratio' may be added
 
 
@@ -75,7 +69,7 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         sizes['depth'] = max(blocks) + 1
     if (shape := shape_of(tensors, 'layers.0.ffn.layers.0.0.weight', 2)) is not None:
         sizes['mlp'] = shape[0]
-    for table in (RELATIVE_TABLE, f'layers.0.attn.{RELATIVE_TABLE}'):
+    for table in (RELATIVE_TABLE, FIRST_TABLE):
         if (shape := shape_of(tensors, table, 2)) is not None:
             sizes['heads'] = shape[1]
     return sizes
@@ -98,9 +92,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple
 
 def optional_parts(tensors: Mapping[str, Tensor]) -> set[str]:
     """List the parts of ``OPTIONAL_PARTS`` that the network has."""
-    return {
-        part for part, (pattern, _) in OPTIONAL_PARTS.items() if any(re.fullmatch(pattern, name) for name in tensors)
-    }
+    return {part for part, (name, _) in OPTIONAL_PARTS.items() if name in tensors}
 
 
 def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,29 +175,24 @@ def infer_grid(num_entries: int, own_grid: Grid, *, relative: bool = False) -> G
 
 
 def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> None:
-    """Compare what a file states about its network with its tensors, before a network is built.
+    """Compare what a file states about its network with its tensors in our names, before a network is built.
 
-    Args:
-        tensors: The state dict in our names.
-        claims: Options in the file's metadata.
-
-    Raises:
-        CheckpointError: They are of different networks.
+    Raises CheckpointError if they are of different networks.
     """
     if not claims:
         return
     size = claims.get('img_size', 1)
     sides = [size, size] if isinstance(size, int) else list(size)
-    found = infer_options(tensors, {'img_size': sides})
-    different = {name: found[name] for name in DETERMINED if name in claims and claims[name] != found[name]}
-    different |= dict.fromkeys(claims.keys() - found.keys() - {'num_heads'}, 'no option')
-    arch, own = claims.get('arch', {}), found['arch']
-    different |= {name: own[name] for name in ('width', 'depth') if arch.get(name, own[name]) != own[name]}
-    if round(arch.get('mlp_ratio', own['mlp_ratio']) * own['width']) != round(own['mlp_ratio'] * own['width']):
-        different['mlp_ratio'] = own['mlp_ratio']
-    if own['width'] % claims.get('num_heads', arch.get('num_heads', 1)):
-        different['num_heads'] = f'no divisor of the width {own["width"]}'
-    if claims.get('position', found['position']) != 'none' and found['position'] == 'none':
+    options = infer_options(tensors, {'img_size': sides})
+    found, told = {**options, **options['arch']}, {**claims, **claims.get('arch', {})}
+    width = found['width']
+    different = {name: found[name] for name in DETERMINED if told.get(name, found[name]) != found[name]}
+    different |= dict.fromkeys(told.keys() - found.keys(), 'no option')
+    if round(told.get('mlp_ratio', found['mlp_ratio']) * width) != round(found['mlp_ratio'] * width):
+        different['mlp_ratio'] = found['mlp_ratio']
+    if width % told.get('num_heads', 1):
+        different['num_heads'] = f'no divisor of the width {width}'
+    if told.get('position', 'none') != 'none' and found['position'] == 'none':
         different['position'] = 'none'
     grid = sides[0] // found['patch_size'], sides[1] // found['patch_size']
     num_prefix = 2 if 'dist_token' in tensors else 1
@@ -214,9 +201,8 @@ def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> No
     if 'img_size' in claims and (entries != grid[0] * grid[1] or entries > MAX_TOKENS):
         different['patches'] = entries
     if different:
-        told = {**claims, **arch}
         lines = [
-            f'{name} {told.get(name, claims.get("img_size"))!r:.100}, which is {own}' for name, own in different.items()
+            f'{name} {told.get(name, told.get("img_size"))!r:.100}, which is {own}' for name, own in different.items()
         ]
         raise CheckpointError(
             f'Its metadata are of another network than its tensors: {"; ".join(lines)} in the tensors.'
@@ -242,14 +228,8 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"The file's network has the activation {activation!r:.100}; ours has {sorted(ACTIVATIONS)}."
         )
-    options = {
-        'num_heads': config.get('num_attention_heads'),
-        'norm_eps': config.get('layer_norm_eps'),
-        'img_size': config.get('image_size'),
-        'patch_size': config.get('patch_size'),
-        'activation': activation,
-    }
-    return check_types({name: value for name, value in options.items() if value is not None})
+    stated = {ours: config[theirs] for ours, theirs in HUGGING_FACE.items() if config.get(theirs) is not None}
+    return check_types({**stated, 'activation': activation})
 
 
 def check_types(options: dict[str, Any]) -> dict[str, Any]:

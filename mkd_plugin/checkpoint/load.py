@@ -16,7 +16,6 @@ from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, grid_of_options,
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.report import LoadReport, check_architecture, check_coverage, check_parts
 from mkd_plugin.checkpoint.resize import resize_for_network
-from mkd_plugin.checkpoint.values import check_floating
 
 # Known tensors that a network may lack: a decoder, CLIP's projection, the embedding of masked patches.
 OPTIONAL = ('decoder.', 'proj.', 'mask_token')
@@ -106,12 +105,26 @@ def convert_weights(
     if prefix and not prefix.endswith('.'):
         prefix += '.'  # as in the hosts, the dot is optional
     found = find_network(weights, source, prefix)
-    inside = {
-        name.removeprefix(found.prefix): value for name, value in weights.items() if name.startswith(found.prefix)
-    }
-    converted = found.format.to_ours(inside)
+    converted = found.format.to_ours(found.inside(weights))
     converted.dropped += [name for name in weights if not name.startswith(found.prefix)]
     return found, converted
+
+
+def check_floating(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise CheckpointError if a file has complex, integer, bool or quantised numbers where a network has real ones.
+
+    A copy would drop imaginary parts and scales without a word. The tensors have the network's names.
+    """
+    wrong = [
+        f'{name} is {str(tensor.dtype).removeprefix("torch.")}'
+        for name, tensor in tensors.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(
+            f'{source} holds {len(wrong)} weights that are no floating-point numbers: {"; ".join(wrong[:4])}. Convert them '
+            'to float32 with the program that wrote the file.'
+        )
 
 
 def compare_tensors(

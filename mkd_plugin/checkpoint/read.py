@@ -19,9 +19,8 @@ from mmengine.logging import HistoryBuffer
 from safetensors import safe_open
 from torch import Tensor
 
-from mkd_plugin.checkpoint.archive import ZIP, is_torchscript, open_archive, scan_archive, scan_old_format
+from mkd_plugin.checkpoint.archive import ZIP, open_archive, read_torchscript, scan_archive, scan_old_format
 from mkd_plugin.checkpoint.checksum import PICKLE, check_tensors, checked_records
-from mkd_plugin.checkpoint.torchscript import read_torchscript
 from mkd_plugin.utils.files import printable
 
 # Keys under which a checkpoint may hold its state dict, and keys whose tensors are not weights.
@@ -119,15 +118,16 @@ def refusing(source: str | Path) -> Iterator[None]:
             raise
         raise CheckpointError(f'{shown}: {error}') from error
     except Exception as error:
-        refused = refused_global(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused is None:
+        match = re.search(r'GLOBAL (\S+)|getattr\(.*refused', str(error))
+        if match is None or not isinstance(error, pickle.UnpicklingError):  # merely damaged
             reason = printable(str(error), 300) or type(error).__name__
             raise CheckpointError(
                 f'{shown} cannot be read as a checkpoint: is it one, and complete? ({reason})'
             ) from error
+        refused = printable(match[1] or match[0], 300)
         raise CheckpointError(
-            f'{shown} was refused: it holds more than tensors and plain values ({printable(refused, 300)}). Nothing in it was '
-            'run. Checkpoints of this package, and state dicts saved with torch.save, can be read.'
+            f'{shown} was refused: it holds more than tensors and plain values ({refused}). Nothing in it was run. Checkpoints '
+            'of this package, and state dicts saved with torch.save, can be read.'
         ) from error
 
 
@@ -145,9 +145,9 @@ def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, laz
         file.seek(0)
         if zipped:
             archive = open_archive(file, size)
-            scan_archive(archive, size)
-            if is_torchscript(archive):
-                return {'state_dict': read_torchscript(archive)}
+            module = scan_archive(archive, size)
+            if module is not None:
+                return {'state_dict': read_torchscript(archive, module)}
         elif content is None:
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                 scan_old_format(data)
@@ -162,26 +162,20 @@ def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, laz
             )
 
 
-def refused_global(message: str) -> str | None:
-    """Name the class or function that was refused; None if the file is merely damaged."""
-    match = re.search(r'GLOBAL (\S+)|getattr\(.*refused', message)
-    return None if match is None else (match[1] or match[0])
-
-
 def is_safetensors(path: Path) -> bool:
-    """Check the start of the file: the length of a JSON text, and its opening brace."""
+    """Check the start of the file: the length of a JSON text, and its opening brace. Raises ValueError if it is too long."""
     with path.open('rb') as file:
         start = file.read(HEADER_BYTES + 1)
     length = int.from_bytes(start[:HEADER_BYTES], 'little')
-    return start[HEADER_BYTES:] == b'{' and length <= path.stat().st_size - HEADER_BYTES
+    if start[HEADER_BYTES:] != b'{' or length > path.stat().st_size - HEADER_BYTES:
+        return False
+    if length > MAX_JSON_BYTES:
+        raise ValueError(f'its header of {length:,} bytes is longer than {MAX_JSON_BYTES:,}')
+    return True
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Read ``state_dict`` and this package's ``meta``."""
-    with path.open('rb') as start:
-        length = int.from_bytes(start.read(HEADER_BYTES), 'little')
-    if length > MAX_JSON_BYTES:
-        raise ValueError(f'its header of {length:,} bytes is longer than {MAX_JSON_BYTES:,}')
     with safe_open(path, framework='pt') as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -14,16 +14,10 @@ from mkd_plugin.checkpoint.read import CheckpointError
 
 
 def resize_positions(table_1ND: Tensor, old_grid: Grid, new_grid: Grid, num_prefix: int = 1) -> Tensor:
-    """Resize an absolute table with timm's ``resample_abs_pos_embed`` (antialiased bicubic, float32).
+    """Resize an absolute table (1, P + L_old, D) with timm's ``resample_abs_pos_embed`` (antialiased bicubic, float32).
 
-    Args:
-        table_1ND: (1, P + L_old, D).
-        old_grid: Grid of the table.
-        new_grid: Grid to resize to.
-        num_prefix: P, the rows before the patches, which are kept.
-
-    Returns:
-        (1, P + L_new, D) in the dtype of the input; the input itself if the grids are equal.
+    The ``num_prefix`` = P rows before the patches are kept. Returns (1, P + L_new, D) in the dtype of the input; the input
+    itself if the grids are equal.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 

@@ -15,10 +15,10 @@ SHARE = 4  # bytes of tensors that a file may have besides, relative to its size
 MAX_DIMENSIONS = 64
 UNTYPED = 'torch.storage.UntypedStorage'
 STORAGES = {
-    f'{module}.{name}': dtype.itemsize
+    f'{module}.{name}': dtype
     for dtype, name in torch.storage._dtype_to_storage_type_map().items()
     for module in ('torch', 'torch.cuda')
-}
+} | {UNTYPED: torch.uint8}
 DTYPES = {f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 SCHEMES = {f'torch.{name}' for name, value in vars(torch).items() if isinstance(value, torch.qscheme)}
 NUMBER = re.compile(r'b1|[iu][1248]|f[248]')  # numpy's names of the dtypes without fields, subarrays and objects
@@ -39,16 +39,16 @@ class Node:
         kind: 'list', 'dict', … or the function that made it.
         items: Placeholders of what it holds; keys and values of a dict alternate.
         bytes: Size of a storage, or of an element of a numpy dtype.
-        step: Size of an element of a storage.
+        view: Key and dtype of a storage; storage, offset, size and stride of a tensor.
         weight: Number of values in it, counting shared ones each time.
         depth: Levels of values in values.
         closed: Whether something holds it, so that it must not change any more.
     """
 
-    __slots__ = ('bytes', 'closed', 'depth', 'items', 'kind', 'step', 'weight')
+    __slots__ = ('bytes', 'closed', 'depth', 'items', 'kind', 'view', 'weight')
 
-    def __init__(self, kind: str, *, size: int = 0, step: int = 1, weight: int = 1) -> None:
-        self.kind, self.bytes, self.step, self.weight = kind, size, step, weight
+    def __init__(self, kind: str, *, size: int = 0, view: tuple[Any, ...] = (), weight: int = 1) -> None:
+        self.kind, self.bytes, self.view, self.weight = kind, size, view, weight
         self.items: list[Any] = []
         self.depth, self.closed = 0, False
 
@@ -86,18 +86,18 @@ class Storages:
         """Return the placeholder of a storage. Raises UnpicklingError if the file has fewer bytes."""
         if address[:1] != ['storage'] or address[5:] not in ([], [None]) or not isinstance(address[1], Name):
             refuse('a tensor without storage')
-        _, dtype, key, location, count = address[:5]
-        step = 1 if dtype == UNTYPED else STORAGES.get(dtype, 0)
-        if not step or not isinstance(key, str) or not isinstance(location, str) or not is_size(count):
+        _, name, key, location, count = address[:5]
+        dtype = STORAGES.get(name)
+        if dtype is None or not isinstance(key, str) or not isinstance(location, str) or not is_size(count):
             refuse('a storage without a known type, a name or a size')
         if key not in self.found:
-            size = count * step
+            size = count * dtype.itemsize
             if self.records is None:
                 self.size -= size
             if self.size < 0 or (self.records is not None and self.records.get(key) != size):
                 held = 'fewer' if self.records is None else self.records.get(key, 'none')
                 refuse(f'a storage of {size:,} bytes, of which the file has {held},')
-            self.found[key] = Node('storage', size=size, step=step)
+            self.found[key] = Node('storage', size=size, view=(key, dtype))
         return self.found[key]
 
     def tensor(self, arguments: Sequence[Any], dtype: str | None = None) -> Node:
@@ -105,7 +105,7 @@ class Storages:
         if len(arguments) < 4 or kind_of(arguments[0]) != 'storage':
             refuse('a tensor without storage')
         storage, offset, *sides = arguments[:4]
-        step = storage.step if dtype is None else DTYPES[dtype].itemsize
+        step = (storage.view[1] if dtype is None else DTYPES[dtype]).itemsize
         size, stride = map(sizes_in, sides)
         if not is_size(offset) or len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
             refuse('a tensor with an invalid shape')
@@ -116,7 +116,7 @@ class Storages:
         self.left -= count * step
         if self.left < 0:
             refuse(f'a total of tensors of more than {SHARE} times the bytes of the file')
-        return Node('tensor')
+        return Node('tensor', view=(storage, offset, size, stride))
 
 
 def is_size(value: Any) -> bool:
@@ -137,8 +137,8 @@ def rebuild_tensor(arguments: Sequence[Any], storages: Storages) -> Node:
     """Check ``(storage, offset, size, stride, …)``, or ``(tensor, …)`` of a parameter; torch would call hooks."""
     if any(kind_of(value) == ORDERED and value.items for value in arguments):
         refuse('a tensor with hooks')
-    if kind_of(arguments[0] if arguments else None) == 'tensor':
-        return Node('tensor')
+    if arguments and isinstance(arguments[0], Node) and arguments[0].kind == 'tensor':
+        return arguments[0]
     dtype = next((value for value in arguments[4:] if isinstance(value, Name) and value in DTYPES), None)
     return storages.tensor(arguments, dtype)
 
@@ -256,4 +256,4 @@ STATES: dict[str, Callable[[Any, Node], None]] = {
 }
 # Classes that may be made without arguments, and what may be named without being called.
 NEW = {NAMESPACE, HISTORY}
-VALUES = {*NEW, *STORAGES, *DTYPES, *SCHEMES, UNTYPED, 'numpy.ndarray', 'torch.Tensor', 'torch.nn.parameter.Parameter'}
+VALUES = {*NEW, *STORAGES, *DTYPES, *SCHEMES, 'numpy.ndarray', 'torch.Tensor', 'torch.nn.parameter.Parameter'}

@@ -15,19 +15,12 @@ from packaging.specifiers import SpecifierSet
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A host module and the distributions that can provide it.
+    """A host module and the distributions that can provide it."""
 
-    Args:
-        module: Name of the module.
-        onedl: The maintained distribution.
-        openmmlab: OpenMMLab's distributions; the first is recommended.
-        supported: Supported versions, the same for all distributions (PEP 440).
-    """
-
-    module: str
-    onedl: str
-    openmmlab: tuple[str, ...]
-    supported: str
+    module: str  #: Name of the module
+    onedl: str  #: The maintained distribution
+    openmmlab: tuple[str, ...]  #: OpenMMLab's distributions; the first is recommended
+    supported: str  #: Supported versions, the same for all distributions (PEP 440)
 
     def installed(self) -> dict[str, str]:
         """Return name and version of every installed distribution that provides this module."""

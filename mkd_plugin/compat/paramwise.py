@@ -18,10 +18,8 @@ OPTIONS = (
     'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult',
     'dcn_offset_lr_mult', 'bypass_duplicate',
 )  # fmt: skip
-MULTIPLIERS = (
-    'lr_mult',
-    'decay_mult',
-)  # what else stands in an entry goes to the optimiser's group, where hooks read it
+# What an entry of custom_keys may have; all else goes to the optimiser's group, where hooks read it.
+MULTIPLIERS = ('lr_mult', 'decay_mult')
 
 
 def check_paramwise(options: Mapping[str, Any], model: nn.Module) -> None:

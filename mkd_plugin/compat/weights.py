@@ -39,13 +39,7 @@ def remember_file(checkpoint: Mapping[str, Any], filename: str) -> None:
 
 
 def load_state_dict(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, strict: bool) -> LoadReport:
-    """Load what fits, and report every tensor.
-
-    Args:
-        module: A model, or a wrapper of one.
-        weights: Tensors by name.
-        source: The file, for messages.
-        strict: Refuse missing, unexpected and unfitting tensors anywhere.
+    """Load what fits into a model or a wrapper of one, and report every tensor; ``source`` is the file, for messages.
 
     Raises:
         CheckpointError: ``strict`` is False, and the file is of another network; see :func:`why_another`.

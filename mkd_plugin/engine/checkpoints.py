@@ -215,9 +215,7 @@ class AtomicCheckpointHook(CheckpointHook):
                     if is_half_written(temporary.name, self.filename_tmpl):
                         remove_path(temporary)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a checkpoint that is due or was postponed."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self.postponed is not None:

@@ -78,13 +78,12 @@ def signals_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
         yield
         return
-    names = [name for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
-    before = {name: signal.signal(signal.Signals[name], signal.SIG_IGN) for name in names}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(signal.Signals[name], handler if handler is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def draw_curves(rows: Sequence[Row], out: Path, *, title: str) -> bool:
@@ -154,10 +153,8 @@ def draw_line(axis: Any, steps: Any, values: Any, *, label: str | None, color: A
     if len(values) < MANY:
         return axis.plot(steps, values, '.-' if len(values) < 30 else '-', label=label, color=color, lw=1.2)[0]
     (raw,) = axis.plot(steps, values, color=color, alpha=0.3, lw=0.8)
-    known = np.isfinite(values)
     window = np.ones(len(values) // 50)
-    counts = np.convolve(known, window, 'same')
-    sums = np.convolve(np.where(known, values, 0.0), window, 'same')
+    sums, counts = (np.convolve(part, window, 'same') for part in (np.nan_to_num(values), np.isfinite(values)))
     average = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
     return axis.plot(steps, average, label=label, color=raw.get_color(), lw=1.4)[0]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -130,9 +131,6 @@ def changed_classes(old: Sequence[str] | None, new: Sequence[str] | None) -> lis
     """A line if the list of classes is another."""
     if old is None or list(old) == list(new or ()):
         return []
-    before, after = list(old), list(new or ())
-    place = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-    )
-    first = [names[place] if place < len(names) else 'none' for names in (before, after)]
-    return [f'classes: {len(before)} → {len(after)}, first other name at {place}: {first[0]!r} → {first[1]!r}']
+    pairs = enumerate(zip_longest(old, new or (), fillvalue='none'))
+    place, (before, after) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    return [f'classes: {len(old)} → {len(new or ())}, first other name at {place}: {before!r} → {after!r}']

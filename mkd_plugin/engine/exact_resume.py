@@ -34,6 +34,7 @@ from mkd_plugin.registry import HOOKS
 LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor')
 ORPHAN_CHECK = 5.0  # seconds
 Place = tuple[int, int]  # (epoch, index): what the sampler sends to the workers
+Position = Callable[[], tuple[int, int]]  # returns (epoch, batch)
 
 
 @HOOKS.register_module()
@@ -88,7 +89,7 @@ class ExactResumeHook(Hook):
         """Take the run's folder on rank 0, before checkpoints and metrics are touched."""
         resume, tell = bool(runner._resume), runner.logger.warning
         folder = on_main(lambda: claim(runner.work_dir, resume=resume, tell=tell))
-        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, token='')
+        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, locked=False)
 
     def _release(self) -> None:
         if self.folder is not None:
@@ -203,9 +204,7 @@ class ExactBatches(Sampler[list[Place]]):
     with the next epoch instead of stopping.
     """
 
-    def __init__(
-        self, loader: DataLoader[Any], *, seed: int, position: Callable[[], tuple[int, int]], endless: bool
-    ) -> None:
+    def __init__(self, loader: DataLoader[Any], *, seed: int, position: Position, endless: bool) -> None:
         self.batches = cast(Any, loader.batch_sampler)
         self.sampler: Any = self.batches.sampler
         self.batch_size, self.drop_last = self.batches.batch_size, self.batches.drop_last
@@ -308,9 +307,7 @@ def why_not_exact(loader: DataLoader[Any], *, endless: bool) -> str | None:
     return None
 
 
-def make_exact(
-    loader: DataLoader[Any], *, seed: int, position: Callable[[], tuple[int, int]], endless: bool
-) -> ExactLoader:
+def make_exact(loader: DataLoader[Any], *, seed: int, position: Position, endless: bool) -> ExactLoader:
     """Rebuild a loader with seeded samples in an order that can start anywhere; arguments as of :class:`ExactBatches`."""
     return ExactLoader(
         SeededDataset(loader.dataset, seed=seed),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +28,7 @@ from mkd_plugin.engine.run_utils import (
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import remove_path
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 REQUEUE, INTERRUPTED = 85, 130  # exit codes; tools/dist_train.sh and the job scripts know them
 PREEMPTED = 'preempted.pth'
 
@@ -43,26 +43,21 @@ class PreemptionHook(Hook):
     not wait. Plain ``torchrun`` exits with 1 whatever its children return; ``tools/dist_train.sh`` passes 85 on.
 
     Args:
-        signals: Names of the signals.
         agree_every: Optimiser steps between two agreements of several processes.
 
     Raises:
-        ValueError: A signal does not exist, or ``agree_every`` is not positive.
+        ValueError: ``agree_every`` is not positive.
     """
 
     priority = 'LOWEST'  # the checkpoint must include what other hooks do at the same step
 
-    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT'), agree_every: int = 10) -> None:
-        known = sorted(signal.Signals.__members__)
-        unknown = sorted(set(signals) - set(known))
-        if unknown:
-            raise ValueError(f'signals={list(signals)}: this system has no {unknown}. It has {known}.')
+    def __init__(self, *, agree_every: int = 10) -> None:
         if agree_every < 1:
             raise ValueError(f'agree_every={agree_every}: it must be at least 1.')
-        self.signals, self.agree_every = list(signals), agree_every
+        self.agree_every = agree_every
         self.received: str | None = None
         self.announced = False
-        self.previous_handlers: dict[str, Any] = {}
+        self.previous_handlers: dict[signal.Signals, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Restore the handlers when the run ends."""
@@ -73,13 +68,11 @@ class PreemptionHook(Hook):
         """Install the signal handlers, except for signals that the caller ignores, as nohup does."""
         self.received, self.announced = None, False
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for name in self.signals:
-                if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:
-                    self.previous_handlers[name] = signal.signal(signal.Signals[name], self._receive)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.previous_handlers[number] = signal.signal(number, self._receive)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save and exit if a signal has arrived and the run is not complete anyway."""
         done = runner.iter + 1
         self._announce(runner)
@@ -108,8 +101,8 @@ class PreemptionHook(Hook):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == 'SIGINT':  # torchrun turns a second Ctrl-C into SIGTERM
-            for name in self.previous_handlers:
-                signal.signal(signal.Signals[name], signal.SIG_DFL)  # a third one ends the process wherever it is
+            for each in self.previous_handlers:
+                signal.signal(each, signal.SIG_DFL)  # a third one ends the process wherever it is
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
@@ -133,8 +126,8 @@ class PreemptionHook(Hook):
         return int(agreed)
 
     def _restore_handlers(self) -> None:
-        for name, handler in self.previous_handlers.items():
-            signal.signal(signal.Signals[name], handler)
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
         self.previous_handlers = {}
 
 
@@ -167,9 +160,7 @@ class FiniteLossHook(Hook):
         """Start without losses."""
         self.every, self.losses = log_interval(runner), []
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Keep the loss, and check at the interval."""
         self.step = runner.iter + 1
         loss = (outputs or {}).get('loss')

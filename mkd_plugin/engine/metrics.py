@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mkd_plugin.engine.run_folder import RUN, folder_lost
-from mkd_plugin.engine.run_utils import (
-    images_per_step,
-    is_due,
-    is_training,
-    log_interval,
-    runs_by_epoch,
-    when_run_ends,
-)
+from mkd_plugin.engine.run_utils import images_per_step, is_due, is_training, log_interval, runs_by_epoch, when_run_ends
 from mkd_plugin.registry import HOOKS
-from mkd_plugin.utils.files import atomic_write
+from mkd_plugin.utils.files import atomic_write, json_dict
 
 METRICS = 'metrics.jsonl'
 DROPPED = 'metrics.dropped.jsonl'
@@ -70,9 +63,7 @@ class MetricsHook(Hook):
                     f'{self.path} is damaged: {damaged} lines that cannot be read are now in {DROPPED}.'
                 )
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a line if one is due."""
         if self.path is None:
             return
@@ -157,25 +148,13 @@ def json_number(value: Any) -> Any:
 def parse_rows(path: str | Path) -> Iterator[tuple[bytes, Row | None]]:
     """(line, its content) of a file; None for the incomplete line of a killed run and for damaged ones."""
     for line in Path(path).read_bytes().splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        yield line, dict(row) if isinstance(row, Mapping) and isinstance(row.get('iter'), int) else None
+        row = json_dict(line)
+        yield line, row if isinstance(row.get('iter'), int) else None
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """Read the lines of a ``metrics.jsonl``.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-    """
+    """Read the lines of a ``metrics.jsonl``. Raises FileNotFoundError if there is none."""
     return [row for _, row in parse_rows(path) if row is not None]
-
-
-def is_incomplete(line: bytes) -> bool:
-    """Whether a line is the one that a killed run was writing."""
-    return line.startswith(b'{"') and not line.endswith(b'\n')
 
 
 def keep_until(path: Path, iteration: int, *, run: str | None = None) -> int:
@@ -190,7 +169,8 @@ def keep_until(path: Path, iteration: int, *, run: str | None = None) -> int:
     for line, row in parse_rows(path) if path.is_file() else ():
         mine = row is not None and row['iter'] <= iteration and (run is None or row.get('run', run) == run)
         (kept if mine else dropped).append(line if line.endswith(b'\n') else line + b'\n')
-        damaged += row is None and not is_incomplete(line)
+        incomplete = line.startswith(b'{"') and not line.endswith(b'\n')  # what a killed run was writing
+        damaged += row is None and not incomplete
     if dropped:
         with path.with_name(DROPPED).open('ab') as file:
             file.writelines(dropped)

@@ -16,14 +16,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mkd_plugin.engine.run_utils import (
-    images_per_step,
-    is_due,
-    is_training,
-    log_interval,
-    runs_by_epoch,
-    when_run_ends,
-)
+from mkd_plugin.engine.run_utils import images_per_step, is_due, is_training, log_interval, runs_by_epoch, when_run_ends
 from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 from mkd_plugin.registry import HOOKS
 
@@ -82,9 +75,7 @@ class ProgressHook(Hook):
         self._start(runner)
         self._show(runner, done=runner.iter)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the bar."""
         if self.bar is None:
             return

@@ -104,11 +104,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {}
     mean, std = pixel_statistics(model.data_preprocessor, network.in_channels)  # type: ignore[arg-type]
     # a teacher that is a copy of the student and saved as a whole says so
-    copies = [
-        name
-        for name, teacher in getattr(model, 'teachers', nn.ModuleDict()).items()
-        if getattr(teacher, 'complete', False)
-    ]
+    teachers = getattr(model, 'teachers', nn.ModuleDict())
+    copies = [name for name, teacher in teachers.items() if getattr(teacher, 'complete', False)]
     return dict(backbone=network.options, pixel_mean=list(mean), pixel_std=list(std), teachers=copies)
 
 

@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 
 from mkd_plugin.engine.run_lock import LOCK, Tell, holds_lock, release_lock, take_lock
 from mkd_plugin.engine.run_utils import on_main
-from mkd_plugin.utils.files import TEMPORARY, write_whole
+from mkd_plugin.utils.files import TEMPORARY, json_dict, write_whole
 
 RUN = 'mkd_run'  # name of the run's id in ``meta`` of a checkpoint and in the message hub
 IDENTITY = 'run.json'
@@ -30,7 +30,7 @@ WRITTEN = (
 # Files that a killed run leaves half-written: checkpoints, and what utils.files writes.
 HALF_WRITTEN = re.compile(
     r'(epoch_\d+|iter_\d+|stage_\d+|preempted|best_.+)\.pth\.tmp'
-    r'|\.(metrics(\.dropped)?\.jsonl|last_checkpoint|curves\.png|run\.json|run\.lock)\.\d+\.tmp'
+    r'|\.(metrics(\.dropped)?\.jsonl|last_checkpoint|curves\.png|run\.json)\.\d+\.tmp'
 )
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -42,11 +42,11 @@ class RunFolder:
     path: Path  #: The folder
     run: str  #: Id of the run
     known: bool  #: Whether the folder held files of this run before
-    token: str = ''  #: That of the lock; empty on other ranks
+    locked: bool = True  #: Whether this process took the lock; False on other ranks
 
     def check(self) -> None:
         """Raise ValueError if the folder was deleted, or if another process has taken it over."""
-        if not self.token or holds_lock(self.path, self.token):
+        if not self.locked or holds_lock(self.path):
             return
         if (self.path / LOCK).exists():
             raise ValueError(
@@ -73,15 +73,14 @@ class RunFolder:
                 'one with --resume and no file, or name another folder with --work-dir.'
             )
         elif run != self.run:
-            if self.token:
+            if self.locked:
                 write_identity(self.path, run)
             return replace(self, run=run)
         return self
 
     def release(self) -> None:
         """Let other processes write to the folder."""
-        if self.token:
-            release_lock(self.path, self.token)
+        release_lock(self.path)
 
 
 def claim(work_dir: str | Path, *, resume: bool, overwrite: bool = False, tell: Tell = print_log) -> RunFolder:
@@ -101,17 +100,17 @@ def claim(work_dir: str | Path, *, resume: bool, overwrite: bool = False, tell: 
     folder = Path(work_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     before = run_of(folder) if resume else None
-    token, run = take_lock(folder, before or uuid.uuid4().hex[:12], tell=tell)
+    run = take_lock(folder, before or uuid.uuid4().hex[:12], tell=tell)
     found = files_of_run(folder)
     if found and not resume:
-        release_lock(folder, token)
+        release_lock(folder)
         if not overwrite:
             raise ValueError(used(folder, found))
         tell(f'The run that was in {folder} is now in {move_aside(folder)}.')
         return claim(folder, resume=False, tell=tell)
     if run != run_of(folder):
         write_identity(folder, run)
-    return RunFolder(folder, run, bool(found) and before is not None, token)
+    return RunFolder(folder, run, bool(found) and before is not None)
 
 
 @contextmanager
@@ -149,8 +148,8 @@ def held(work_dir: str | Path, *, resume: bool, overwrite: bool) -> Iterator[Non
 def run_of(folder: Path) -> str | None:
     """Return the id of the run that a folder belongs to; None if nothing says so, as for runs of mkd_plugin 0.1.0."""
     try:
-        run = json.loads((folder / IDENTITY).read_bytes())['run']
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        run = json_dict((folder / IDENTITY).read_bytes()).get('run')
+    except OSError:
         return None
     return run if isinstance(run, str) else None
 

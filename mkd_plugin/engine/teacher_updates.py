@@ -95,9 +95,7 @@ class TeacherUpdateHook(Hook):
         if self.model is not None and self.by_epoch and self.saves_stages and runner.epoch + 1 in self.ends:
             save_stage(runner, self.ends.index(runner.epoch + 1) + 1, epoch=runner.epoch + 1)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Let teachers follow, though not after an iteration that only accumulated gradients; keep a stage's student."""
         if self.model is None:
             return

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mkd_plugin.checkpoint.formats import FORMATS, DetectedNetwork, strip_compile_prefix
 from mkd_plugin.checkpoint.infer_arch import check_claims, infer_options, options_in_metadata
-from mkd_plugin.checkpoint.load import convert_weights, fill_network
+from mkd_plugin.checkpoint.load import check_floating, convert_weights, fill_network
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.releases import Release
 from mkd_plugin.checkpoint.report import LoadReport
 from mkd_plugin.checkpoint.resize import resize_positions
-from mkd_plugin.checkpoint.values import check_floating, nonfinite_names
 from mkd_plugin.checkpoint.write import write_weights
 from mkd_plugin.interop.export import (
     FOREIGN_CLASSES,
@@ -103,7 +102,8 @@ def convert_checkpoint(
     conversion = Conversion(fill_network(network, checkpoint, source, prefix=found.prefix), network.options)
     decoder = find_decoder(weights, converted.tensors, source) if part == 'decoder' else {}
     check_floating(decoder, dict.fromkeys(decoder, network.cls_token), source)
-    conversion.nonfinite = nonfinite_names({**network.state_dict(), **decoder})
+    written = {**network.state_dict(), **decoder}
+    conversion.nonfinite = [name for name, tensor in written.items() if not tensor.float().isfinite().all()]
     if conversion.nonfinite and not allow_nonfinite:
         raise ValueError(
             f'{source}: {len(conversion.nonfinite)} weights hold NaN or infinity: {conversion.nonfinite[:4]}. Nothing was '
@@ -160,11 +160,7 @@ def check_source(
     if not fitting:
         conversion.checks.append((f'source: no library here has a class with the names of {found.format.title}', None))
         return
-    inside = {
-        name.removeprefix(found.prefix): tensor.float()
-        for name, tensor in weights.items()
-        if name.startswith(found.prefix)
-    }
+    inside = {name: tensor.float() for name, tensor in found.inside(weights).items()}
     compare_outputs(conversion, 'source', fitting[0], network, inside)
 
 
@@ -198,19 +194,13 @@ def build_provenance(
 ) -> dict[str, Any]:
     """Describe the origin of a converted file."""
     before = provenance_of(checkpoint)
-    provenance: dict[str, Any] = {
-        'version': __version__,
-        'backbone': dict(options),
-        'source': {
-            'file': source.name,
-            'sha256': sha256_of(source.expanduser()),
-            'format': found.format.title,
-            'prefix': found.prefix,
-        },
-    }
+    pixels: dict[str, Any] = {name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}
     if release is not None:
-        return {**provenance, 'pixel_mean': list(release.pixel_mean), 'pixel_std': list(release.pixel_std)}
-    return {**provenance, **{name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}}
+        pixels = dict(pixel_mean=list(release.pixel_mean), pixel_std=list(release.pixel_std))
+    origin = dict(
+        file=source.name, sha256=sha256_of(source.expanduser()), format=found.format.title, prefix=found.prefix
+    )
+    return {'version': __version__, 'backbone': dict(options), 'source': origin, **pixels}
 
 
 def write_converted(

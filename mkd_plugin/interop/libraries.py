@@ -16,14 +16,7 @@ from torch import Tensor, nn
 Options = Mapping[str, Any]
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name('classes.yml').read_text('utf-8'))
 
-
-# Models of timm whose builders take all sizes as arguments, and the eps of their norms.
-ARCHITECTURES = {
-    'VisionTransformer': 'vit_base_patch16_224',
-    'VisionTransformerDistilled': 'deit_base_distilled_patch16_224',
-    'Beit': 'beit_base_patch16_224',
-}
-EPS = 1e-6
+EPS = 1e-6  # of the norms in timm's models
 
 
 def keywords(library: str, options: Options) -> dict[str, Any]:
@@ -70,9 +63,7 @@ class Timm(Library):
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer
 
-        kinds = dict(
-            Beit=Beit, VisionTransformerDistilled=VisionTransformerDistilled, VisionTransformer=VisionTransformer
-        )
+        kinds: dict[str, Any] = {kind.__name__: kind for kind in (Beit, VisionTransformerDistilled, VisionTransformer)}
         norm = partial(nn.LayerNorm, eps=options['norm_eps'])
         network: nn.Module = kinds[name](**self.arguments(name, options), norm_layer=norm)
         return network
@@ -103,7 +94,7 @@ class Timm(Library):
             )
         classes = options['projection'] or 0
         model = dict(num_classes=classes, num_features=options['arch']['width'])
-        return dict(architecture=ARCHITECTURES[name], **model, model_args=self.arguments(name, options))
+        return dict(architecture=TABLE['architectures'][name], **model, model_args=self.arguments(name, options))
 
 
 class MMPretrain(Library):

@@ -23,10 +23,7 @@ def config_root() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """Find a config by its path, or by its path below `config_root()`.
-
-    Args:
-        name: `'configs/dbot/dbot_digits.py'` or `'dbot/dbot_digits'`, with or without `.py`.
+    """Find a config by its path, or by its path below `config_root()`, with or without `.py`: `'dbot/dbot_digits'`.
 
     Raises:
         ValueError: There is no such config; the message names the nearest ones.
@@ -43,11 +40,7 @@ def find_config(name: str) -> Path:
 
 
 def get_config(name: str) -> Config:
-    """Read a shipped config, or a config file.
-
-    Args:
-        name: Its path below `config_root()`, with or without `.py`:
-            `'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'`.
+    """Read a shipped config, such as `'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'`, or a config file.
 
     Raises:
         ValueError: There is no such config; the message names the nearest ones.
@@ -70,11 +63,7 @@ def ablations(method: str) -> dict[str, Any]:
 
 
 def get_ablation(method: str, row: str) -> Config:
-    """Return the config of one ablation row.
-
-    Args:
-        method: Folder of the method below `config_root()`, such as `'dbot'`.
-        row: Name of the row in its `ablations.yml`.
+    """Return the config of one ablation row of a method (its folder below `config_root()`, such as `'dbot'`).
 
     Raises:
         ValueError: There is no such method or row; the message names the nearest one and lists all.
@@ -104,11 +93,11 @@ def read_file(path: Path) -> Config:
         raise
     except Exception as error:  # a config runs as Python: anything can be raised
         frames = traceback.extract_tb(error.__traceback__)
-        line = next(
-            (f' in line {frame.lineno}' for frame in reversed(frames) if not frame.filename), ''
-        )  # mmengine names none
+        lines = [f' in line {frame.lineno}' for frame in frames if not frame.filename]  # mmengine names no file
         text = str(error).splitlines()[0] if isinstance(error, ImportError) else error  # mmengine lists sys.path
-        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}{line}: {text}') from error
+        raise ValueError(
+            f'{path} cannot be read as a config: {type(error).__name__}{"".join(lines[-1:])}: {text}'
+        ) from error
 
 
 def change(cfg: Config, options: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -54,9 +55,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on disk."""
-    if path.is_dir() and os.name != 'posix':
-        return
-    handle = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -86,6 +85,15 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def json_dict(text: bytes) -> dict[str, Any]:
+    """Read a JSON object; empty if the text is damaged or something else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def plain(value: Any) -> Any:

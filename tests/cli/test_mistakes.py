@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import functools
 import gzip
 import io
 import json
+import os
 import re
 import shlex
 import zipfile
@@ -21,7 +23,7 @@ from mmengine.config import Config
 from mmengine.runner import loops
 
 from mkd_cli.main import main
-from mkd_plugin.engine.run_lock import LOCK, machine, process_start
+from mkd_plugin.engine.run_lock import LOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = yaml.safe_load((ROOT / 'tests/cli/mistakes.yml').read_text())
@@ -89,9 +91,9 @@ def write_other_weights(student: Path, folder: Path) -> None:
 
 
 def write_lock(folder: Path) -> None:
-    """Lock a folder for a process that lives as long as the machine."""
-    holder = dict(pid=1, process=process_start(1), machine=machine(), host='here', since='today', command='mkd train')
-    (folder / LOCK).write_text(json.dumps(holder))
+    """Lock a folder for as long as the tests run, in the name of another process."""
+    (folder / LOCK).write_text(json.dumps(dict(pid=1, host='here', since='today', command='mkd train')))
+    fcntl.flock(os.open(folder / LOCK, os.O_RDWR), fcntl.LOCK_EX)
 
 
 def write_escape_sequence(path: Path) -> None:

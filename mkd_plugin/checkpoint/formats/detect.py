@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +17,6 @@ from mkd_plugin.checkpoint.read import CheckpointError
 # in their authors' own evaluation.
 DEFAULT_PREFIXES = ('', 'backbone.', 'teacher.backbone.', 'base_encoder.')
 COMPILE_PREFIX = '_orig_mod.'
-MIN_MATCHES = 4  # names that must match before a format is guessed
-MAX_GUESSED = 1000  # names that are looked at for it
 MAX_NETWORKS = 100  # in one file
 
 
@@ -28,6 +25,11 @@ class DetectedNetwork(NamedTuple):
 
     format: Format
     prefix: str
+
+    def inside(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Select the network's tensors, by their names without the prefix."""
+        start = self.prefix
+        return {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
 
 
 def strip_compile_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,30 +59,11 @@ def all_match(names: Collection[str], prefix: str, patterns: Collection[str]) ->
     return all(any(re.fullmatch(pattern, name) for name in inner) for pattern in patterns)
 
 
-def guess_network(names: Sequence[str]) -> DetectedNetwork | None:
-    """Guess the network of an incomplete file by most matching names, so that the error can list what is missing."""
-    matches: Counter[tuple[str, str]] = Counter()
-    for entry in FORMATS.values():
-        expressions = [pattern.pattern for rule in entry.rules for pattern in rule.patterns if pattern is not None]
-        patterns = [re.compile(rf'(|.*\.){expression}') for expression in expressions]
-        for name in names[:MAX_GUESSED]:
-            found = (pattern.fullmatch(name) for pattern in patterns)
-            matches.update({(entry.name, match[1]) for match in found if match})
-    most = max(matches.values(), default=0)
-    if most < MIN_MATCHES:
-        return None
-    name, prefix = [key for key, count in matches.items() if count == most][-1]
-    return DetectedNetwork(FORMATS[name], prefix)
-
-
 def find_network(weights: Mapping[str, Tensor], source: str | Path, prefix: str | None = None) -> DetectedNetwork:
     """Find the network to load: the one under ``prefix``, by default one of ``DEFAULT_PREFIXES``."""
     names = [name for name in weights if prefix is None or name.startswith(prefix)]
     networks = find_networks(names)
     if not networks:
-        guess = guess_network(names)
-        if guess is not None:
-            return guess
         where = '' if prefix is None else f" under the prefix '{prefix}'"
         raise CheckpointError(
             f'{source} holds no network of a known format{where}. Known formats: '

@@ -113,9 +113,8 @@ def read_format(name: str, entry: dict[str, Any]) -> Format:
     )
 
 
-_ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name('formats.yml').read_text('utf-8'))[
-    'formats'
-]
+_FILE = Path(__file__).with_name('formats.yml')
+_ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(_FILE.read_text('utf-8'))['formats']
 EXPORTS = {name: read_format(name, entry) for name, entry in _ENTRIES.items()}
 # In the order in which they are tried on a file.
 FORMATS = {name: entry for name, entry in EXPORTS.items() if not _ENTRIES[name].get('export_only')}

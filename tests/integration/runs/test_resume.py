@@ -113,10 +113,9 @@ def test_preemption__saves_at_the_next_optimizer_step_and_resumes_to_the_same_we
         assert differences(tmp_path / 'whole', tmp_path / name) == []  # which also says that preempted.pth is gone
 
 
-@pytest.mark.parametrize('options', [dict(signals=['SIGNONE']), dict(agree_every=0)])
-def test_preemption__refuses_nonsense(options):
-    with pytest.raises(ValueError, match=r'SIGNONE|at least 1'):
-        PreemptionHook(**options)
+def test_preemption__refuses_nonsense():
+    with pytest.raises(ValueError, match='at least 1'):
+        PreemptionHook(agree_every=0)
 
 
 def test_resume__with_a_momentum_teacher(digits, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from mkd_cli.train import main
 from mkd_plugin.checkpoint.read import read_checkpoint
 from mkd_plugin.engine.checkpoints import newest_checkpoint
 from mkd_plugin.engine.run_folder import RUN, run_of
-from mkd_plugin.engine.run_lock import LOCK, machine, process_start
+from mkd_plugin.engine.run_lock import LOCK
 
 kill_resume = importlib.import_module('kill_resume')
 differences = kill_resume.differences
@@ -86,12 +87,14 @@ def test_mkd_train__used_and_locked_folders_are_refused_before_anything_is_writt
     told = capsys.readouterr().err
     assert told.count('holds a run already') == 1 and 'Traceback' not in told
     assert main([*options, '--overwrite', '--resume']) == 2
-    holder = dict(pid=os.getppid(), process=process_start(os.getppid()), machine=machine(), host='here')
+    holder = dict(pid=os.getppid(), host='here')
     (folder / LOCK).write_text(json.dumps(holder))
-    for more in ([], ['--resume'], ['--overwrite']):
-        assert main([*options, *more]) == 2
-        assert f'process {os.getppid()} on here is training there' in capsys.readouterr().err
-    assert content(folder) == {**before, LOCK: json.dumps(holder).encode()}
+    with (folder / LOCK).open('r+') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for more in ([], ['--resume'], ['--overwrite']):
+            assert main([*options, *more]) == 2
+            assert f'process {os.getppid()} on here is training there' in capsys.readouterr().err
+        assert content(folder) == {**before, LOCK: json.dumps(holder).encode()}
     (folder / LOCK).unlink()
     assert main([*options, '--overwrite']) == 0
     (aside,) = tmp_path.glob('run.old-*')

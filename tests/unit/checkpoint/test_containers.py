@@ -18,7 +18,6 @@ from torch import nn
 
 from mkd_plugin.checkpoint import load_backbone, read_checkpoint
 from mkd_plugin.checkpoint.read import weights_of
-from mkd_plugin.checkpoint.torchscript import AllowedCall, Inert, build_tensor
 from mkd_plugin.models.vit import VisionTransformer
 
 
@@ -175,34 +174,6 @@ def test_read_checkpoint__archive_reaches_no_function(tmp_path, function):
     content = b'\x80\x02c' + f'{module}\n{name}\n'.encode() + b'X\x01\x00\x00\x001\x85R.'
     with pytest.raises(ValueError, match=f'GLOBAL {module}.{name}|{module}.{name}'):
         read_checkpoint(archive_with(tmp_path / 'file.pt', content))
-
-
-def test_allowed_call__cannot_be_changed():
-    """The opcode BUILD sets attributes of any object on the pickle's stack."""
-    allowed = AllowedCall(len)
-    for change in (lambda: setattr(allowed, '_call', eval), lambda: allowed.__setstate__({'_call': eval})):
-        with pytest.raises(pickle.UnpicklingError):
-            change()
-    assert allowed('ab') == 2 and Inert(1, 2).attributes is None
-
-
-@pytest.mark.parametrize(
-    ('offset', 'size', 'stride'),
-    [
-        (0, (3,), (1,)),
-        (1, (2,), (1,)),
-        (0, (1000, 1000), (0, 0)),
-        (-1, (1,), (1,)),
-        (0, (2,), (1, 1)),
-        (0, ('2',), (1,)),
-    ],
-    ids=str,
-)
-def test_build_tensor__only_within_its_storage(offset, size, stride):
-    from mkd_plugin.checkpoint.torchscript import Storage
-
-    with pytest.raises(pickle.UnpicklingError):
-        build_tensor(Storage(torch.zeros(2)), offset, size, stride)
 
 
 @pytest.mark.parametrize('name', ['file/data/0', 'file/code/code.py'])
