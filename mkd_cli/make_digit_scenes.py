@@ -16,11 +16,12 @@ from mkd_cli.command import at_least, script
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('root', type=Path, nargs='?', default=Path('data/digit_scenes'), metavar='DIR',
+    add = parser.add_argument
+    add('root', type=Path, nargs='?', default=Path('data/digit_scenes'), metavar='DIR',
                         help='folder to write (default: %(default)s)')  # fmt: skip
-    parser.add_argument('--seed', type=at_least(0), default=0, help='seed of the scenes')
-    parser.add_argument('--train', type=at_least(1), default=1000, help='scenes for training')
-    parser.add_argument('--val', type=at_least(1), default=200, help='scenes for validation')
+    add('--seed', type=at_least(0), default=0, help='seed of the scenes')
+    add('--train', type=at_least(1), default=1000, help='scenes for training')
+    add('--val', type=at_least(1), default=200, help='scenes for validation')
 
 
 def run(args: argparse.Namespace) -> int:

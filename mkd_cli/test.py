@@ -18,13 +18,12 @@ from mkd_cli.train import add_run_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
+    add = parser.add_argument
     add_run_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file to evaluate')
-    parser.add_argument('--out', metavar='FILE', help='file for what --out-item names (default: nothing is written)')
-    parser.add_argument(
-        '--out-item', choices=['pred', 'metrics'], default='pred', help='write predictions (.pkl) or scores (.json)'
-    )
-    parser.add_argument('--amp', action='store_true', help='use mixed precision')
+    add('checkpoint', help='checkpoint file to evaluate')
+    add('--out', metavar='FILE', help='file for what --out-item names (default: nothing is written)')
+    add('--out-item', choices=['pred', 'metrics'], default='pred', help='write predictions (.pkl) or scores (.json)')
+    add('--amp', action='store_true', help='use mixed precision')
 
 
 def run(args: argparse.Namespace) -> int:

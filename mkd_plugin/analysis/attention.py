@@ -70,15 +70,8 @@ class AttentionSummary:
 class AttentionStatistics:
     """Distance, entropy and NMI of one layer, streamed over batches.
 
-    Args:
-        grid: Patches per column and row.
-        patch_size: Side of a patch in pixels.
-        num_prefix: Number of prefix tokens, which are dropped as queries and as keys.
-        flavour: 'cl-vs-mim' or 'dbot'.
-        name: Name of the layer, for messages.
-
-    Raises:
-        ValueError: The flavour is unknown, or the grid has one patch.
+    ``flavour`` is 'cl-vs-mim' or 'dbot', ``patch_size`` is in pixels, ``name`` names the layer in messages. Prefix tokens
+    are dropped as queries and as keys. Raises ValueError for another flavour, or a grid of one patch.
     """
 
     def __init__(

@@ -30,11 +30,8 @@ def squared_singular_values(x_BNC: Tensor) -> Tensor:
 def token_log_spectrum(patches_BLD: Tensor, name: str = 'tokens') -> Tensor:
     """ln of the singular values of each image's centred, unbiased covariance over its tokens (cl-vs-mim).
 
-    Returns:
-        (B, min(L − 1, D)) in descending order. The remaining singular values are zero up to rounding.
-
-    Raises:
-        ValueError: All tokens of an image are equal.
+    They are in descending order, (B, min(L − 1, D)); the others are zero up to rounding. Raises ValueError if all tokens of
+    an image are equal.
     """
     length, width = patches_BLD.shape[1:]
     patches_BLD = patches_BLD.double()
@@ -71,13 +68,7 @@ class SpectrumSummary:
 class PatchMean:
     """Mean over images of a function of the patch tokens at one layer, streamed over batches.
 
-    Args:
-        grid: Patches per column and row.
-        num_prefix: Number of prefix tokens, which are dropped.
-        name: Name of the layer, for messages.
-
-    Raises:
-        ValueError: The grid has fewer patches than ``least``.
+    ``name`` names the layer in messages. Raises ValueError if the grid has fewer patches than ``least``.
     """
 
     least = 1
@@ -135,11 +126,7 @@ class FeatureMapVariance(PatchMean):
 class TopRatio(PatchMean):
     """Σ_{i≤j} s_i / Σ s_i for j = 1 … k, as in dBOT: tokens L2-normalised, not centred, singular values s not squared.
 
-    Use it on outputs of blocks, before a final norm.
-
-    Args:
-        k: Number of shares.
-        layout: ``grid``, ``num_prefix`` and ``name``, as for :class:`PatchMean`.
+    Use it on outputs of blocks, before a final norm. The other options are those of :class:`PatchMean`.
     """
 
     flavour = 'dbot'
@@ -184,11 +171,7 @@ class TokenSpectrum(PatchMean):
 class ImageSpectrum:
     """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers.
 
-    Args:
-        grid: Patches per column and row.
-        num_prefix: Number of prefix tokens, which are dropped.
-        count: Number of singular values; None for all.
-        name: Name of the layer, for messages.
+    ``count`` is the number of singular values, None for all; the other options are those of :class:`PatchMean`.
     """
 
     flavour = 'cl-vs-mim'
@@ -209,8 +192,7 @@ class ImageSpectrum:
     def result(self) -> SpectrumSummary:
         """Return ``count`` values over all images so far, or min(images − 1, D).
 
-        Raises:
-            ValueError: There are too few images, or all features are equal.
+        Raises ValueError if there are too few images, or all features are equal.
         """
         images, scatter_DD = self._scatter.examples, self._scatter.scatter_CE
         rank = 0 if scatter_DD is None else min(images - 1, len(scatter_DD))

@@ -74,14 +74,10 @@ class ImageMean:
 
 
 class CrossScatter:
-    """Σ (x − x̄)(y − ȳ)ᵀ over all examples so far, where the means are those of all examples.
+    """Σ (x − x̄)(y − ȳ)ᵀ over all examples so far, where the means are those of all examples, (C, E) in float64.
 
     Exact for any split into batches: batches are centred on their own means and merged as in Chan, Golub and LeVeque
     (1983), which avoids cancellation. For y = x it is the covariance times (n − 1).
-
-    Attributes:
-        examples: Number of examples n.
-        scatter_CE: The sum in float64; None before the first batch.
     """
 
     def __init__(self) -> None:

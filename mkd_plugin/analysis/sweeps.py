@@ -16,12 +16,7 @@ from mmengine.runner import Runner
 def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
     """One fine-tuning config per number of frozen blocks. Embeddings are frozen together with the first block.
 
-    Args:
-        cfg: A fine-tuning config; it is not changed.
-        blocks: Numbers of frozen blocks, 0 for none. A number above the depth raises when the run starts.
-
-    Raises:
-        ValueError: A number is repeated or negative.
+    A number above the depth raises when the run starts; one that is repeated or negative raises ValueError here.
     """
     check_distinct('blocks', blocks)
     if min(blocks) < 0:
@@ -38,12 +33,7 @@ def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
 def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Config]:
     """One fine-tuning config per peak learning rate; layer-wise decay and schedule scale with it.
 
-    Args:
-        cfg: A fine-tuning config; it is not changed.
-        rates: Values of ``optim_wrapper.optimizer.lr``.
-
-    Raises:
-        ValueError: A rate is repeated or not positive.
+    Raises ValueError if a rate is repeated or not positive.
     """
     check_distinct('rates', rates)
     if min(rates) <= 0:
@@ -58,8 +48,7 @@ def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Conf
 def finetune(cfg: Config) -> float:
     """Run a fine-tuning config and return its last top-1 accuracy on the validation images, in per cent.
 
-    Raises:
-        ValueError: The config has no validation.
+    Raises ValueError if the config has no validation.
     """
     if cfg.get('val_evaluator') is None:
         raise ValueError('The config has no val_evaluator, so there is no accuracy to read. Add one, with topk=1.')

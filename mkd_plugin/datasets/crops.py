@@ -119,13 +119,9 @@ class CropForDevice(RandomResizedCrop):
 
 @TRANSFORMS.register_module()
 class FlipOnDevice(RandomFlip):
-    """Horizontal ``RandomFlip`` that leaves the mirroring to ``CropPreprocessor``.
+    """Horizontal ``RandomFlip``, with the probability ``prob``, that leaves the mirroring to ``CropPreprocessor``.
 
-    Args:
-        prob: Probability of a flip.
-
-    Raises:
-        ValueError: ``prob`` is no probability; in the pipeline: there is no ``CropForDevice`` before it.
+    Raises ValueError if ``prob`` is no probability; in the pipeline, if there is no ``CropForDevice`` before it.
     """
 
     def __init__(self, *, prob: float = 0.5) -> None:
@@ -168,13 +164,10 @@ def order_of(results: Mapping[str, Any], step: str) -> CropOrder:
 
 @FUNCTIONS.register_module()  # type: ignore[untyped-decorator]
 def collate_crops(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join the samples of ``PackCrops`` to a batch for ``CropPreprocessor``.
+    """Join the samples of ``PackCrops`` to a batch for ``CropPreprocessor``: ``inputs``, the :class:`Crops`, and
+    ``data_samples``.
 
-    Returns:
-        ``inputs``, the :class:`Crops`, and ``data_samples``, a list.
-
-    Raises:
-        ValueError: A sample is no crop, or their orders differ in size.
+    Raises ValueError if a sample is no crop, or their orders differ in size.
     """
     crops = [sample['inputs'] for sample in samples]
     sizes = {crop.order.size for crop in crops if isinstance(crop, Crop)}

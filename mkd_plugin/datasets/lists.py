@@ -16,11 +16,9 @@ MOST_CLASSES = 1_000_000  # class ids beyond are taken for mistakes: memory for 
 def read_list(path: str | Path) -> list[str]:
     """Read the lines of a list that are not blank, without their ends.
 
-    A list is UTF-8, with or without a byte order mark. One that is not is read as Latin-1, with a warning.
-
-    Raises:
-        ValueError: It does not exist, is no regular file, holds zero bytes as UTF-16 and binary files do, or a line that is
-            longer than any path.
+    A list is UTF-8, with or without a byte order mark. One that is not is read as Latin-1, with a warning. Raises
+    ValueError if it does not exist, is no regular file, holds zero bytes as UTF-16 and binary files do, or a line that is
+    longer than any path.
     """
     if '://' not in str(path) and not Path(path).is_file():
         what = 'is a folder, pipe or device, not a file' if Path(path).exists() else 'does not exist'

@@ -32,8 +32,7 @@ def load_classifier(config: str | Path, checkpoint: str | Path) -> nn.Module:
 def load_trained(cfg: Config, checkpoint: str | Path) -> nn.Module:
     """Build the network of a host's config and load a checkpoint of it, in eval mode.
 
-    Raises:
-        ValueError: The file is not a checkpoint of exactly this network.
+    Raises ValueError if the file is not a checkpoint of exactly this network.
     """
     model_cfg = copy.deepcopy(cfg.model)
     model_cfg.backbone.init_cfg = None  # the checkpoint has every weight
@@ -71,8 +70,7 @@ def logits_of(
 def read_classes(source: str | Path) -> list[str]:
     """Read the class names of a classifier, in the order of its ids, from a folder's subfolders or a text file's lines.
 
-    Raises:
-        ValueError: The source does not exist, is empty, or names a class twice.
+    Raises ValueError if the source does not exist, is empty, or names a class twice.
     """
     source = Path(source)
     if source.is_dir():
@@ -100,10 +98,8 @@ def folder_accuracy(
 ) -> float:
     """Return the top-1 accuracy, in per cent, on class folders that are a subset of the classifier's classes.
 
-    Predictions are restricted to the classes of the folder, as is usual for the 200 classes of ImageNet-A and -R.
-
-    Raises:
-        ValueError: A folder's name is not in ``classes``, or ``classes`` does not have the classifier's length.
+    Predictions are restricted to the classes of the folder, as is usual for the 200 classes of ImageNet-A and -R. Raises
+    ValueError if a folder's name is not in ``classes``, or ``classes`` does not have the classifier's length.
     """
     ids = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in images.classes if name not in ids]
@@ -135,8 +131,7 @@ def shape_bias(
 ) -> ShapeBiasSummary:
     """Measure the shape bias on cue-conflict images (Geirhos et al. 2019), named ``<shape><number>-<texture><number>``.
 
-    Raises:
-        ValueError: A file name has an unknown class, the classifier lacks the ids, or no image has a cue conflict.
+    Raises ValueError if a file name has an unknown class, the classifier lacks the ids, or no image has a cue conflict.
     """
     cues = [CUES.fullmatch(Path(name).stem) for name in images.names]
     wrong = [

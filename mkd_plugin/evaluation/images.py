@@ -73,8 +73,7 @@ class LabelledImages(Dataset[Tensor]):
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
         """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W).
 
-        Raises:
-            ValueError: An image cannot be read; the message names it.
+        Raises ValueError if an image cannot be read; the message names it.
         """
         loader = iter(DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers))
         while True:
@@ -126,16 +125,10 @@ def file_digest(path: Path) -> bytes:
 def open_images(
     folder: str | Path, preprocessing: Preprocessing, *, annotation: str | Path | None = None
 ) -> LabelledImages:
-    """Find labelled images.
+    """Find labelled images: those of the class folders, whose sorted names give the ids as in mmpretrain, or of a list.
 
-    Args:
-        folder: Has one folder for each class; class ids follow their sorted names, as in mmpretrain.
-        preprocessing: Resize and crop.
-        annotation: mmpretrain's annotation file to use instead of the class folders: in each line a path below
-            ``folder`` and a class id.
-
-    Raises:
-        ValueError: The folder or the annotation file does not exist, has no labels, or a class has no images.
+    ``annotation`` is mmpretrain's file: in each line a path below ``folder`` and a class id. Raises ValueError if the
+    folder or the file does not exist, has no labels, or a class has no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -212,13 +205,7 @@ def shorten(names: Sequence[object]) -> str:
 def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int | None = None) -> LabelledImages:
     """Find images without labels, at any depth, in the order of their paths; every label is 0.
 
-    Args:
-        folder: The folder.
-        preprocessing: Resize and crop.
-        most: Take at most so many, evenly spread.
-
-    Raises:
-        ValueError: The folder does not exist or has no images.
+    At most ``most`` are taken, evenly spread. Raises ValueError if the folder does not exist or has no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -235,8 +222,7 @@ def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int |
 def open_any(folder: str | Path, preprocessing: Preprocessing) -> LabelledImages:
     """Find labelled images if every image lies in a folder for its class, else images without labels.
 
-    Raises:
-        ValueError: The folder does not exist or has no images.
+    Raises ValueError if the folder does not exist or has no images.
     """
     folder = Path(folder)
     everything = open_folder(folder, preprocessing)

@@ -39,11 +39,8 @@ Found = defaultdict[str, list[Any]]  # what is wrong → the names of those with
 def check_annotations(cfg: Config, loaders: Sequence[str]) -> None:
     """Check the annotations of these loaders of a detector or segmentor, on the first process of torchrun only.
 
-    Files that are missing are left to :func:`mkd_plugin.preflight.checks.check_data`, other data sets than COCO's and label
-    maps to their hosts.
-
-    Raises:
-        ValueError: Annotations would end the run or be learned wrongly. The message counts them and names the first five.
+    Files that are missing are left to ``check_data``, other data sets than COCO's and label maps to their hosts. Raises
+    ValueError if annotations would end the run or be learned wrongly; the message counts them and names the first five.
     """
     if int(os.environ.get('RANK', '0')):
         return
@@ -79,11 +76,7 @@ def report(where: str, wrong: Mapping[str, Sequence[Any]], left_out: Mapping[str
 
 
 def check_coco(file: Path, dataset: Mapping[str, Any], classes: Sequence[str] | None) -> tuple[Found, Found]:
-    """Return what is wrong in a file of COCO's format, and what mmdet leaves out.
-
-    Raises:
-        ValueError: It is no such file.
-    """
+    """Return what is wrong in a file of COCO's format, and what mmdet leaves out. Raises ValueError if it is no such file."""
     wrong, left_out = Found(list), Found(list)
     content = read_coco(file)
     images: dict[Any, tuple[str, int, int]] = {}

@@ -117,14 +117,7 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
 
 
 def plan_warnings(stages: Sequence[Stage], batch: Batch, images: int | None, model: nn.Module | None) -> list[str]:
-    """Say what makes a plan hopeless, with figures.
-
-    Args:
-        stages: The stages of the run.
-        batch: The images of an update.
-        images: Number of training images; None if it is not known.
-        model: The model; None if it could not be built.
-    """
+    """Say what makes a plan hopeless, with figures. What is not known (images, model) is None, and is not judged."""
     found = []
     if images is not None and batch.effective > images:
         found.append(f'an update takes {batch.effective:,} images, but there are only {images:,}: use a smaller batch')
@@ -207,12 +200,7 @@ class StepResult:
 def build_for_step(cfg: Config, *, ratio: float = 1.0) -> tuple[nn.Module, Any]:
     """Build model and optimiser on the device for :func:`run_step`; a missing checkpoint leaves random weights.
 
-    Args:
-        cfg: The config.
-        ratio: Factor of the learning rate.
-
-    Raises:
-        ValueError: ``load_from`` is the file of another network.
+    ``ratio`` multiplies the learning rate. Raises ValueError if ``load_from`` is the file of another network.
     """
     options = {'data_preprocessor': cfg.get('data_preprocessor'), **without_missing_checkpoints(cfg.model.to_dict())}
     torch.manual_seed(0)

@@ -58,11 +58,8 @@ LOADER_TAKEN = ('dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_ini
 
 
 def rehearse(cfg: Config, *, training: bool = True) -> None:
-    """Raise ValueError, before anything is written, if a part of the config is wrong.
-
-    Args:
-        cfg: The config.
-        training: Whether it will be trained; else only what a test needs is checked.
+    """Raise ValueError, before anything is written, if a part of the config is wrong; without ``training``, of what a test
+    needs.
     """
     scope = cfg.get('default_scope') or 'mmengine'
     if find_spec(scope) is None:

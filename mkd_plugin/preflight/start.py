@@ -20,10 +20,8 @@ from mkd_plugin.preflight.checks import datasets_of
 def check_start(cfg: Config, model: nn.Module) -> None:
     """Compare the checkpoint that a run starts from with the model, which may be on the meta device.
 
-    Addresses, and the folders of sharded runs, are checked when the run loads them.
-
-    Raises:
-        ValueError: The file is damaged or of another network, or a run cannot be resumed from it.
+    Addresses, and the folders of sharded runs, are checked when the run loads them. Raises ValueError if the file is
+    damaged or of another network, or a run cannot be resumed from it.
     """
     source = cfg.get('load_from')
     if not source or not Path(source).is_file():
@@ -41,8 +39,7 @@ def check_start(cfg: Config, model: nn.Module) -> None:
 def check_samples(cfg: Config, loaders: Sequence[str]) -> None:
     """Check shards and the labels of lists, on the first process only; missing files are left to ``check_data``.
 
-    Raises:
-        ValueError: A folder has no shards, a line of a list has no label, or a label is not one of the head's classes.
+    Raises ValueError if a folder has no shards, a line of a list no label, or a label is not one of the head's classes.
     """
     if int(os.environ.get('RANK', '0')):
         return

@@ -75,13 +75,7 @@ def schedule_of_method(name: str) -> Schedule:
 
 
 def config_of(recipe: Recipe, dataset: Mapping[str, Any], teachers: Mapping[str, TeacherFile]) -> Config:
-    """Return the config of a recipe: that of the method's paper, with our numbers.
-
-    Args:
-        recipe: The numbers.
-        dataset: Config of the dataset, without its pipeline.
-        teachers: Teachers by name, in the user's order.
-    """
+    """Return the config of a recipe: that of the method's paper, with our numbers. ``dataset`` has no pipeline of its own."""
     cfg = get_config(METHODS[recipe.method].config)
     cfg.custom_imports = dict(imports=['mkd_plugin'], allow_failed_imports=False)
     use_student(cfg.model, recipe)

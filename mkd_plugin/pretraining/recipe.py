@@ -133,17 +133,10 @@ class Recipe:
 
 
 def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[str, Schedule]) -> Recipe:
-    """Choose what the user did not.
+    """Choose what the user did not; ``schedules`` are the papers', by method.
 
-    Args:
-        request: The user's choices.
-        data: The images.
-        machine: What trains.
-        schedules: The papers' schedules by method.
-
-    Raises:
-        ValueError: The method does not take as many teachers; a size without a whole number of patches; a batch that is
-            larger than the data.
+    Raises ValueError if the method does not take as many teachers, the size has no whole number of patches, or the batch is
+    larger than the data.
     """
     reasons: dict[str, str] = {}
     method = choose_method(request, reasons)

@@ -54,11 +54,7 @@ class Images:
 
 
 def find_images(path: str | Path) -> Images:
-    """Look at a folder of images or of tar shards, or a list of paths.
-
-    Raises:
-        ValueError: There is nothing at the path, or no image in it.
-    """
+    """Look at a folder of images or of tar shards, or a list of paths. Raises ValueError if there is none, or no image in it."""
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f'{path} does not exist. Give a folder of images or of tar shards, or a list of paths.')
@@ -186,24 +182,10 @@ def pretrain(
     plan_only: bool = False,
     say: Say = print,
 ) -> Path | None:
-    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
+    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python, which describes the arguments.
 
-    Args:
-        images: Folder of images or of tar shards, or a list of paths.
-        method: 'dbot', 'mae', 'maskdistill', 'dmae' or 'hybrid'; by default chosen by the number of teachers.
-        student: 'ti', 's', 'b' or 'l'.
-        teachers: Files, as ``[NAME=][NETWORK=]FILE[#PART]``.
-        size: Side of the crops, pixels.
-        epochs: Epochs of the whole run.
-        batch: Images of an update.
-        out: Folder of the config, the logs and the checkpoints; ``work_dirs/pretrain_<images>`` by default.
-        devices: 'auto', 'cpu', or a number of GPUs.
-        resume: Continue the run in ``out``.
-        plan_only: Write the config and stop.
-        say: Called with each line for the user.
-
-    Returns:
-        The last checkpoint; None with ``plan_only``.
+    ``images`` is a folder of images or of tar shards, or a list of paths; ``plan_only`` writes the config and stops;
+    ``say`` gets each line for the user. Returns the last checkpoint, None with ``plan_only``.
 
     Raises:
         ValueError: An input is wrong; nothing has been written.
@@ -236,11 +218,7 @@ def pretrain(
 
 
 class TrainingStopped(RuntimeError):
-    """Training ended before its end; the message is printed already.
-
-    Attributes:
-        code: Exit code of the trainer.
-    """
+    """Training ended before its end, with the trainer's exit code ``code``; the message is printed already."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f'training stopped with exit code {code}; its message is above')

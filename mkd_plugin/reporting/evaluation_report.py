@@ -148,23 +148,12 @@ def evaluate(
     pixels: str | None = None,
     console: Console | None = None,
 ) -> EvaluationTable:
-    """Evaluate frozen networks by several protocols.
+    """Evaluate frozen networks by several protocols. What cannot be measured is listed in the table's failures.
 
-    What cannot be measured is listed in the table's failures; everything else is measured.
-
-    Args:
-        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.interop.specs.ModelSpec`.
-        protocols: Names in ``PROTOCOLS``.
-        data: Location of the images.
-        out: Folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs.
-        plan: What to measure.
-        store: Computes and caches features.
-        known: Network options that files do not state.
-        pixels: Pixel statistics for files that do not state them: a name in ``mkd_plugin.interop.open_model.PIXEL_STATISTICS``.
-        console: Receives progress; standard error by default.
-
-    Raises:
-        ValueError: An unknown protocol, two checkpoints of one name, or an output folder that is not writable.
+    Networks are named as in :class:`mkd_plugin.interop.specs.ModelSpec`; ``known`` has options that their files do not
+    state, and ``pixels`` names pixel statistics for such files. ``out`` gets ``evaluation.json``, ``evaluation.md`` and the
+    finished jobs. Raises ValueError for an unknown protocol, two checkpoints of one name, or an output folder that is not
+    writable.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
@@ -248,17 +237,9 @@ class ClassifierPlan:
 def evaluate_classifiers(
     config: str, checkpoints: Sequence[str], plan: ClassifierPlan, out: Path, *, console: Console | None = None
 ) -> EvaluationTable:
-    """Evaluate fine-tuned classifiers on other images.
+    """Evaluate checkpoints of a fine-tuning config on other images; ``out`` is as for :func:`evaluate`.
 
-    Args:
-        config: The fine-tuning config.
-        checkpoints: Files of its runs.
-        plan: What to measure.
-        out: Folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs.
-        console: Receives progress; standard error by default.
-
-    Raises:
-        ValueError: A checkpoint is given twice, or the output folder is not writable.
+    Raises ValueError if a checkpoint is given twice, or the output folder is not writable.
     """
     names = short_names(checkpoints)
     columns = {name: dict(path=path) for name, path in zip(names, checkpoints, strict=True)}

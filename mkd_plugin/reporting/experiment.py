@@ -127,15 +127,10 @@ def run_jobs(
     backend: Backend = 'inline',
     describe: Callable[[Record], str] | None = None,
 ) -> Outcome:
-    """Run all jobs that are not in the store, each after its dependencies.
+    """Run all jobs that are not in the store, in order of preference, each after its dependencies.
 
-    Args:
-        jobs: In order of preference.
-        store: Holds the results.
-        console: Receives one line per finished job and, on a terminal, a progress bar with the time left.
-        workers: Jobs at a time; ignored by the ``inline`` backend.
-        backend: How jobs are run; see the module.
-        describe: One-line summary of a result; by default its duration.
+    ``console`` receives one line per finished job, in which ``describe`` sums up its result (by default its duration), and
+    on a terminal a progress bar with the time left. ``workers`` jobs run at a time; the ``inline`` backend ignores it.
 
     Raises:
         KeyboardInterrupt: Interrupted by Ctrl-C or SIGTERM. All jobs have stopped; rerun to resume.

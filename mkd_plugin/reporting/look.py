@@ -44,19 +44,9 @@ def look(
     pictures: int,
     report: Report = ignore,
 ) -> None:
-    """Write the page.
+    """Write the page: the neighbours of ``rows`` images, and the patches of ``pictures`` images, read at ``tap``.
 
-    Args:
-        model: The network, on the device to compute on.
-        images: The images among which neighbours are sought.
-        path: HTML file to write.
-        tap: Where to read: 'block:i' or 'output'.
-        rows: Images whose neighbours are shown.
-        pictures: Images whose patches are shown.
-        report: Progress.
-
-    Raises:
-        ValueError: An unknown tap, an unreadable image, or fewer than two images.
+    Raises ValueError for an unknown tap, an unreadable image, or fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(f'{images.folder}: one image has no neighbours. Give a folder with at least two.')
@@ -106,11 +96,7 @@ def run_network(
 
 
 def colours_of(patches_MLD: Tensor, grid: tuple[int, int]) -> tuple[list[float], Tensor]:
-    """Project patches onto their three principal components.
-
-    Returns:
-        The share of the variance of each, and colours in [0, 1], (M, h, w, 3).
-    """
+    """Project patches onto their three principal components: shares of the variance, and colours in [0, 1], (M, h, w, 3)."""
     points_PD = patches_MLD.flatten(0, 1).double()
     points_PD = points_PD - points_PD.mean(dim=0)
     _, sizes, axes_DK = torch.pca_lowrank(points_PD, q=min(6, *points_PD.shape), center=False)

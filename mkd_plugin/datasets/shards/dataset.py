@@ -166,8 +166,7 @@ def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
 def find_tars(folder: Path, shards: str) -> tuple[list[Path], str]:
     """Return the tar files of a folder, and what to say about compressed ones, which are left out.
 
-    Raises:
-        ValueError: There is no folder, or no tar file in it.
+    Raises ValueError if there is no folder, or no tar file in it.
     """
     if not folder.is_dir():
         raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')

@@ -31,11 +31,7 @@ CHUNK = 256  # images held in memory at a time
 
 @dataclass(frozen=True)
 class Options:
-    """Options that decide the bytes of the shards.
-
-    Raises:
-        ValueError: A number is out of its range.
-    """
+    """Options that decide the bytes of the shards. Raises ValueError for a number that is out of its range."""
 
     size: int = 0  #: Shrink the shorter side to this many pixels; 0 keeps every file as it is
     quality: int = 90  #: JPEG quality of shrunk images
@@ -79,15 +75,10 @@ def write_shards(
     begin: Callable[[int, int], Any] = lambda done, total: None,
     step: Callable[[int], Any] = lambda images: None,
 ) -> dict[str, Any]:
-    """Write the shards that do not exist yet.
+    """Write the shards of the images in ``folder`` that do not exist yet; they do not depend on the number of workers.
 
-    Args:
-        folder: The images.
-        target: The folder of the shards.
-        options: See :class:`Options`.
-        workers: Processes that read and shrink; the shards do not depend on their number.
-        begin: Called once with the number of images already done and the total.
-        step: Called with the number of further images done.
+    ``begin`` is called once with the number of images already done and the total, ``step`` with the number of further
+    images.
 
     Returns:
         The manifest: options, number of images, classes, and ``sha256``, ``bytes``, ``images``, ``skipped`` of each shard.
@@ -201,10 +192,8 @@ def in_chunks(
 
 
 def encode(source: Source, *, folder: Path, options: Options) -> Encoded:
-    """Read an image, and shrink it if it is larger than ``options.size``.
-
-    Raises:
-        ValueError: The file has changed since it was found.
+    """Read an image, and shrink it if it is larger than ``options.size``. Raises ValueError if it has changed since it was
+    found.
     """
     path = folder / source.path
     status = path.stat()
@@ -256,17 +245,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def verify_shards(target: Path, *, step: Callable[[int], Any] = lambda images: None) -> list[str]:
-    """Read every shard again: its hash, the number of its images, each image to its end, and each label.
+    """Read every shard again, and return the problems: its hash, the number of its images, each image to its end, each label.
 
-    Args:
-        target: The folder that ``write_shards`` filled.
-        step: Called with the number of further images read.
-
-    Returns:
-        The problems found.
-
-    Raises:
-        ValueError: The folder has no manifest.
+    ``step`` is called with the number of further images read. Raises ValueError if the folder has no manifest.
     """
     if not (target / MANIFEST).is_file():
         raise ValueError(f'{target} has no {MANIFEST}: only shards that make_shards.py made can be verified.')

@@ -35,11 +35,8 @@ SIMILARITY_SIDE = 7  # cells per side at most: an example is the mean token of a
 class ImageSet:
     """Up to ``count`` images of a folder and its sub-folders, evenly spread over its sorted files.
 
-    Attributes:
-        files: The chosen files.
-        available: Number of images in the folder.
-        labels: Index of the class of each image, given by the folder below ``root``; None without class folders.
-        digest: SHA-256 of the names and contents.
+    ``labels`` are the indices of the classes, given by the folders below ``root``, None without them; ``available`` is the
+    number of images in the folder, and ``digest`` the SHA-256 of the chosen names and contents.
     """
 
     def __init__(self, root: str | Path, count: int) -> None:
