@@ -155,6 +155,13 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def progress_bar(console: Any) -> Any:
+    """Return rich's progress bar, with the number of what is done."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+
+
 def script(name: str) -> Callable[..., int]:
     """Return the `main` of a command's module: the entry point of its script in `tools/`."""
 

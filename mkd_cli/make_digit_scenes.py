@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mkd_cli.command import at_least, script
+from mkd_cli.command import at_least, progress_bar, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +28,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the scenes; return the exit code."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / 'projects' / 'digit_scenes').is_dir():
@@ -44,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from projects.digit_scenes.writing import write_digit_scenes
 
     console, total = Console(), args.train + args.val
-    columns = (TextColumn('scenes'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task('', total=total)
+    with progress_bar(console) as bar:
+        task = bar.add_task('scenes', total=total)
         root = write_digit_scenes(
             args.root, seed=args.seed, train=args.train, val=args.val, step=lambda: bar.advance(task)
         )

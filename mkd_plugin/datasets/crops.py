@@ -67,18 +67,9 @@ class Crops(NamedTuple):
 class CropForDevice(RandomResizedCrop):
     """``RandomResizedCrop`` that leaves the bicubic resizing to ``CropPreprocessor``.
 
-    A crop of more than ``largest`` pixels is resized here, with the same result: a batch of crops of 12-megapixel photographs
-    would fill the memory.
-
-    Args:
-        scale: Side of the images in pixels, or (height, width).
-        crop_ratio_range: The crop's share of the image's area.
-        aspect_ratio_range: Its width divided by its height.
-        max_attempts: Number of draws before the largest centred crop is taken.
-        largest: Number of pixels up to which a crop is resized on the device.
-
-    Raises:
-        ValueError: A number is out of its range.
+    ``scale`` is the side of the images in pixels, or (height, width); the other options are those of the parent. A crop of
+    more than ``largest`` pixels is resized here, with the same result: a batch of crops of 12-megapixel photographs would
+    fill the memory. Raises ValueError if a number is out of its range.
     """
 
     def __init__(

@@ -24,15 +24,9 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', 
 class ReplaceUnreadable(BaseDataset):
     """A dataset that replaces an unreadable image by the next readable one, so that a run depends on the files only.
 
-    Such an image is reported once, with its path; ``unreadable`` counts them over all workers of this process. Only a
-    :class:`UnreadableImageError` leads to a replacement; other errors in the pipeline are raised.
-
-    Args:
-        max_unreadable: How many different images may be unreadable before an error is raised.
-        options: Those of the dataset class with which it is combined.
-
-    Raises:
-        ValueError: ``max_unreadable`` is negative.
+    Such an image is reported once, with its path; ``unreadable`` counts them over all workers of this process. Up to
+    ``max_unreadable`` different ones are allowed. Only a :class:`UnreadableImageError` leads to a replacement; other errors
+    in the pipeline are raised.
     """
 
     def __init__(self, *, max_unreadable: int, **options: Any) -> None:
@@ -55,11 +49,7 @@ class ReplaceUnreadable(BaseDataset):
         return int(self._marks.sum())
 
     def __getitem__(self, idx: int) -> Any:
-        """Load an image, or the next one that can be read.
-
-        Raises:
-            ValueError: More than ``max_unreadable`` files cannot be read.
-        """
+        """Load an image, or the next one that can be read. Raises ValueError for more than ``max_unreadable``."""
         self.full_init()
         idx %= len(self)
         for step in range(len(self)):
@@ -92,21 +82,12 @@ class ReplaceUnreadable(BaseDataset):
 
 @DATASETS.register_module()
 class ImageFolder(ReplaceUnreadable, CustomDataset):
-    """Every image below a folder, at any depth, or those of a list; without labels.
+    """Every image below ``data_prefix`` in the folder ``data_root``, at any depth, or those of a list; without labels.
 
-    An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
-
-    Args:
-        data_root: The folder.
-        data_prefix: A folder below it.
-        ann_file: A list of paths below the folder, one per line, to use instead of searching the folder; see
-            :func:`mkd_plugin.datasets.lists.read_list`.
-        extensions: Extensions of images, in any case.
-        max_unreadable: How many different files may be unreadable before an error is raised.
-        options: Those of mmpretrain's ``CustomDataset``: ``pipeline``, ``indices``, ….
-
-    Raises:
-        ValueError: The folder or list does not exist, cannot be read, or has no images.
+    ``ann_file`` is a list of paths below the folder, one per line (:func:`mkd_plugin.datasets.lists.read_list`), to use
+    instead of searching it. ``extensions`` are those of images, in any case. Up to ``max_unreadable`` images that cannot be
+    read are replaced: see :class:`ReplaceUnreadable`. All other options are those of mmpretrain's ``CustomDataset``. Raises
+    ValueError if the folder or list does not exist, cannot be read, or has no images.
     """
 
     def __init__(

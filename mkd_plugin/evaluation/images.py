@@ -194,6 +194,11 @@ def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
         raise ValueError(f'{val.folder} has classes without a training image: ids {shorten(unknown)}.')
 
 
+def spread(total: int, count: int) -> list[int]:
+    """Return up to ``count`` places, evenly spread over ``total``."""
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})
+
+
 def shorten(names: Sequence[object]) -> str:
     """Join the first five names, and say how many more there are."""
     if not names:
@@ -213,9 +218,7 @@ def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int |
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise ValueError(f'{folder} has no images ({", ".join(EXTENSIONS)}).')
-    if most is not None and most < len(found):
-        found = [found[place] for place in np.linspace(0, len(found) - 1, most).round().astype(int)]
-    names = [str(path.relative_to(folder)) for path in found]
+    names = [str(found[place].relative_to(folder)) for place in spread(len(found), most or len(found))]
     return LabelledImages(folder, names, torch.zeros(len(names), dtype=torch.long), (), preprocessing)
 
 

@@ -19,12 +19,7 @@ CHUNK = 2**25  # similarities held at a time: 128 MiB in float32
 
 
 def knn_predict(
-    train_ND: Tensor,
-    labels_N: Tensor,
-    queries_MD: Tensor,
-    *,
-    ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
+    train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, *, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, Tensor]:
     """Classify by a weighted vote of the k most similar training images; return k → predicted ids, (M,), on the CPU.
 

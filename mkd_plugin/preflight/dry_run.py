@@ -17,13 +17,7 @@ from torch import nn
 
 from mkd_plugin.engine.optim import group_table
 from mkd_plugin.preflight.annotations import check_annotations
-from mkd_plugin.preflight.checks import (
-    LOADERS,
-    check_schedule,
-    check_work_dir,
-    missing_files,
-    missing_tree,
-)
+from mkd_plugin.preflight.checks import LOADERS, check_schedule, check_work_dir, missing_files, missing_tree
 from mkd_plugin.preflight.mistakes import explain
 from mkd_plugin.preflight.plan import (
     Stage,
@@ -175,8 +169,7 @@ class DryRun:
 def dry_run(cfg: Config, *, processes: int = 1, images: int = 0, console: Console | None = None) -> int:
     """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`.
 
-    Raises:
-        ValueError: The config has no model, data or optimiser to report on.
+    Raises ValueError if the config has no model, data or optimiser to report on.
     """
     check_for_report(cfg)
     return DryRun(cfg, processes=processes, images=images, console=console or Console()).run()

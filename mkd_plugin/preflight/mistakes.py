@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from mkd_plugin.preflight.checks import items_of
+from mkd_plugin.preflight.checks import items_of, type_name
 
 BUILDERS = {'build_from_cfg': 'mmengine.registry.build_functions', 'build': 'mkd_plugin.registry'}
 LOOPS = {'run', 'run_epoch', 'run_iter'}  # of a host's loop: what fails there is no longer building
@@ -66,11 +66,6 @@ def named(error: Exception) -> str:
     if isinstance(error, AssertionError) and not str(error):
         return extract_tb(error.__traceback__)[-1].line or 'an assertion failed'
     return str(error) if isinstance(error, (ValueError, AssertionError)) else f'{type(error).__name__}: {error}'
-
-
-def type_name(kind: Any) -> str:
-    """Return the name of a component, which a config gives as a string or as the class."""
-    return kind if isinstance(kind, str) else getattr(kind, '__name__', repr(kind))
 
 
 def place_of(node: Mapping[str, Any], cfg: Config) -> str | None:

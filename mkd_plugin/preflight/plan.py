@@ -27,7 +27,7 @@ from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages
-from mkd_plugin.preflight.checks import without_missing_checkpoints
+from mkd_plugin.preflight.checks import without_checkpoints
 
 MIN_STAGE = 500  # updates; with fewer a stage is hopeless
 
@@ -202,7 +202,8 @@ def build_for_step(cfg: Config, *, ratio: float = 1.0) -> tuple[nn.Module, Any]:
 
     ``ratio`` multiplies the learning rate. Raises ValueError if ``load_from`` is the file of another network.
     """
-    options = {'data_preprocessor': cfg.get('data_preprocessor'), **without_missing_checkpoints(cfg.model.to_dict())}
+    model_cfg = without_checkpoints(cfg.model.to_dict(), missing_only=True)
+    options = {'data_preprocessor': cfg.get('data_preprocessor'), **model_cfg}
     torch.manual_seed(0)
     model: nn.Module = MODELS.build(ConfigDict(options))  # detectors read their options as attributes
     if hasattr(model, 'init_weights'):
@@ -281,8 +282,7 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
         raise ValueError(f'The losses of a step on noise are not finite: {broken}.')
     peak = used_memory(device) - (before if device.type == 'cpu' else 0)
     states = [value for state in optim_wrapper.optimizer.state.values() for value in state.values()]
-    optimizer = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
-    return StepResult(shapes[-1], seconds, losses, peak, optimizer)
+    return StepResult(shapes[-1], seconds, losses, peak, size_of(filter(torch.is_tensor, states)))
 
 
 def synchronize(device: torch.device) -> None:

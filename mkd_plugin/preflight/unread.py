@@ -96,10 +96,8 @@ def check_keys(cfg: Config) -> None:
 
 
 def check_saving(cfg: Config) -> None:
-    """Refuse an interval of checkpoints that is none; say so if a run will save nothing, or nothing before its end.
-
-    Raises:
-        ValueError: ``default_hooks.checkpoint.interval`` is neither a positive integer nor −1, mmengine's word for never.
+    """Raise ValueError for an interval of checkpoints that is neither a positive integer nor −1, mmengine's word for never;
+    say so if a run will save nothing, or nothing before its end.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint', {'interval': 1})
     others = [str(entry.get('type')) for entry in cfg.get('custom_hooks') or [] if isinstance(entry, dict)]

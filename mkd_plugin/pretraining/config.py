@@ -137,11 +137,7 @@ def use_relations_and_features(model: Any, recipe: Recipe, teachers: Mapping[str
         model.objectives.relation.update(tap=taps, student=taps, head=dict(type='RegroupedRelations'))
 
 
-TEACHERS = {
-    'maskdistill': use_one_objective_each,
-    'dmae': use_aligned_blocks,
-    'hybrid': use_relations_and_features,
-}
+TEACHERS = {'maskdistill': use_one_objective_each, 'dmae': use_aligned_blocks, 'hybrid': use_relations_and_features}
 
 
 def use_data(cfg: Config, recipe: Recipe, dataset: Mapping[str, Any]) -> None:

@@ -248,13 +248,7 @@ def choose_batch(request: Request, data: Data, machine: Machine, schedule: Sched
 
 
 def choose_steps(
-    request: Request,
-    data: Data,
-    machine: Machine,
-    schedule: Schedule,
-    stages: int,
-    batch: int,
-    reasons: dict[str, str],
+    request: Request, data: Data, machine: Machine, schedule: Schedule, stages: int, batch: int, reasons: dict[str, str]
 ) -> int:
     """Choose the updates of a stage."""
     if request.epochs is not None:

@@ -24,7 +24,7 @@ from PIL import Image
 from mkd_plugin.engine.checkpoints import newest_checkpoint
 from mkd_plugin.engine.run_folder import files_of_run
 from mkd_plugin.evaluation.features import Feature, compute
-from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images
+from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images, spread
 from mkd_plugin.evaluation.knn import knn_accuracy
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
@@ -54,7 +54,7 @@ class Images:
 
 
 def find_images(path: str | Path) -> Images:
-    """Look at a folder of images or of tar shards, or a list of paths. Raises ValueError if there is none, or no image in it."""
+    """Look at a folder of images or of tar shards, or a list of paths. Raises ValueError if no image is there."""
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f'{path} does not exist. Give a folder of images or of tar shards, or a list of paths.')
@@ -63,12 +63,11 @@ def find_images(path: str | Path) -> Images:
     else:
         kind = 'ShardDataset' if next(path.glob('*.tar'), None) else 'ImageFolder'
         dataset = dict(type=f'mkd_plugin.{kind}', data_root=str(path.absolute()))
-    with_defaults = dict(dataset, pipeline=[])
-    built = DATASETS.build(with_defaults)
+    built = DATASETS.build(dict(dataset, pipeline=[]))
     edges = []
-    for index in np.linspace(0, len(built) - 1, min(MEASURED, len(built))).astype(int):
+    for index in spread(len(built), MEASURED):
         try:
-            with Image.open(io.BytesIO(get(built.get_data_info(int(index))['img_path']))) as image:
+            with Image.open(io.BytesIO(get(built.get_data_info(index)['img_path']))) as image:
                 edges.append(min(image.size))
         except (OSError, ValueError):  # the run replaces unreadable images, and lists them
             continue
@@ -152,7 +151,7 @@ def knn_figure(model: str, folder: Path) -> str | None:
         images = open_images(folder, Preprocessing.standard(subject.network.image_hw))
     except ValueError:  # folders that are not classes
         return None
-    chosen = np.linspace(0, len(images) - 1, min(JUDGED, len(images))).astype(int).tolist()
+    chosen = spread(len(images), JUDGED)
     feature = Feature()
     batches = torch.utils.data.DataLoader(torch.utils.data.Subset(images, chosen), batch_size=32)
     values_ND = torch.cat([compute(subject, batch.float() / 255, [feature])[feature].cpu() for batch in batches])

@@ -20,14 +20,7 @@ from torch import nn
 from mkd_plugin.evaluation.classifier import folder_accuracy, load_classifier, read_classes, shape_bias
 from mkd_plugin.evaluation.features import FeatureStore, Report, Split, ignore
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, open_images
-from mkd_plugin.evaluation.protocols import (
-    PROTOCOLS,
-    SETTINGS,
-    Data,
-    Plan,
-    Row,
-    compute_features,
-)
+from mkd_plugin.evaluation.protocols import PROTOCOLS, SETTINGS, Data, Plan, Row, compute_features
 from mkd_plugin.interop.open_model import OpenedModel, open_model
 from mkd_plugin.interop.specs import ModelSpec, parse_specs
 from mkd_plugin.reporting.evaluation_table import EvaluationTable, short_names

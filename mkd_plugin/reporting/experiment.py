@@ -1,13 +1,7 @@
 """Experiments: jobs with keys and dependencies, each run once, with results that survive interruptions.
 
-    store = Store(out / 'jobs')
-    train = Job('train', key_of('train', config=cfg), partial(train_model, cfg))
-    test = Job('test', key_of('test', train=train.key), partial(test_model, train.key), dependencies=(train.key,))
-    outcome = run_jobs([train, test], store, workers=2, backend='processes', console=Console())
-    outcome.records[test.key].value['accuracy']
-
-``run`` is called with a :class:`JobContext` and returns JSON values (tensors are converted to lists). Jobs whose key is in
-the store are skipped, so rerunning a command resumes it. A job that raises ValueError is recorded as failed, jobs that
+``Job.run`` is called with a :class:`JobContext` and returns JSON values (tensors are converted to lists). Jobs whose key is
+in the store are skipped, so rerunning a command resumes it. A job that raises ValueError is recorded as failed, jobs that
 depend on it fail too, and all others still run; any other exception ends the run.
 
 Backends:
@@ -68,8 +62,7 @@ class JobContext:
     def run_command(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         """Run a program and return its exit code; its output is appended to ``log.txt`` in the work folder.
 
-        Raises:
-            InterruptedError: The run is being stopped.
+        Raises InterruptedError if the run is being stopped.
         """
         log = self.work_dir / LOG
         with log.open('ab') as output:

@@ -30,24 +30,19 @@ class ShardDataset(ReplaceUnreadable):
     An index beside each tar file, made on first use, holds the position of every image. Samplers can therefore shuffle the
     whole set, and a resumed run continues with the very next image. Every image member is a sample; its label is in the
     ``.cls`` or ``.json`` member of the same key. ``img_path`` is an address that all loaders of the hosts can read.
-
-    An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
+    Unreadable images are replaced: see :class:`ReplaceUnreadable`. Options that are not listed are those of mmpretrain's
+    ``BaseDataset``.
 
     Args:
-        data_root: The folder.
-        data_prefix: A folder below it.
         shards: Pattern of the files, such as ``train/*.tar`` or ``**/*.tar``; they are read in the order of their names.
         with_label: Whether to read labels; then every image must have one.
         classes: Names of the classes, or a file with one per line; by default ``classes.txt`` in the folder if it exists.
         extensions: Extensions of images, in any case.
         exclude: An ending, or several, of images that are no samples, in any case: ``'.seg.png'`` leaves the masks
             ``key.seg.png`` out. A warning says if there are several images of one key.
-        max_unreadable: How many different images may be unreadable before an error is raised.
-        options: Those of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ….
 
     Raises:
-        ValueError: The folder does not exist, has no tar file or none with images, a tar file is damaged, or an image has no
-            label.
+        ValueError: There is no folder, tar file or image, a tar file is damaged, or an image has no label.
     """
 
     def __init__(

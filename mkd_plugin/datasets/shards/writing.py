@@ -78,14 +78,8 @@ def write_shards(
     """Write the shards of the images in ``folder`` that do not exist yet; they do not depend on the number of workers.
 
     ``begin`` is called once with the number of images already done and the total, ``step`` with the number of further
-    images.
-
-    Returns:
-        The manifest: options, number of images, classes, and ``sha256``, ``bytes``, ``images``, ``skipped`` of each shard.
-
-    Raises:
-        ValueError: The images or options differ from those with which ``target`` was begun.
-        OSError: A file cannot be read or written.
+    images. Returns the manifest: options, number of images, classes, and ``sha256``, ``bytes``, ``images``, ``skipped`` of
+    each shard. Raises ValueError if images or options differ from those with which ``target`` was begun.
     """
     sources = find_sources(folder)
     classes = classes_of(sources) if options.labels else []

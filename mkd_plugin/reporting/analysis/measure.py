@@ -15,14 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mkd_plugin.analysis import (
-    AttentionStatistics,
-    LinearCKA,
-    PerLayer,
-    TokenSpectrum,
-    TopRatio,
-    run_watched,
-)
+from mkd_plugin.analysis import AttentionStatistics, LinearCKA, PerLayer, TokenSpectrum, TopRatio, run_watched
 from mkd_plugin.analysis.streaming import patches_of
 from mkd_plugin.evaluation.images import read_named
 from mkd_plugin.interop.open_model import OpenedModel
