@@ -53,11 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, targets: Sequence[str] = TARG
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print the report; return the exit code.
-
-    Raises:
-        ValueError: The checkpoint cannot be converted; nothing was written.
-    """
+    """Convert, and print the report; return the exit code."""
     from mkd_plugin.checkpoint.releases import RELEASES
     from mkd_plugin.interop.convert import convert_checkpoint
 

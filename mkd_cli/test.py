@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; return the exit code.
-
-    Raises:
-        ValueError: The config has nothing to evaluate, or the checkpoint does not fit its model.
-    """
+    """Evaluate; return the exit code."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     import mmengine
     from mmengine.evaluator import DumpResults
@@ -72,11 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_test(cfg: Any, name: str, *, amp: bool = False) -> None:
-    """Prepare a config for evaluation: nothing but the tested checkpoint is loaded.
-
-    Raises:
-        ValueError: The config has nothing to evaluate.
-    """
+    """Prepare a config for evaluation: nothing but the tested checkpoint is loaded. Raises ValueError without a test set."""
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(
             f'{name} has no test_dataloader and test_evaluator: a pre-training has nothing to evaluate. Fine-tune its '

@@ -108,10 +108,7 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def blocks_of(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Return the transformer blocks in order, each with its second norm, whose input are the tokens after the attention.
-
-    Raises ValueError if the network has no list ``layers`` or ``blocks`` of pre-norm blocks.
-    """
+    """Return the pre-norm blocks in order, each with its second norm, whose input are the tokens after the attention."""
     for module in model.modules():
         for attribute, norm in (('layers', 'ln2'), ('blocks', 'norm2')):
             blocks = getattr(module, attribute, None)

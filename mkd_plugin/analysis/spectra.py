@@ -169,19 +169,12 @@ class TokenSpectrum(PatchMean):
 
 
 class ImageSpectrum:
-    """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers.
-
-    ``count`` is the number of singular values, None for all; the other options are those of :class:`PatchMean`.
-    """
+    """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers."""
 
     flavour = 'cl-vs-mim'
 
-    def __init__(
-        self, *, grid: tuple[int, int], num_prefix: int = 1, count: int | None = None, name: str = 'images'
-    ) -> None:
-        if count is not None and count < 1:
-            raise ValueError(f'count={count}: it must be at least 1, or None for all singular values.')
-        self.grid, self.num_prefix, self.count, self.name = grid, num_prefix, count, name
+    def __init__(self, *, grid: tuple[int, int], num_prefix: int = 1, name: str = 'images') -> None:
+        self.grid, self.num_prefix, self.name = grid, num_prefix, name
         self._scatter = CrossScatter()
 
     def update(self, tokens_BND: Tensor, /) -> None:
@@ -190,19 +183,12 @@ class ImageSpectrum:
         self._scatter.update(pooled_BD, pooled_BD)
 
     def result(self) -> SpectrumSummary:
-        """Return ``count`` values over all images so far, or min(images − 1, D).
-
-        Raises ValueError if there are too few images, or all features are equal.
-        """
+        """Return min(images − 1, D) values. Raises ValueError for fewer than two images, or if all features are equal."""
         images, scatter_DD = self._scatter.examples, self._scatter.scatter_CE
         rank = 0 if scatter_DD is None else min(images - 1, len(scatter_DD))
-        wanted = max(rank, 1) if self.count is None else self.count
-        if scatter_DD is None or wanted > rank:
-            raise ValueError(
-                f'{self.name}: {images} images give a covariance of rank {rank}, but {wanted} singular values are '
-                f'requested. Measure at least {wanted + 1} images, and request at most as many values as the width.'
-            )
+        if scatter_DD is None or not rank:
+            raise ValueError(f'{self.name}: {images} images give a covariance of rank {rank}. Measure at least two.')
         check_finite(scatter_DD, self.name)
         values_D = torch.linalg.eigvalsh(scatter_DD / (images - 1)).clamp(min=0).flip(-1)
-        log_R = floored_log(values_D[:wanted], self.name)
+        log_R = floored_log(values_D[:rank], self.name)
         return SpectrumSummary(log_R, log_R - log_R[0], images)

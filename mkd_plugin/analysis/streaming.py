@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,14 +42,6 @@ def patches_of(tokens_BND: Tensor, grid: tuple[int, int], num_prefix: int, name:
 def widen(values: Tensor) -> Tensor:
     """Convert half precision to float32; leave float32 and float64 unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class Accumulator(Protocol):
-    """Takes batches, and returns a result at any time."""
-
-    def update(self, batch: Tensor, /) -> None: ...
-
-    def result(self) -> Any: ...
 
 
 class ImageMean:
@@ -104,11 +96,14 @@ class CrossScatter:
 
 
 class PerLayer:
-    """One accumulator per layer, made from its name when it is first seen. Pass it to ``run_watched``."""
+    """One accumulator per layer, made from its name when it is first seen. Pass it to ``run_watched``.
 
-    def __init__(self, make: Callable[[str], Accumulator]) -> None:
+    An accumulator has ``update(batch)``, and ``result()``, which may be called at any time.
+    """
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
         self._make = make
-        self.layers: dict[str, Accumulator] = {}
+        self.layers: dict[str, Any] = {}
 
     def __call__(self, name: str, batch: Tensor) -> None:
         """Add a batch of one layer."""

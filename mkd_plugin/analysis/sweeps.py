@@ -14,10 +14,7 @@ from mmengine.runner import Runner
 
 
 def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
-    """One fine-tuning config per number of frozen blocks. Embeddings are frozen together with the first block.
-
-    A number above the depth raises when the run starts; one that is repeated or negative raises ValueError here.
-    """
+    """One fine-tuning config per number of frozen blocks, each given once; embeddings are frozen with the first block."""
     check_distinct('blocks', blocks)
     if min(blocks) < 0:
         raise ValueError(f'blocks={list(blocks)}: use numbers from 0.')
@@ -31,10 +28,7 @@ def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
 
 
 def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Config]:
-    """One fine-tuning config per peak learning rate; layer-wise decay and schedule scale with it.
-
-    Raises ValueError if a rate is repeated or not positive.
-    """
+    """One fine-tuning config per peak learning rate, each given once; layer-wise decay and schedule scale with it."""
     check_distinct('rates', rates)
     if min(rates) <= 0:
         raise ValueError(f'rates={list(rates)}: learning rates must be positive.')
@@ -46,10 +40,7 @@ def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Conf
 
 
 def finetune(cfg: Config) -> float:
-    """Run a fine-tuning config and return its last top-1 accuracy on the validation images, in per cent.
-
-    Raises ValueError if the config has no validation.
-    """
+    """Run a fine-tuning config that validates; return its last top-1 accuracy on the validation images, in per cent."""
     if cfg.get('val_evaluator') is None:
         raise ValueError('The config has no val_evaluator, so there is no accuracy to read. Add one, with topk=1.')
     cfg = copy.deepcopy(cfg)

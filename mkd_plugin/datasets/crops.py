@@ -130,11 +130,7 @@ class FlipOnDevice(RandomFlip):
 
 @TRANSFORMS.register_module()
 class PackCrops(PackInputs):
-    """mmpretrain's ``PackInputs``, with its options, for a crop of ``CropForDevice``: ``inputs`` is a :class:`Crop`.
-
-    Raises:
-        ValueError: In the pipeline: there is no ``CropForDevice`` before it, or the crop is not (h, w, 3) uint8.
-    """
+    """mmpretrain's ``PackInputs``, with its options, for a crop of ``CropForDevice``: ``inputs`` is a :class:`Crop`."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Return ``inputs``, the crop with its order, and ``data_samples``."""

@@ -166,13 +166,9 @@ def is_ordinary_jpeg(content: bytes) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to an upright 8-bit RGB image.
 
-    * 16-bit grey: the higher byte, as libpng does for 16-bit colour.
-    * Transparency (RGBA, LA, palettes): composed over ``BACKGROUND``.
-    * CMYK, YCbCr, Lab, palettes, 1-bit: Pillow's conversion.
-
-    Raises:
-        UnreadableImageError: The pixels are floating-point numbers, or 32-bit integers outside 0 … 65535: black and white are
-            undefined.
+    16-bit grey keeps the higher byte, as libpng does for 16-bit colour; transparency (RGBA, LA, palettes) is composed over
+    ``BACKGROUND``; Pillow converts all other modes. Raises UnreadableImageError for floating-point pixels, and for 32-bit
+    integers outside 0 … 65535: black and white are undefined.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == 'I' or image.mode.startswith('I;16'):

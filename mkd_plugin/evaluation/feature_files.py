@@ -51,13 +51,7 @@ def check_feature_file(path: Path) -> None:
 
 def write_npz(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
     """Write NumPy's format."""
-    values: dict[str, Any] = {
-        **arrays,
-        'names': np.array(names),
-        'labels': labels,
-        'classes': np.array(classes, dtype=str),
-    }
-    np.savez(path, **values)
+    np.savez(path, **arrays, names=np.array(names), labels=labels, classes=np.array(classes, dtype=str))
 
 
 def write_parquet(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mkd_plugin.datasets.folder import EXTENSIONS
-from mkd_plugin.datasets.lists import MOST_CLASSES, read_list
+from mkd_plugin.checkpoint.report import shorten
+from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, read_list
 from mkd_plugin.datasets.loading import UnreadableImageError, check_regular, read_image
 
 READER = 2  # of pixels; raise it when the same files give others, because features are cached
@@ -71,10 +71,7 @@ class LabelledImages(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(bgr_HWC[..., ::-1])).permute(2, 0, 1)
 
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-        """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W).
-
-        Raises ValueError if an image cannot be read; the message names it.
-        """
+        """Yield images ``start`` up to ``stop`` as RGB in [0, 1], (B, 3, H, W). Raises ValueError for an unreadable one."""
         loader = iter(DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers))
         while True:
             try:
@@ -183,28 +180,22 @@ def read_annotation(path: Path) -> tuple[list[str], list[int]]:
 def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
     """Raise ValueError unless class ids mean the same in both."""
     if train.classes and val.classes:
-        only_train, only_val = set(train.classes) - set(val.classes), set(val.classes) - set(train.classes)
-        if only_train or only_val:
+        differ = [
+            f'only in {own.folder} are {shorten(sorted(set(own.classes) - set(other.classes))) or "none"}'
+            for own, other in ((train, val), (val, train))
+        ]
+        if set(train.classes) != set(val.classes):
             raise ValueError(
-                f'Class folders differ: only in {train.folder} are {shorten(sorted(only_train))}, only in {val.folder} '
-                f'{shorten(sorted(only_val))}. Use the same names in both, or give lists with class ids.'
+                f'Class folders differ: {", ".join(differ)}. Use the same names in both, or give lists with class ids.'
             )
     unknown = sorted(set(val.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
-        raise ValueError(f'{val.folder} has classes without a training image: ids {shorten(unknown)}.')
+        raise ValueError(f'{val.folder} has classes without a training image: ids {shorten([*map(str, unknown)])}.')
 
 
 def spread(total: int, count: int) -> list[int]:
     """Return up to ``count`` places, evenly spread over ``total``."""
     return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})
-
-
-def shorten(names: Sequence[object]) -> str:
-    """Join the first five names, and say how many more there are."""
-    if not names:
-        return 'none'
-    first = ', '.join(map(str, names[:5]))
-    return first if len(names) <= 5 else f'{first} and {len(names) - 5} more'
 
 
 def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int | None = None) -> LabelledImages:
@@ -223,10 +214,7 @@ def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int |
 
 
 def open_any(folder: str | Path, preprocessing: Preprocessing) -> LabelledImages:
-    """Find labelled images if every image lies in a folder for its class, else images without labels.
-
-    Raises ValueError if the folder does not exist or has no images.
-    """
+    """Find labelled images if every image lies in a folder for its class, else images without, as :func:`open_folder`."""
     folder = Path(folder)
     everything = open_folder(folder, preprocessing)
     if any(len(Path(name).parts) < 2 for name in everything.names):

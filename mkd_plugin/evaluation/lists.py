@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mkd_plugin.datasets.lists import read_list
+from mkd_plugin.checkpoint.report import shorten
+from mkd_plugin.datasets.folder import read_list
 from mkd_plugin.datasets.loading import check_regular
-from mkd_plugin.evaluation.images import class_folders, find_images, shorten
+from mkd_plugin.evaluation.images import class_folders, find_images
 from mkd_plugin.utils.files import write_whole
 
 Labelled = list[tuple[str, int]]
@@ -59,10 +60,7 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
 
 
 def published_share(train: str | Path, published: str | Path) -> Labelled:
-    """Find the images of a published list of file names, such as SimCLR's ``1percent.txt``.
-
-    Raises ValueError if the list does not exist, or names images that do not.
-    """
+    """Find the images of a published list of file names, as SimCLR's ``1percent.txt``. Raises ValueError if one is missing."""
     published = Path(published)
     images = {Path(name).name: (name, label) for name, label in labelled_images(Path(train))}
     wanted = [Path(line.strip()).name for line in read_list(published)]

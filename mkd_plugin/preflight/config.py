@@ -28,10 +28,7 @@ from mkd_plugin.utils.configs import change, get_ablation, get_config
 
 
 def read_config(name: str, options: Mapping[str, Any]) -> Config:
-    """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it.
-
-    Raises ValueError if there is none, the package that it inherits from is not installed, or an option does nothing.
-    """
+    """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it. Raises ValueError if that fails."""
     method, _, row = name.partition(':')
     try:
         cfg = get_ablation(method, row) if row else get_config(name)

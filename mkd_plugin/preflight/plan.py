@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,19 +71,13 @@ class Batch:
         return self.effective / self.base if self.scaled and self.base else 1.0
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes of one process, without activations."""
 
     weights: int
     gradients: int
     optimizer: int
     teachers: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.teachers
 
 
 def batch_of(cfg: Config, processes: int) -> Batch:

@@ -164,9 +164,10 @@ def evaluate(
         try:
             subject = networks.subject(request)
             table.checkpoints[name] = subject.description
-            sources: dict[str, Any] = dict(
-                subject=subject.identity, data=[identify(images) for images in data.open(subject)]
-            )
+            sources: dict[str, Any] = dict(subject=subject.identity, data=[])
+            for images in data.open(subject):
+                labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
+                sources['data'].append(dict(**images.identity(), labels=labels))
         except (OSError, ValueError) as error:
             table.fail(name, FEATURES, error)
             continue
@@ -177,11 +178,6 @@ def evaluate(
             run = partial(networks.measure, protocol, request)
             measurements.add(name, protocol, run, after=first, **sources, options=options)
     return measurements.run(console)
-
-
-def identify(images: LabelledImages) -> dict[str, Any]:
-    """Identify images and their labels."""
-    return dict(**images.identity(), labels=hashlib.sha256(images.labels.numpy().tobytes()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -230,10 +226,7 @@ class ClassifierPlan:
 def evaluate_classifiers(
     config: str, checkpoints: Sequence[str], plan: ClassifierPlan, out: Path, *, console: Console | None = None
 ) -> EvaluationTable:
-    """Evaluate checkpoints of a fine-tuning config on other images; ``out`` is as for :func:`evaluate`.
-
-    Raises ValueError if a checkpoint is given twice, or the output folder is not writable.
-    """
+    """Evaluate checkpoints of a fine-tuning config on other images; ``out`` and errors are as for :func:`evaluate`."""
     names = short_names(checkpoints)
     columns = {name: dict(path=path) for name, path in zip(names, checkpoints, strict=True)}
     measurements = Measurements(EvaluationTable(columns, dict(config=config, **asdict(plan))), out)

@@ -22,10 +22,7 @@ CLIP = (0.01, 0.99)  # quantiles of a component that become black and full colou
 
 
 def look(model: OpenedModel, images: LabelledImages, path: Path, *, tap: str, rows: int, pictures: int) -> None:
-    """Write the page: the neighbours of ``rows`` images, and the patches of ``pictures`` images, read at ``tap``.
-
-    Raises ValueError for an unknown tap, an unreadable image, or fewer than two images.
-    """
+    """Write the page: the neighbours of ``rows`` images, and the patches of ``pictures`` images, read at ``tap``."""
     if len(images) < 2:
         raise ValueError(f'{images.folder}: one image has no neighbours. Give a folder with at least two.')
     chosen = spread(len(images), pictures)

@@ -38,10 +38,7 @@ def key_of(title: str, **content: Any) -> str:
 
 
 class Store:
-    """Results under their keys. All writes are atomic: a result is complete or absent.
-
-    The folder is created if it does not exist; ValueError is raised if it is not writable.
-    """
+    """Results under their keys, in a folder that must be writable. All writes are atomic: a result is complete or absent."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser().resolve()

@@ -102,7 +102,7 @@ def write_shards(
                 encoded = in_chunks(run, work, shard, step)
                 first = number * options.shard_size
                 manifest['shards'][name] = write_shard(target / name, shard, encoded, first, classes)
-                write_json(target / MANIFEST, manifest)
+                write_whole(target / MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return manifest
 
 
@@ -141,7 +141,7 @@ def open_manifest(target: Path, sources: list[Source], options: Options, classes
         write_whole(target / SOURCES, '\n'.join(listed) + '\n')
         if classes:
             write_whole(target / CLASSES, '\n'.join(classes) + '\n')
-        write_json(target / MANIFEST, manifest)
+        write_whole(target / MANIFEST, json.dumps(manifest, indent=1) + '\n')
         return manifest
     stored = read_manifest(target)
     changed = sorted(set((target / SOURCES).read_text().splitlines()) ^ set(listed))
@@ -231,11 +231,6 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_whole(path, json.dumps(value, indent=1) + '\n')
 
 
 def verify_shards(target: Path, *, step: Callable[[int], Any] = lambda images: None) -> list[str]:

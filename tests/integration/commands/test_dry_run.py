@@ -181,7 +181,7 @@ def test_memory_of__and_groups():
     memory = memory_of(model, optimizer)
     assert (memory.weights, memory.gradients, memory.optimizer) == (220, 220, 440)
     assert memory.teachers == 12 * 4 + 2 * 5 * 4 + 8  # the frozen layer and the running statistics
-    assert memory.total == 220 * 4 + memory.teachers
+    assert sum(memory) == 220 * 4 + memory.teachers
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0)).optimizer == 0
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0, momentum=0.9)).optimizer == 220
 
