@@ -72,15 +72,11 @@ class LabelledImages(Dataset[Tensor]):
 
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
         """Yield images ``start`` up to ``stop`` as RGB in [0, 1], (B, 3, H, W). Raises ValueError for an unreadable one."""
-        loader = iter(DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers))
-        while True:
-            try:
-                images = next(loader)
-            except StopIteration:
-                return
-            except UnreadableImageError as error:  # a worker's has its traceback before the message
-                raise ValueError(str(error).strip().splitlines()[-1].rpartition('UnreadableImageError: ')[2]) from error
-            yield images.float() / 255
+        try:
+            for images in DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers):
+                yield images.float() / 255
+        except UnreadableImageError as error:  # a worker's has its traceback before the message
+            raise ValueError(str(error).strip().splitlines()[-1].rpartition('UnreadableImageError: ')[2]) from error
 
     def identity(self) -> dict[str, Any]:
         """Identify the images by names, bytes and preprocessing, independent of location, time stamps and labels.

@@ -21,7 +21,6 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.runner import set_random_seed
-from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.overrides import TorchFunctionMode
@@ -286,19 +285,10 @@ def rehearse_step(model: Any, cfg: Config) -> None:
         with torch.device('meta'):
             if isinstance(model, MaskedDistiller):
                 model.begin_training(Progress(0, 2))
-            model.to('meta')(**on_meta(batch), mode='loss')
+            model.to('meta')(**model.data_preprocessor.cast_data(batch), mode='loss')
     except Exception as error:
         if not of_meta(error):
             raise
-
-
-def on_meta(value: Any) -> Any:
-    """Copy a batch, with its tensors on the meta device."""
-    if isinstance(value, (torch.Tensor, BaseDataElement)):
-        return value.to('meta')
-    if isinstance(value, dict):
-        return {key: on_meta(part) for key, part in value.items()}
-    return [on_meta(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def of_meta(error: Exception) -> bool:
