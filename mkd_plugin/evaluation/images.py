@@ -175,15 +175,12 @@ def read_annotation(path: Path) -> tuple[list[str], list[int]]:
 
 def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
     """Raise ValueError unless class ids mean the same in both."""
-    if train.classes and val.classes:
-        differ = [
-            f'only in {own.folder} are {shorten(sorted(set(own.classes) - set(other.classes))) or "none"}'
-            for own, other in ((train, val), (val, train))
-        ]
-        if set(train.classes) != set(val.classes):
-            raise ValueError(
-                f'Class folders differ: {", ".join(differ)}. Use the same names in both, or give lists with class ids.'
-            )
+    if train.classes and val.classes and set(train.classes) != set(val.classes):
+        only_train, only_val = set(train.classes) - set(val.classes), set(val.classes) - set(train.classes)
+        raise ValueError(
+            f'Class folders differ: only in {train.folder} are {shorten(sorted(only_train)) or "none"}, only in {val.folder} '
+            f'{shorten(sorted(only_val)) or "none"}. Use the same names in both, or give lists with class ids.'
+        )
     unknown = sorted(set(val.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
         raise ValueError(f'{val.folder} has classes without a training image: ids {shorten([*map(str, unknown)])}.')
