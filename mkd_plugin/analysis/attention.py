@@ -21,8 +21,7 @@ NMI_EPS = 1e-8
 
 def patch_distances(grid: tuple[int, int], patch_size: int) -> Tensor:
     """Distances in pixels between the centres of all pairs of patches, (L, L) float64."""
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing='ij')
-    places_L2 = torch.stack([rows.flatten(), columns.flatten()], dim=1) * patch_size
+    places_L2 = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid)) * patch_size
     return (places_L2[:, None] - places_L2).norm(dim=2)
 
 

@@ -116,11 +116,6 @@ class SpectralDensity:
     nodes_M: Tensor  #: Ritz values of all random vectors
     weights_M: Tensor  #: they sum to one
 
-    @property
-    def mean(self) -> float:
-        """Mean eigenvalue: the trace divided by N, estimated from the same random vectors."""
-        return float(self.nodes_M @ self.weights_M)
-
     def smooth(self, *, points: int = 1000, width: float = 0.01) -> tuple[Tensor, Tensor]:
         """Return a curve to plot: eigenvalues and densities, (points,) each, with a Gaussian at every node. Its integral is
         one.

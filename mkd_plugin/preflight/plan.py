@@ -30,9 +30,7 @@ from mkd_plugin.models.protocols import Progress, Stages
 from mkd_plugin.preflight.checks import without_checkpoints
 
 MIN_STAGE = 500  # updates; with fewer a stage is hopeless
-
 TICKS = 1000  # points of a schedule; its shape does not depend on the steps of an epoch
-
 HEIGHT, WIDTH = 256, 320  # of a random image
 
 # Numbers that an optimiser keeps for each weight.
