@@ -110,14 +110,13 @@ def check_classes(cfg: Config) -> None:
             )
 
 
-def head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
+def head_classes(head: Any, where: str) -> Iterator[tuple[str, int]]:
     """Yield the place and value of every ``num_classes`` in a head."""
-    if isinstance(node, dict) and isinstance(node.get('num_classes'), (int, str)):
-        check_values(where, node, {'num_classes': int})
-        yield where, node['num_classes']
-    for key, part in items_of(node):
-        if key not in OTHER_HEADS:
-            yield from head_classes(part, f'{where}.{key}')
+    for place, number in parts_of(head, where):
+        path = place.split('.')
+        if path.pop() == 'num_classes' and isinstance(number, (int, str)) and not {*path} & {*OTHER_HEADS}:
+            check_values('.'.join(path), {'num_classes': number}, {'num_classes': int})
+            yield '.'.join(path), int(number)
 
 
 def data_classes(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
@@ -134,6 +133,14 @@ def items_of(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from node.items()
     elif isinstance(node, (list, tuple)):
         yield from enumerate(node)
+
+
+def parts_of(node: Any, where: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of all that a part of a config holds, the outer before the inner."""
+    for key, part in items_of(node):
+        here = f'{where}.{key}' if where else str(key)
+        yield here, part
+        yield from parts_of(part, here)
 
 
 def type_name(kind: Any) -> str:
@@ -204,7 +211,7 @@ def missing_files(cfg: Config) -> list[Missing]:
     found: list[Missing] = []
     for option, dataset in datasets_of(cfg):
         found += missing_data(dataset, option)
-    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+    for option, path in checkpoints_of(cfg):
         if not path:
             found.append(Missing("''", option, 'a checkpoint: the config leaves it to you'))
         elif not exists(path):
@@ -247,13 +254,10 @@ def exists(path: str) -> bool:
     return '://' in path or Path(path).expanduser().exists()
 
 
-def checkpoints_of(node: Any, option: str) -> Iterator[tuple[str, str]]:
-    """Yield option and path of every ``checkpoint`` in a part of a config."""
-    for key, value in items_of(node):
-        if key == 'checkpoint' and isinstance(value, str):
-            yield f'{option}.{key}', value
-        else:
-            yield from checkpoints_of(value, f'{option}.{key}')
+def checkpoints_of(cfg: Config) -> list[tuple[str, str]]:
+    """Return option and path of every ``checkpoint`` of a model."""
+    parts = parts_of(cfg.get('model'), 'model')
+    return [(option, path) for option, path in parts if option.endswith('.checkpoint') and isinstance(path, str)]
 
 
 def without_checkpoints(node: Any, *, missing_only: bool = False) -> Any:
@@ -276,7 +280,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     text = missing_tree(cfg, loaders)
     if text is not None:
         raise ValueError(text)
-    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+    for option, path in checkpoints_of(cfg):
         if not path or not exists(path):
             raise ValueError(f'There is no checkpoint {path!r}. Name one with --cfg-options {option}=FILE.')
         if '://' not in path:

@@ -20,7 +20,7 @@ from mkd_plugin.preflight.checks import (
     check_hosts_of,
     check_kinds,
     check_strategy,
-    items_of,
+    parts_of,
     strategy_name,
 )
 from mkd_plugin.preflight.unread import check_data_root, check_keys, check_options, check_saving, data_roots
@@ -104,17 +104,10 @@ def move_data_root(cfg: Config, root: str) -> None:
     if before is not None and before not in roots and len(roots) == 1:
         before = next(iter(roots))
     moved = 0
-
-    def move(node: Any) -> None:
-        nonlocal moved
-        if isinstance(node, dict) and 'data_root' in node and before in (None, node['data_root']):
-            node['data_root'] = root
+    for _, part in parts_of({name: cfg.get(name) for name in LOADERS}):
+        if isinstance(part, dict) and 'data_root' in part and before in (None, part['data_root']):
+            part['data_root'] = root
             moved += 1
-        for _, value in items_of(node):
-            move(value)
-
-    for loader in LOADERS:
-        move(cfg.get(loader))
     for name in ('val_evaluator', 'test_evaluator'):
         evaluators = cfg.get(name) or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
@@ -169,12 +162,10 @@ def ddp_options(cfg: Config) -> dict[str, Any]:
 
 def replace_sync_bn(node: Any) -> bool:
     """Replace every SyncBN of a model's config by BN, its equal in one process; return whether there was any."""
-    found = isinstance(node, dict) and node.get('type') == 'SyncBN'
-    if found:
-        node['type'] = 'BN'
-    for _, part in list(items_of(node)):
-        found |= replace_sync_bn(part)
-    return found
+    parts = [part for _, part in parts_of(node) if isinstance(part, dict) and part.get('type') == 'SyncBN']
+    for part in parts:
+        part['type'] = 'BN'
+    return bool(parts)
 
 
 def fit_strategy_to_cpu(cfg: Config) -> None:

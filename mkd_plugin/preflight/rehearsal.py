@@ -31,8 +31,16 @@ from mkd_plugin.compat.weights import load_state_dict
 from mkd_plugin.engine.checkpoints import check_resumable
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress
-from mkd_plugin.preflight.checks import DENSE, LOADERS, check_schedule, datasets_of, type_name, without_checkpoints
-from mkd_plugin.preflight.mistakes import config_mistakes, parts_of, unknown_type
+from mkd_plugin.preflight.checks import (
+    DENSE,
+    LOADERS,
+    check_schedule,
+    datasets_of,
+    parts_of,
+    type_name,
+    without_checkpoints,
+)
+from mkd_plugin.preflight.mistakes import config_mistakes, unknown_type
 from mkd_plugin.preflight.plan import fake_batch, stages_of
 from mkd_plugin.registry import check_names, check_values, parameters_of
 

@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from mkd_plugin.compat.paramwise import did_you_mean
-from mkd_plugin.preflight.checks import LOADERS, items_of
+from mkd_plugin.preflight.checks import LOADERS, parts_of
 
 # What the runners, and the tools of the hosts and of this package, read from a config beside the runners' arguments.
 READ_ELSEWHERE = {
@@ -144,15 +144,9 @@ def assigned(file: str | Path | None) -> set[str]:
 
 def data_roots(cfg: Config) -> Iterator[str]:
     """Yield every ``data_root`` of the loaders, at any depth."""
-
-    def inside(node: Any) -> Iterator[str]:
-        if isinstance(node, dict) and isinstance(node.get('data_root'), str):
-            yield node['data_root']
-        for _, value in items_of(node):
-            yield from inside(value)
-
-    for loader in LOADERS:
-        yield from inside(cfg.get(loader))
+    for option, root in parts_of({name: cfg.get(name) for name in LOADERS}):
+        if option.endswith('.data_root') and isinstance(root, str):
+            yield root
 
 
 def resembling(name: str, known: Iterable[str]) -> str | None:
