@@ -51,7 +51,8 @@ def check_feature_file(path: Path) -> None:
 
 def write_npz(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
     """Write NumPy's format."""
-    np.savez(path, **arrays, names=np.array(names), labels=labels, classes=np.array(classes, dtype=str))
+    values: dict[str, Any] = dict(arrays, names=np.array(names), labels=labels, classes=np.array(classes, dtype=str))
+    np.savez(path, **values)
 
 
 def write_parquet(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
