@@ -30,15 +30,16 @@ def place(text: str) -> tuple[float, float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('checkpoints', nargs='+', metavar=SPECIFICATION, help='networks to compare')
-    parser.add_argument(
+    add = parser.add_argument
+    add('checkpoints', nargs='+', metavar=SPECIFICATION, help='networks to compare')
+    add(
         '--data',
         required=True,
         metavar='FOLDER',
         help='folder of images; its sub-folders are the classes, which hessian and landscape need',
     )
-    parser.add_argument('--out', default='work_dirs/analysis', metavar='DIR', help='folder of the page and the results')
-    parser.add_argument(
+    add('--out', default='work_dirs/analysis', metavar='DIR', help='folder of the page and the results')
+    add(
         '--only',
         nargs='+',
         default=[],
@@ -46,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'measurements to make, of {", ".join(MEASUREMENTS)} (default: all, but hessian and landscape only up to 10 '
         'million parameters)',
     )
-    parser.add_argument('--flavour', choices=FLAVOURS, default=FLAVOURS[0], help='published convention to follow')
-    parser.add_argument('--images', type=at_least(1), default=64, help='number of images')
-    parser.add_argument('--batch', type=at_least(1), default=16, help='images at once')
-    parser.add_argument(
+    add('--flavour', choices=FLAVOURS, default=FLAVOURS[0], help='published convention to follow')
+    add('--images', type=at_least(1), default=64, help='number of images')
+    add('--batch', type=at_least(1), default=16, help='images at once')
+    add(
         '--queries',
         nargs='+',
         type=place,
@@ -57,12 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='ROW,COLUMN',
         help='places of the patches whose attention is drawn, as fractions of the image (default: 0.5,0.5 0.25,0.25)',
     )
-    parser.add_argument('--directions', choices=DIRECTIONS, default='random', help='directions of the loss landscape')
-    parser.add_argument(
-        '--landscape-size', type=at_least(1), default=21, help='points along a direction, an odd number'
-    )
+    add('--directions', choices=DIRECTIONS, default='random', help='directions of the loss landscape')
+    add('--landscape-size', type=at_least(1), default=21, help='points along a direction, an odd number')
     add_network_arguments(parser)
-    parser.add_argument('--device', help='device to compute on (default: cuda if there is a GPU, else cpu)')
+    add('--device', help='device to compute on (default: cuda if there is a GPU, else cpu)')
 
 
 def run(args: argparse.Namespace) -> int:

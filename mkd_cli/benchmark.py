@@ -26,9 +26,10 @@ TASKS = ('classification', 'detection', 'segmentation')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('checkpoints', nargs='+', metavar='[NAME=]CHECKPOINT', help='pre-trained checkpoints')
-    parser.add_argument('--suite', choices=SUITES, default=SUITES[0], help='data sets to use')
-    parser.add_argument(
+    add = parser.add_argument
+    add('checkpoints', nargs='+', metavar='[NAME=]CHECKPOINT', help='pre-trained checkpoints')
+    add('--suite', choices=SUITES, default=SUITES[0], help='data sets to use')
+    add(
         '--tasks',
         nargs='+',
         choices=TASKS,
@@ -36,29 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='TASK',
         help=f'some of {", ".join(TASKS)} (default: all)',
     )
-    parser.add_argument(
+    add(
         '--against',
         metavar='scratch|NAME',
         help='start that the others are compared with, seed by seed (default: no comparison)',
     )
-    parser.add_argument(
-        '--seeds', type=at_least(1), help='fine-tuning runs of each task (default: 3; 1 for the suite full)'
-    )
-    parser.add_argument('--recipe', default='dbot', help='method whose fine-tuning recipes the suite full uses')
-    parser.add_argument('--arch', choices=['base', 'large'], default='base', help='network of the suite full')
-    parser.add_argument(
-        '--config', nargs='+', default=[], metavar='TASK=FILE', help="configs to use in place of the suite's"
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='[TASK:]KEY=VALUE', help='settings of the configs to change'
-    )
-    parser.add_argument('--processes', type=at_least(1), default=1, help='processes of a training: GPUs')
-    parser.add_argument(
-        '--jobs', type=at_least(1), help='trainings at a time (default: 2 on a CPU with at least two cores, else 1)'
-    )
-    parser.add_argument('--pictures', type=at_least(0), default=4, help='images to draw predictions on')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='output folder (default: work_dirs/benchmark_SUITE)')
-    parser.add_argument('--report-only', action='store_true', help='train nothing; report what is finished')
+    add('--seeds', type=at_least(1), help='fine-tuning runs of each task (default: 3; 1 for the suite full)')
+    add('--recipe', default='dbot', help='method whose fine-tuning recipes the suite full uses')
+    add('--arch', choices=['base', 'large'], default='base', help='network of the suite full')
+    add('--config', nargs='+', default=[], metavar='TASK=FILE', help="configs to use in place of the suite's")
+    add('--cfg-options', nargs='+', default=[], metavar='[TASK:]KEY=VALUE', help='settings of the configs to change')
+    add('--processes', type=at_least(1), default=1, help='processes of a training: GPUs')
+    add('--jobs', type=at_least(1), help='trainings at a time (default: 2 on a CPU with at least two cores, else 1)')
+    add('--pictures', type=at_least(0), default=4, help='images to draw predictions on')
+    add('--out', type=Path, metavar='DIR', help='output folder (default: work_dirs/benchmark_SUITE)')
+    add('--report-only', action='store_true', help='train nothing; report what is finished')
 
 
 def settings_of(args: argparse.Namespace) -> Any:

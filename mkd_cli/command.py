@@ -155,6 +155,13 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def progress_bar(console: Any) -> Any:
+    """Return rich's progress bar, with the number of what is done."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+
+
 def script(name: str) -> Callable[..., int]:
     """Return the `main` of a command's module: the entry point of its script in `tools/`."""
 
@@ -165,18 +172,9 @@ def script(name: str) -> Callable[..., int]:
 
 
 def run_command(module: ModuleType, arguments: Sequence[str], prog: str | None = None) -> int:
-    """Parse the arguments and run a command.
+    """Parse the arguments, run a command and return its exit code: 2 for a user's mistake.
 
-    A user's mistake is printed as one message; `--debug` shows its traceback. Our own bugs and errors of other packages
-    keep theirs.
-
-    Args:
-        module: The command.
-        arguments: Its command line, without the name.
-        prog: What the usage line calls it; the script's name by default.
-
-    Returns:
-        The exit code: 2 for a user's mistake.
+    A mistake is printed as one message; `--debug` shows its traceback. Our own bugs and errors of other packages keep theirs.
     """
     parser = Parser(prog=prog, description=module.__doc__)
     module.add_arguments(parser)

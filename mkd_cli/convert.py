@@ -19,34 +19,33 @@ PARTS = ('student', 'teacher', 'decoder')
 
 def add_arguments(parser: argparse.ArgumentParser, targets: Sequence[str] = TARGETS) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('source', help='checkpoint file, or folder of a Hugging Face model')
-    parser.add_argument(
-        'destination', help="file to write (.safetensors or .pth); for 'hf' without a suffix a folder with the config"
-    )
-    parser.add_argument('--to', required=True, choices=targets, help='format to write')
-    parser.add_argument('--part', default='student', choices=PARTS, help='part of a pre-training checkpoint of ours')
-    parser.add_argument('--prefix', help='prefix of the network in the source (default: the only network there)')
-    parser.add_argument(
+    add = parser.add_argument
+    add('source', help='checkpoint file, or folder of a Hugging Face model')
+    add('destination', help="file to write (.safetensors or .pth); for 'hf' without a suffix a folder with the config")
+    add('--to', required=True, choices=targets, help='format to write')
+    add('--part', default='student', choices=PARTS, help='part of a pre-training checkpoint of ours')
+    add('--prefix', help='prefix of the network in the source (default: the only network there)')
+    add(
         '--img-size',
         type=at_least(1),
         nargs='+',
         metavar='PIXELS',
         help='resize the positions for images of this size, or height and width (default: as in the source)',
     )
-    parser.add_argument(
+    add(
         '--release',
         metavar='NAME',
         help='release that the source is, listed in docs/teachers.md; gives options and pixel statistics (default: none)',
     )
-    parser.add_argument(
+    add(
         '--network',
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
         help='options that the source does not state: num_heads, activation, norm_eps, img_size',
     )
-    parser.add_argument('--objective', default='pixel', help="name of the decoder's objective in our format")
-    parser.add_argument(
+    add('--objective', default='pixel', help="name of the decoder's objective in our format")
+    add(
         '--allow-nonfinite',
         action='store_true',
         help='convert weights that are NaN or infinite too, without comparing outputs',
@@ -54,11 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, targets: Sequence[str] = TARG
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and print the report; return the exit code.
-
-    Raises:
-        ValueError: The checkpoint cannot be converted; nothing was written.
-    """
+    """Convert, and print the report; return the exit code."""
     from mkd_plugin.checkpoint.releases import RELEASES
     from mkd_plugin.interop.convert import convert_checkpoint
 

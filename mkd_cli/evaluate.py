@@ -94,11 +94,8 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.interop.specs import parse_specs
     from mkd_plugin.reporting.evaluation_report import evaluate
 
-    data, plan, known = (
-        Data(args.data, args.train_list, args.val_list, args.resize),
-        plan_of(args),
-        network_options(args.network),
-    )
+    data, plan = Data(args.data, args.train_list, args.val_list, args.resize), plan_of(args)
+    known = network_options(args.network)
     data.check()
     for spec in parse_specs(args.checkpoints):
         spec.check()

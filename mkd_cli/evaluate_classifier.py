@@ -41,23 +41,14 @@ def run(args: argparse.Namespace) -> int:
     wrong = [entry for entry in args.folders if not all(entry.partition('='))]
     if wrong:
         raise ValueError(f'--folders {" ".join(wrong)}: give NAME=DIR.')
-    folders = [entry.partition('=')[2] for entry in args.folders]
-    missing = [
-        path
-        for path in (*args.checkpoints, *folders, args.classes, args.cue_conflict)
-        if path and not Path(path).exists()
-    ]
+    folders = dict(entry.split('=', 1) for entry in args.folders)
+    named = (*args.checkpoints, *folders.values(), args.classes, args.cue_conflict)
+    missing = [path for path in named if path and not Path(path).exists()]
     if missing:
         raise ValueError(f'There is no file or folder {missing[0]}.')
     find_config(args.config)
     plan = ClassifierPlan(
-        {name: folder for name, _, folder in (entry.partition('=') for entry in args.folders)},
-        args.classes,
-        args.cue_conflict,
-        args.size,
-        args.batch_size,
-        args.workers,
-        usable_device(args.device),
+        folders, args.classes, args.cue_conflict, args.size, args.batch_size, args.workers, usable_device(args.device)
     )
     table = evaluate_classifiers(args.config, args.checkpoints, plan, args.out)
     Console().print(table.rich())

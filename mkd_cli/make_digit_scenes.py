@@ -11,30 +11,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from mkd_cli.command import at_least, script
+from mkd_cli.command import at_least, progress_bar, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('root', type=Path, nargs='?', default=Path('data/digit_scenes'), metavar='DIR',
+    add = parser.add_argument
+    add('root', type=Path, nargs='?', default=Path('data/digit_scenes'), metavar='DIR',
                         help='folder to write (default: %(default)s)')  # fmt: skip
-    parser.add_argument('--seed', type=at_least(0), default=0, help='seed of the scenes')
-    parser.add_argument('--train', type=at_least(1), default=1000, help='scenes for training')
-    parser.add_argument('--val', type=at_least(1), default=200, help='scenes for validation')
+    add('--seed', type=at_least(0), default=0, help='seed of the scenes')
+    add('--train', type=at_least(1), default=1000, help='scenes for training')
+    add('--val', type=at_least(1), default=200, help='scenes for validation')
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the scenes; return the exit code."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / 'projects' / 'digit_scenes').is_dir():
@@ -43,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from projects.digit_scenes.writing import write_digit_scenes
 
     console, total = Console(), args.train + args.val
-    columns = (TextColumn('scenes'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task('', total=total)
+    with progress_bar(console) as bar:
+        task = bar.add_task('scenes', total=total)
         root = write_digit_scenes(
             args.root, seed=args.seed, train=args.train, val=args.val, step=lambda: bar.advance(task)
         )

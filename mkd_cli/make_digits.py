@@ -13,7 +13,8 @@ from mkd_cli.command import script
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('root', type=Path, nargs='?', default=Path('data/digits'), metavar='DIR',
+    add = parser.add_argument
+    add('root', type=Path, nargs='?', default=Path('data/digits'), metavar='DIR',
                         help='folder to write (default: %(default)s)')  # fmt: skip
 
 

@@ -25,13 +25,14 @@ def percent(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument('train', help='folder with a folder for each class; with --json, the root of its paths')
-    parser.add_argument('out', help='list to write: a path and a class id in each line')
+    add = parser.add_argument
+    add('train', help='folder with a folder for each class; with --json, the root of its paths')
+    add('out', help='list to write: a path and a class id in each line')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--percent', type=percent, help='draw this share of each class (no default)')
     source.add_argument('--published', metavar='FILE', help="list of file names, such as SimCLR's (no default)")
     source.add_argument('--json', metavar='FILE', help="iNaturalist's file, in COCO's format (no default)")
-    parser.add_argument('--seed', type=at_least(0), default=0, help='seed of the draw')
+    add('--seed', type=at_least(0), default=0, help='seed of the draw')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mkd_cli.command import at_least, script
+from mkd_cli.command import at_least, progress_bar, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,28 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write, verify and report; return the exit code."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     if args.source.resolve() in (args.target.resolve(), *args.target.resolve().parents):
         raise ValueError(
             f'{args.target} lies in {args.source}: the shards would be among the images. Name another folder.'
         )
     console = Console()
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console) as bar:
         manifest, problems = write_and_verify(args, bar)
     show(args, console, manifest, problems)
     return 1 if problems else 0

@@ -18,21 +18,16 @@ from mkd_cli.train import add_run_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
+    add = parser.add_argument
     add_run_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file to evaluate')
-    parser.add_argument('--out', metavar='FILE', help='file for what --out-item names (default: nothing is written)')
-    parser.add_argument(
-        '--out-item', choices=['pred', 'metrics'], default='pred', help='write predictions (.pkl) or scores (.json)'
-    )
-    parser.add_argument('--amp', action='store_true', help='use mixed precision')
+    add('checkpoint', help='checkpoint file to evaluate')
+    add('--out', metavar='FILE', help='file for what --out-item names (default: nothing is written)')
+    add('--out-item', choices=['pred', 'metrics'], default='pred', help='write predictions (.pkl) or scores (.json)')
+    add('--amp', action='store_true', help='use mixed precision')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; return the exit code.
-
-    Raises:
-        ValueError: The config has nothing to evaluate, or the checkpoint does not fit its model.
-    """
+    """Evaluate; return the exit code."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     import mmengine
     from mmengine.evaluator import DumpResults
@@ -73,11 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare_test(cfg: Any, name: str, *, amp: bool = False) -> None:
-    """Prepare a config for evaluation: nothing but the tested checkpoint is loaded.
-
-    Raises:
-        ValueError: The config has nothing to evaluate.
-    """
+    """Prepare a config for evaluation: nothing but the tested checkpoint is loaded. Raises ValueError without a test set."""
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(
             f'{name} has no test_dataloader and test_evaluator: a pre-training has nothing to evaluate. Fine-tune its '

@@ -93,12 +93,11 @@ def run(args: argparse.Namespace) -> int:
         return dry_run(cfg, processes=args.processes or processes, images=args.dry_run)
 
     from mkd_plugin.engine.run_folder import check_unused, held
-    from mkd_plugin.preflight.annotations import check_annotations
+    from mkd_plugin.preflight.annotations import check_annotations, check_samples
     from mkd_plugin.preflight.checks import check_data, check_work_dir
     from mkd_plugin.preflight.distributed import build_runner, start_process_group
     from mkd_plugin.preflight.mistakes import config_mistakes
     from mkd_plugin.preflight.rehearsal import rehearse
-    from mkd_plugin.preflight.start import check_samples
 
     start_process_group(cfg)
     if not (cfg.get('resume') or args.overwrite):

@@ -21,8 +21,7 @@ NMI_EPS = 1e-8
 
 def patch_distances(grid: tuple[int, int], patch_size: int) -> Tensor:
     """Distances in pixels between the centres of all pairs of patches, (L, L) float64."""
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing='ij')
-    places_L2 = torch.stack([rows.flatten(), columns.flatten()], dim=1) * patch_size
+    places_L2 = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid)) * patch_size
     return (places_L2[:, None] - places_L2).norm(dim=2)
 
 
@@ -70,15 +69,8 @@ class AttentionSummary:
 class AttentionStatistics:
     """Distance, entropy and NMI of one layer, streamed over batches.
 
-    Args:
-        grid: Patches per column and row.
-        patch_size: Side of a patch in pixels.
-        num_prefix: Number of prefix tokens, which are dropped as queries and as keys.
-        flavour: 'cl-vs-mim' or 'dbot'.
-        name: Name of the layer, for messages.
-
-    Raises:
-        ValueError: The flavour is unknown, or the grid has one patch.
+    ``flavour`` is 'cl-vs-mim' or 'dbot', ``patch_size`` is in pixels, ``name`` names the layer in messages. Prefix tokens
+    are dropped as queries and as keys. Raises ValueError for another flavour, or a grid of one patch.
     """
 
     def __init__(

@@ -28,11 +28,7 @@ def explicit_attention(
 ) -> Tensor:
     """Compute softmax(Q Kᵀ · scale + bias), (B, H, N, N), in at least float32, which a fused kernel does not return.
 
-    Args:
-        q_BHNK: Queries.
-        k_BHNK: Keys.
-        scale: Factor of the logits; K^(−1/2) by default.
-        bias: Added to the logits; if boolean, True where a key may be attended to.
+    ``scale`` is K^(−1/2) by default. A boolean ``bias`` is True where a key may be attended to.
     """
     scale = q_BHNK.shape[-1] ** -0.5 if scale is None else scale
     logits_BHNN = (widen(q_BHNK) * scale) @ widen(k_BHNK).mT
@@ -47,20 +43,12 @@ def explicit_attention(
 def run_watched(
     model: nn.Module, images_BCHW: Tensor, *, on_attention: OnLayer | None = None, on_tokens: OnLayer | None = None
 ) -> Any:
-    """Run a network once in evaluation mode and pass its attention and tokens to callbacks, layer by layer.
+    """Run a network once in evaluation mode, pass its attention and tokens to callbacks layer by layer, and return its output.
 
-    Args:
-        model: The network.
-        images_BCHW: Input of the network.
-        on_attention: Called with ('block:i', attention after softmax (b, H, N, N)) for a few images at a time.
-        on_tokens: Called with ('input:0', tokens entering the first block) and, for every block, with ('middle:i', tokens
-            after the attention residual) and ('block:i', tokens after the MLP residual), each (B, N, D).
-
-    Returns:
-        The output of the network.
-
-    Raises:
-        ValueError: The network has no fused attention, or no pre-norm blocks.
+    ``on_attention`` gets ('block:i', attention after softmax (b, H, N, N)) for a few images at a time; ``on_tokens`` gets
+    ('input:0', tokens entering the first block) and, for every block, ('middle:i', tokens after the attention residual) and
+    ('block:i', tokens after the MLP residual), each (B, N, D). Raises ValueError if the network has no fused attention, or
+    no pre-norm blocks.
     """
     watch = None if on_attention is None else AttentionWatch(on_attention)
     with ExitStack() as stack:
@@ -120,11 +108,7 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def blocks_of(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Return the transformer blocks in order, each with its second norm, whose input are the tokens after the attention.
-
-    Raises:
-        ValueError: The network has no list ``layers`` or ``blocks`` of pre-norm blocks.
-    """
+    """Return the pre-norm blocks in order, each with its second norm, whose input are the tokens after the attention."""
     for module in model.modules():
         for attribute, norm in (('layers', 'ln2'), ('blocks', 'norm2')):
             blocks = getattr(module, attribute, None)

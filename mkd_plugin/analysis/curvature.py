@@ -29,17 +29,10 @@ class Eigenpairs:
 def top_eigenpairs(
     matrix: SymmetricOperator, count: int = 2, *, tolerance: float = 1e-3, max_iterations: int = 100, seed: int = 0
 ) -> Eigenpairs:
-    """Find eigenpairs by power iteration with deflation; the eigenvalue is ⟨Hv, v⟩.
+    """Find eigenpairs of an N × N matrix by power iteration with deflation; the eigenvalue is ⟨Hv, v⟩.
 
-    Args:
-        matrix: The matrix, N × N.
-        count: Number of eigenpairs.
-        tolerance: Relative change of the eigenvalue at which the iteration ends.
-        max_iterations: Maximum number of products per eigenvalue.
-        seed: Seed of the initial vectors.
-
-    Raises:
-        ValueError: ``count`` exceeds the size of the matrix, or ``max_iterations`` is below 1.
+    An iteration ends when the eigenvalue changes by less than the relative ``tolerance``, or after ``max_iterations``
+    products. Raises ValueError if ``count`` exceeds N, or ``max_iterations`` is below 1.
     """
     size = matrix.like_N.numel()
     if not 1 <= count <= size:
@@ -99,15 +92,9 @@ def hutchinson_trace(
 ) -> TraceEstimate:
     """Estimate the trace as the mean of vᵀ H v over Rademacher vectors (Hutchinson 1990).
 
-    Args:
-        matrix: The matrix.
-        tolerance: Relative change of the running mean at which sampling ends; 0 draws all samples. Two samples may agree
-            by chance, so check the standard error.
-        max_samples: Maximum number of vectors.
-        seed: Seed of the vectors.
-
-    Raises:
-        ValueError: ``max_samples`` is below 1.
+    Sampling ends when the running mean changes by less than the relative ``tolerance`` (never if that is 0), or after
+    ``max_samples``. Two samples may agree by chance, so check the standard error. Raises ValueError if ``max_samples`` is
+    below 1.
     """
     check_positive('max_samples', max_samples)
     generator = torch.Generator().manual_seed(seed)
@@ -129,20 +116,11 @@ class SpectralDensity:
     nodes_M: Tensor  #: Ritz values of all random vectors
     weights_M: Tensor  #: they sum to one
 
-    @property
-    def mean(self) -> float:
-        """Mean eigenvalue: the trace divided by N, estimated from the same random vectors."""
-        return float(self.nodes_M @ self.weights_M)
-
     def smooth(self, *, points: int = 1000, width: float = 0.01) -> tuple[Tensor, Tensor]:
-        """Return a curve to plot, with a Gaussian at every node. Its integral is one.
+        """Return a curve to plot: eigenvalues and densities, (points,) each, with a Gaussian at every node. Its integral is
+        one.
 
-        Args:
-            points: Number of points.
-            width: Standard deviation of the Gaussians relative to the range of the nodes.
-
-        Returns:
-            Eigenvalues (points,) and densities (points,).
+        ``width`` is the standard deviation of the Gaussians relative to the range of the nodes.
         """
         low, high = float(self.nodes_M.min()), float(self.nodes_M.max())
         sigma = width * ((high - low) or abs(high) or 1.0)
@@ -154,16 +132,10 @@ class SpectralDensity:
 def spectral_density(
     matrix: SymmetricOperator, *, steps: int = 100, num_vectors: int = 1, seed: int = 0
 ) -> SpectralDensity:
-    """Estimate the density by stochastic Lanczos quadrature with full re-orthogonalisation. Keeps ``steps`` vectors.
+    """Estimate the density by stochastic Lanczos quadrature with full re-orthogonalisation, from Rademacher vectors.
 
-    Args:
-        matrix: The matrix.
-        steps: Products per random vector; fewer if the matrix is smaller.
-        num_vectors: Number of Rademacher vectors.
-        seed: Seed of the vectors.
-
-    Raises:
-        ValueError: ``steps`` or ``num_vectors`` is below 1.
+    Each vector takes ``steps`` products, fewer if the matrix is smaller, and memory for as many vectors. Raises ValueError
+    if a number is below 1.
     """
     check_positive('steps', steps)
     check_positive('num_vectors', num_vectors)

@@ -15,12 +15,8 @@ from mkd_plugin.analysis.streaming import check_finite
 def coarse_probabilities(logits_BC: Tensor, classes: Mapping[str, Sequence[int]]) -> Tensor:
     """Softmax over all C classes, then the mean probability of each coarse class, (B, len(classes)).
 
-    Args:
-        logits_BC: Output of a classifier.
-        classes: Coarse class → ids of its fine classes, for example the 16 classes of Geirhos et al. (2019).
-
-    Raises:
-        ValueError: A coarse class is empty, an id is out of range or in two coarse classes, or a logit is not finite.
+    ``classes`` maps a coarse class to the ids of its fine classes, as the 16 classes of Geirhos et al. (2019). Raises
+    ValueError if a coarse class is empty, an id is out of range or in two coarse classes, or a logit is not finite.
     """
     check_finite(logits_BC, 'logits')
     ids = [index for members in classes.values() for index in members]

@@ -31,13 +31,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 class MeanLoss:
     """Mean loss over all images of all batches, in evaluation mode. Every image has the same weight.
 
-    Args:
-        model: The network.
-        batches: A list or DataLoader; it is iterated repeatedly.
-        loss: (model, batch) → loss of every image, (B,), for example a cross entropy with ``reduction='none'``.
-
-    Raises:
-        ValueError: ``batches`` is an iterator.
+    ``batches`` is a list or DataLoader, which is iterated repeatedly; an iterator raises ValueError. ``loss`` maps (model,
+    batch) to the loss of every image, (B,), for example a cross entropy with ``reduction='none'``.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor]) -> None:
@@ -87,14 +82,8 @@ class SymmetricOperator(Protocol):
 class Hessian:
     """Hessian of a mean loss with respect to all trainable parameters, flattened in the order of the model.
 
-    A product takes one forward and two backward passes over all batches, and keeps the graph of one batch at a time.
-
-    Args:
-        loss: The loss.
-        on_product: Called after every product, for a progress bar.
-
-    Raises:
-        ValueError: No parameter is trainable.
+    A product takes one forward and two backward passes over all batches, keeps the graph of one batch at a time, and ends
+    with a call of ``on_product``. Raises ValueError if no parameter is trainable.
     """
 
     def __init__(self, loss: MeanLoss, *, on_product: Callable[[], None] | None = None) -> None:
@@ -153,10 +142,6 @@ def filter_normalise(direction: Direction, parameters: Mapping[str, Tensor]) -> 
     """Scale a direction b to the length of the weights w: ‖w‖ / (‖b‖ + 1e-7) · b, with norms over dim 0 (Li et al. 2018).
 
     One-dimensional parameters and position embeddings get the direction zero.
-
-    Args:
-        direction: b, of any length.
-        parameters: w.
     """
     normalised = {}
     for name, w in parameters.items():
@@ -207,18 +192,11 @@ def loss_landscape(
     radius: float = 1.0,
     on_point: Callable[[], None] | None = None,
 ) -> LossLandscape:
-    """Compute the mean loss on a square grid around the weights (Li et al. 2018). The weights are restored.
+    """Compute the mean loss on the grid [−radius, radius]² around the weights (Li et al. 2018). The weights are restored.
 
-    Args:
-        loss: The loss.
-        first: A filter-normalised direction.
-        second: Another one.
-        size: Points along a direction; odd, so that the central point is the weights themselves.
-        radius: The grid is [−radius, radius]².
-        on_point: Called after every point, for a progress bar.
-
-    Raises:
-        ValueError: ``size`` is even, or ``radius`` is not positive.
+    The directions are filter-normalised. ``size`` is the number of points along each; it is odd, so that the central point
+    is the weights themselves. ``on_point`` is called after every point. Raises ValueError if ``size`` is even, or
+    ``radius`` not positive.
     """
     if size < 1 or size % 2 == 0 or radius <= 0:
         raise ValueError(f'size={size}, radius={radius}: use an odd number of points and a positive radius.')

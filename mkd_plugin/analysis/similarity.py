@@ -16,11 +16,7 @@ Layer = tuple[int, str]  # number of the network, name
 
 
 def linear_cka(x_NC: Tensor, y_NE: Tensor) -> float:
-    """‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of centred features, Frobenius norms: 1 for a rotated or uniformly scaled copy.
-
-    Raises:
-        ValueError: As :class:`LinearCKA`.
-    """
+    """‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of centred features, Frobenius norms: 1 for a rotated or uniformly scaled copy."""
     cka = LinearCKA()
     cka.update({'x': x_NC}, {'y': y_NE})
     return float(cka.result().values_RS[0, 0])
@@ -49,14 +45,10 @@ class LinearCKA:
         self._scatters: defaultdict[tuple[Layer, Layer], CrossScatter] = defaultdict(CrossScatter)
 
     def update(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None = None) -> None:
-        """Add a batch.
+        """Add a batch: layer → features of the same examples, (N, width) each, of one network or of two.
 
-        Args:
-            first: Layer → features of the same examples, (N, width) each.
-            second: The same for another network; None to compare the layers of the first with each other.
-
-        Raises:
-            ValueError: The numbers of examples differ, the layers differ from earlier batches, or a feature is not finite.
+        Raises ValueError if the numbers of examples differ, the layers differ from earlier batches, or a feature is not
+        finite.
         """
         sides = [first] if second is None else [first, second]
         self._check(sides)
@@ -69,11 +61,7 @@ class LinearCKA:
             self._scatters[one, other].update(features[one], features[other])
 
     def result(self) -> SimilarityTable:
-        """The table over all examples so far.
-
-        Raises:
-            ValueError: Fewer than two examples, or a layer whose features do not vary.
-        """
+        """The table over all examples so far. Raises ValueError for fewer than two, or a layer whose features do not vary."""
         examples = next(iter(self._scatters.values())).examples if self._scatters else 0
         if examples < 2:
             raise ValueError(f'CKA needs at least two examples, got {examples}. Call update with more of them.')

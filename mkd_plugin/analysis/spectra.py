@@ -30,11 +30,8 @@ def squared_singular_values(x_BNC: Tensor) -> Tensor:
 def token_log_spectrum(patches_BLD: Tensor, name: str = 'tokens') -> Tensor:
     """ln of the singular values of each image's centred, unbiased covariance over its tokens (cl-vs-mim).
 
-    Returns:
-        (B, min(L − 1, D)) in descending order. The remaining singular values are zero up to rounding.
-
-    Raises:
-        ValueError: All tokens of an image are equal.
+    They are in descending order, (B, min(L − 1, D)); the others are zero up to rounding. Raises ValueError if all tokens of
+    an image are equal.
     """
     length, width = patches_BLD.shape[1:]
     patches_BLD = patches_BLD.double()
@@ -71,13 +68,7 @@ class SpectrumSummary:
 class PatchMean:
     """Mean over images of a function of the patch tokens at one layer, streamed over batches.
 
-    Args:
-        grid: Patches per column and row.
-        num_prefix: Number of prefix tokens, which are dropped.
-        name: Name of the layer, for messages.
-
-    Raises:
-        ValueError: The grid has fewer patches than ``least``.
+    ``name`` names the layer in messages. Raises ValueError if the grid has fewer patches than ``least``.
     """
 
     least = 1
@@ -135,11 +126,7 @@ class FeatureMapVariance(PatchMean):
 class TopRatio(PatchMean):
     """Σ_{i≤j} s_i / Σ s_i for j = 1 … k, as in dBOT: tokens L2-normalised, not centred, singular values s not squared.
 
-    Use it on outputs of blocks, before a final norm.
-
-    Args:
-        k: Number of shares.
-        layout: ``grid``, ``num_prefix`` and ``name``, as for :class:`PatchMean`.
+    Use it on outputs of blocks, before a final norm. The other options are those of :class:`PatchMean`.
     """
 
     flavour = 'dbot'
@@ -182,23 +169,12 @@ class TokenSpectrum(PatchMean):
 
 
 class ImageSpectrum:
-    """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers.
-
-    Args:
-        grid: Patches per column and row.
-        num_prefix: Number of prefix tokens, which are dropped.
-        count: Number of singular values; None for all.
-        name: Name of the layer, for messages.
-    """
+    """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers."""
 
     flavour = 'cl-vs-mim'
 
-    def __init__(
-        self, *, grid: tuple[int, int], num_prefix: int = 1, count: int | None = None, name: str = 'images'
-    ) -> None:
-        if count is not None and count < 1:
-            raise ValueError(f'count={count}: it must be at least 1, or None for all singular values.')
-        self.grid, self.num_prefix, self.count, self.name = grid, num_prefix, count, name
+    def __init__(self, *, grid: tuple[int, int], num_prefix: int = 1, name: str = 'images') -> None:
+        self.grid, self.num_prefix, self.name = grid, num_prefix, name
         self._scatter = CrossScatter()
 
     def update(self, tokens_BND: Tensor, /) -> None:
@@ -207,20 +183,12 @@ class ImageSpectrum:
         self._scatter.update(pooled_BD, pooled_BD)
 
     def result(self) -> SpectrumSummary:
-        """Return ``count`` values over all images so far, or min(images − 1, D).
-
-        Raises:
-            ValueError: There are too few images, or all features are equal.
-        """
+        """Return min(images − 1, D) values. Raises ValueError for fewer than two images, or if all features are equal."""
         images, scatter_DD = self._scatter.examples, self._scatter.scatter_CE
         rank = 0 if scatter_DD is None else min(images - 1, len(scatter_DD))
-        wanted = max(rank, 1) if self.count is None else self.count
-        if scatter_DD is None or wanted > rank:
-            raise ValueError(
-                f'{self.name}: {images} images give a covariance of rank {rank}, but {wanted} singular values are '
-                f'requested. Measure at least {wanted + 1} images, and request at most as many values as the width.'
-            )
+        if scatter_DD is None or not rank:
+            raise ValueError(f'{self.name}: {images} images give a covariance of rank {rank}. Measure at least two.')
         check_finite(scatter_DD, self.name)
         values_D = torch.linalg.eigvalsh(scatter_DD / (images - 1)).clamp(min=0).flip(-1)
-        log_R = floored_log(values_D[:wanted], self.name)
+        log_R = floored_log(values_D[:rank], self.name)
         return SpectrumSummary(log_R, log_R - log_R[0], images)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +44,6 @@ def widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-class Accumulator(Protocol):
-    """Takes batches, and returns a result at any time."""
-
-    def update(self, batch: Tensor, /) -> None: ...
-
-    def result(self) -> Any: ...
-
-
 class ImageMean:
     """Mean over images of a value per image, summed in float64. Messages contain ``name``."""
 
@@ -74,14 +66,10 @@ class ImageMean:
 
 
 class CrossScatter:
-    """Σ (x − x̄)(y − ȳ)ᵀ over all examples so far, where the means are those of all examples.
+    """Σ (x − x̄)(y − ȳ)ᵀ over all examples so far, where the means are those of all examples, (C, E) in float64.
 
     Exact for any split into batches: batches are centred on their own means and merged as in Chan, Golub and LeVeque
     (1983), which avoids cancellation. For y = x it is the covariance times (n − 1).
-
-    Attributes:
-        examples: Number of examples n.
-        scatter_CE: The sum in float64; None before the first batch.
     """
 
     def __init__(self) -> None:
@@ -108,11 +96,14 @@ class CrossScatter:
 
 
 class PerLayer:
-    """One accumulator per layer, made from its name when it is first seen. Pass it to ``run_watched``."""
+    """One accumulator per layer, made from its name when it is first seen. Pass it to ``run_watched``.
 
-    def __init__(self, make: Callable[[str], Accumulator]) -> None:
+    An accumulator has ``update(batch)``, and ``result()``, which may be called at any time.
+    """
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
         self._make = make
-        self.layers: dict[str, Accumulator] = {}
+        self.layers: dict[str, Any] = {}
 
     def __call__(self, name: str, batch: Tensor) -> None:
         """Add a batch of one layer."""

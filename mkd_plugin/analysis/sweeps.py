@@ -14,15 +14,7 @@ from mmengine.runner import Runner
 
 
 def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
-    """One fine-tuning config per number of frozen blocks. Embeddings are frozen together with the first block.
-
-    Args:
-        cfg: A fine-tuning config; it is not changed.
-        blocks: Numbers of frozen blocks, 0 for none. A number above the depth raises when the run starts.
-
-    Raises:
-        ValueError: A number is repeated or negative.
-    """
+    """One fine-tuning config per number of frozen blocks, each given once; embeddings are frozen with the first block."""
     check_distinct('blocks', blocks)
     if min(blocks) < 0:
         raise ValueError(f'blocks={list(blocks)}: use numbers from 0.')
@@ -36,15 +28,7 @@ def frozen_block_sweep(cfg: Config, blocks: Sequence[int]) -> dict[int, Config]:
 
 
 def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Config]:
-    """One fine-tuning config per peak learning rate; layer-wise decay and schedule scale with it.
-
-    Args:
-        cfg: A fine-tuning config; it is not changed.
-        rates: Values of ``optim_wrapper.optimizer.lr``.
-
-    Raises:
-        ValueError: A rate is repeated or not positive.
-    """
+    """One fine-tuning config per peak learning rate, each given once; layer-wise decay and schedule scale with it."""
     check_distinct('rates', rates)
     if min(rates) <= 0:
         raise ValueError(f'rates={list(rates)}: learning rates must be positive.')
@@ -56,11 +40,7 @@ def learning_rate_sweep(cfg: Config, rates: Sequence[float]) -> dict[float, Conf
 
 
 def finetune(cfg: Config) -> float:
-    """Run a fine-tuning config and return its last top-1 accuracy on the validation images, in per cent.
-
-    Raises:
-        ValueError: The config has no validation.
-    """
+    """Run a fine-tuning config that validates; return its last top-1 accuracy on the validation images, in per cent."""
     if cfg.get('val_evaluator') is None:
         raise ValueError('The config has no val_evaluator, so there is no accuracy to read. Add one, with topk=1.')
     cfg = copy.deepcopy(cfg)

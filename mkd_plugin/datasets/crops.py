@@ -67,18 +67,9 @@ class Crops(NamedTuple):
 class CropForDevice(RandomResizedCrop):
     """``RandomResizedCrop`` that leaves the bicubic resizing to ``CropPreprocessor``.
 
-    A crop of more than ``largest`` pixels is resized here, with the same result: a batch of crops of 12-megapixel photographs
-    would fill the memory.
-
-    Args:
-        scale: Side of the images in pixels, or (height, width).
-        crop_ratio_range: The crop's share of the image's area.
-        aspect_ratio_range: Its width divided by its height.
-        max_attempts: Number of draws before the largest centred crop is taken.
-        largest: Number of pixels up to which a crop is resized on the device.
-
-    Raises:
-        ValueError: A number is out of its range.
+    ``scale`` is the side of the images in pixels, or (height, width); the other options are those of the parent. A crop of
+    more than ``largest`` pixels is resized here, with the same result: a batch of crops of 12-megapixel photographs would
+    fill the memory. Raises ValueError if a number is out of its range.
     """
 
     def __init__(
@@ -119,13 +110,9 @@ class CropForDevice(RandomResizedCrop):
 
 @TRANSFORMS.register_module()
 class FlipOnDevice(RandomFlip):
-    """Horizontal ``RandomFlip`` that leaves the mirroring to ``CropPreprocessor``.
+    """Horizontal ``RandomFlip``, with the probability ``prob``, that leaves the mirroring to ``CropPreprocessor``.
 
-    Args:
-        prob: Probability of a flip.
-
-    Raises:
-        ValueError: ``prob`` is no probability; in the pipeline: there is no ``CropForDevice`` before it.
+    Raises ValueError if ``prob`` is no probability; in the pipeline, if there is no ``CropForDevice`` before it.
     """
 
     def __init__(self, *, prob: float = 0.5) -> None:
@@ -143,11 +130,7 @@ class FlipOnDevice(RandomFlip):
 
 @TRANSFORMS.register_module()
 class PackCrops(PackInputs):
-    """mmpretrain's ``PackInputs``, with its options, for a crop of ``CropForDevice``: ``inputs`` is a :class:`Crop`.
-
-    Raises:
-        ValueError: In the pipeline: there is no ``CropForDevice`` before it, or the crop is not (h, w, 3) uint8.
-    """
+    """mmpretrain's ``PackInputs``, with its options, for a crop of ``CropForDevice``: ``inputs`` is a :class:`Crop`."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Return ``inputs``, the crop with its order, and ``data_samples``."""
@@ -168,13 +151,10 @@ def order_of(results: Mapping[str, Any], step: str) -> CropOrder:
 
 @FUNCTIONS.register_module()  # type: ignore[untyped-decorator]
 def collate_crops(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join the samples of ``PackCrops`` to a batch for ``CropPreprocessor``.
+    """Join the samples of ``PackCrops`` to a batch for ``CropPreprocessor``: ``inputs``, the :class:`Crops`, and
+    ``data_samples``.
 
-    Returns:
-        ``inputs``, the :class:`Crops`, and ``data_samples``, a list.
-
-    Raises:
-        ValueError: A sample is no crop, or their orders differ in size.
+    Raises ValueError if a sample is no crop, or their orders differ in size.
     """
     crops = [sample['inputs'] for sample in samples]
     sizes = {crop.order.size for crop in crops if isinstance(crop, Crop)}

@@ -26,10 +26,8 @@ COMPLETE = 'complete.txt'
 
 
 def write_digits(root: str | Path) -> Path:
-    """Write the digits unless they exist; an incomplete folder is completed. The split is fixed (stratified, seed 0).
-
-    Returns:
-        ``root`` as a path.
+    """Write the digits unless they exist, and return the folder; an incomplete one is completed. The split is fixed
+    (stratified, seed 0).
     """
     root = Path(root)
     if (root / COMPLETE).is_file():
@@ -54,16 +52,11 @@ def split_scans(labels: npt.NDArray[np.int_]) -> dict[str, npt.NDArray[np.int_]]
 
 
 def draw_labelled(root: str | Path, labels_per_class: int, draw: int) -> Path:
-    """Write the list of a labelled subset of ``train`` for mmpretrain's ``CustomDataset``.
+    """Write the list of a labelled subset of ``train`` for mmpretrain's ``CustomDataset``, and return its path.
 
-    The same (labels_per_class, draw) always gives the same images. A draw with fewer labels is a subset of the same draw with
-    more, so that comparisons are paired.
-
-    Returns:
-        Path of the list, with one line ``<digit>/<number>.png <digit>`` per image.
-
-    Raises:
-        ValueError: A class has fewer images.
+    It has a line ``<digit>/<number>.png <digit>`` per image. The same (labels_per_class, draw) always gives the same
+    images; a draw with fewer labels is a subset of the same draw with more, so that comparisons are paired. Raises
+    ValueError if a class has fewer images.
     """
     root = Path(root)
     lines = []

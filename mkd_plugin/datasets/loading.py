@@ -52,19 +52,14 @@ class UnreadableImageError(ValueError):
 class LoadAnyImage(BaseTransform):
     """Replaces ``LoadImageFromFile``, with the same keys and BGR order, for images of any kind; damaged ones raise.
 
-    Args:
-        backend_args: As for mmengine's file backends (LMDB, object stores); by default chosen by the path's prefix.
+    ``backend_args`` is for mmengine's file backends (LMDB, object stores); by default the path's prefix chooses one.
     """
 
     def __init__(self, *, backend_args: dict[str, Any] | None = None) -> None:
         self.backend_args = backend_args
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add ``img`` (H, W, 3 uint8 BGR), ``img_shape`` and ``ori_shape``.
-
-        Raises:
-            UnreadableImageError: See :func:`read_image`.
-        """
+        """Add ``img`` (H, W, 3 uint8 BGR), ``img_shape`` and ``ori_shape``; errors are those of :func:`read_image`."""
         image = read_image(results['img_path'], order='bgr', backend_args=self.backend_args)
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
@@ -79,8 +74,7 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Read an image file to (H, W, 3) uint8; options as for :class:`LoadAnyImage` and :func:`decode`.
 
-    Raises:
-        UnreadableImageError: There is no such file, it cannot be opened or is no regular file, or :func:`decode` refuses it.
+    Raises UnreadableImageError if it does not exist, cannot be opened or is no regular file, or :func:`decode` refuses it.
     """
     try:
         if backend_args is None and '://' not in path:
@@ -104,8 +98,7 @@ def check_regular(path: str | Path, *, most: float | None = None) -> None:
 def decode(content: bytes, *, order: Literal['rgb', 'bgr'] = 'rgb') -> NDArray[np.uint8]:
     """Decode the bytes of an image file to (H, W, 3) uint8, with the channels in this order.
 
-    Raises:
-        UnreadableImageError: They are no complete image, or one with too many pixels or scans.
+    Raises UnreadableImageError if they are no complete image, or one with too many pixels or scans.
     """
     if content.startswith(b'\xff\xd8') and count_scans(content) > MOST_SCANS:
         raise UnreadableImageError(f'a JPEG of more than {MOST_SCANS} scans or {MOST_SEGMENTS:,} segments')
@@ -173,13 +166,9 @@ def is_ordinary_jpeg(content: bytes) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to an upright 8-bit RGB image.
 
-    * 16-bit grey: the higher byte, as libpng does for 16-bit colour.
-    * Transparency (RGBA, LA, palettes): composed over ``BACKGROUND``.
-    * CMYK, YCbCr, Lab, palettes, 1-bit: Pillow's conversion.
-
-    Raises:
-        UnreadableImageError: The pixels are floating-point numbers, or 32-bit integers outside 0 … 65535: black and white are
-            undefined.
+    16-bit grey keeps the higher byte, as libpng does for 16-bit colour; transparency (RGBA, LA, palettes) is composed over
+    ``BACKGROUND``; Pillow converts all other modes. Raises UnreadableImageError for floating-point pixels, and for 32-bit
+    integers outside 0 … 65535: black and white are undefined.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == 'I' or image.mode.startswith('I;16'):

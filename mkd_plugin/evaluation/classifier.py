@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from mkd_plugin.analysis.decisions import ShapeBias, ShapeBiasSummary, coarse_decisions
 from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
+from mkd_plugin.checkpoint.report import shorten
+from mkd_plugin.compat.weights import load_state_dict
 from mkd_plugin.evaluation.features import Report, ignore
-from mkd_plugin.evaluation.images import LabelledImages, class_folders, shorten
+from mkd_plugin.evaluation.images import LabelledImages, class_folders
 
 # Coarse class → ids of ImageNet-1K (Geirhos et al. 2019).
 SIXTEEN: dict[str, list[int]] = yaml.safe_load(Path(__file__).with_name('sixteen_classes.yml').read_text())
@@ -30,28 +32,17 @@ def load_classifier(config: str | Path, checkpoint: str | Path) -> nn.Module:
 
 
 def load_trained(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    """Build the network of a host's config and load a checkpoint of it, in eval mode.
-
-    Raises:
-        ValueError: The file is not a checkpoint of exactly this network.
-    """
+    """Build the network of a host's config in eval mode, with a checkpoint of it. Raises ValueError if that does not fit."""
     model_cfg = copy.deepcopy(cfg.model)
     model_cfg.backbone.init_cfg = None  # the checkpoint has every weight
     model_cfg.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
         model: nn.Module = MODELS.build(model_cfg)
-    weights = weights_of(read_checkpoint(checkpoint), checkpoint)
-    own = model.state_dict()
-    differ = sorted(
-        {name for name in own if name not in weights or weights[name].shape != own[name].shape}
-        | (set(weights) - set(own))
-    )
-    if differ:
-        raise ValueError(
-            f'{checkpoint} is not a checkpoint of the network of {cfg.filename}: {shorten(differ)} are missing, '
-            'unexpected, or have another shape. Give the config of its fine-tuning.'
-        )
-    model.load_state_dict(weights)
+    try:
+        load_state_dict(model, weights_of(read_checkpoint(checkpoint), checkpoint), source=str(checkpoint), strict=True)
+    except RuntimeError as error:
+        reason = f'is not a checkpoint of the network of {cfg.filename}. Give the config of its fine-tuning.'
+        raise ValueError(f'{checkpoint} {reason} ({error})') from error
     return model.eval()
 
 
@@ -71,8 +62,7 @@ def logits_of(
 def read_classes(source: str | Path) -> list[str]:
     """Read the class names of a classifier, in the order of its ids, from a folder's subfolders or a text file's lines.
 
-    Raises:
-        ValueError: The source does not exist, is empty, or names a class twice.
+    Raises ValueError if the source does not exist, is empty, or names a class twice.
     """
     source = Path(source)
     if source.is_dir():
@@ -84,7 +74,7 @@ def read_classes(source: str | Path) -> list[str]:
             f'{source} does not exist. Give the folder of the training images, or a file with a class name in each line.'
         )
     if not names or len(set(names)) < len(names):
-        raise ValueError(f'{source} has no class names, or one twice: {shorten(names)}.')
+        raise ValueError(f'{source} has no class names, or one twice: {shorten(names) or "none"}.')
     return names
 
 
@@ -100,16 +90,14 @@ def folder_accuracy(
 ) -> float:
     """Return the top-1 accuracy, in per cent, on class folders that are a subset of the classifier's classes.
 
-    Predictions are restricted to the classes of the folder, as is usual for the 200 classes of ImageNet-A and -R.
-
-    Raises:
-        ValueError: A folder's name is not in ``classes``, or ``classes`` does not have the classifier's length.
+    Predictions are restricted to the classes of the folder, as is usual for the 200 classes of ImageNet-A and -R. Raises
+    ValueError if a folder's name is not in ``classes``, or ``classes`` does not have the classifier's length.
     """
     ids = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in images.classes if name not in ids]
     if unknown or not images.classes:
         raise ValueError(
-            f'{images.folder}: its class folders {shorten(unknown)} are not among the {len(classes)} class names '
+            f'{images.folder}: its class folders {shorten(unknown) or "none"} are not among the {len(classes)} class names '
             f'({shorten(classes)}). Use the same names in both, for ImageNet n01440764 and so on.'
         )
     ids_K = torch.tensor([ids[name] for name in images.classes])
@@ -135,8 +123,7 @@ def shape_bias(
 ) -> ShapeBiasSummary:
     """Measure the shape bias on cue-conflict images (Geirhos et al. 2019), named ``<shape><number>-<texture><number>``.
 
-    Raises:
-        ValueError: A file name has an unknown class, the classifier lacks the ids, or no image has a cue conflict.
+    Raises ValueError if a file name has an unknown class, the classifier lacks the ids, or no image has a cue conflict.
     """
     cues = [CUES.fullmatch(Path(name).stem) for name in images.names]
     wrong = [

@@ -19,17 +19,13 @@ Arrays = Mapping[str, 'np.ndarray[Any, Any]']
 
 
 def write_features(path: Path, features: Features, images: LabelledImages) -> dict[str, tuple[int, ...]]:
-    """Write features beside the images' names, labels and classes; the suffix of the file chooses the format.
+    """Write features beside the images' names, labels and classes, and return the shape of each feature.
+
+    The suffix of the file chooses the format; :func:`check_feature_file` has the errors.
 
     * ``.npz``: one array per feature, such as ``block:-1_mean`` (N, D); ``names`` (N,), ``labels`` (N,) and ``classes``.
     * ``.parquet``: one row per image: ``name``, ``label`` and one column of lists per feature.
     * ``.safetensors``: one tensor per feature and ``labels``; ``names`` and ``classes`` as JSON in the metadata.
-
-    Returns:
-        The shape of each feature.
-
-    Raises:
-        ValueError: Another suffix, or a missing package; see :func:`check_feature_file`.
     """
     check_feature_file(path)
     arrays = {f'{feature.tap}_{feature.pool}': values.numpy() for feature, values in features.values.items()}
@@ -55,12 +51,7 @@ def check_feature_file(path: Path) -> None:
 
 def write_npz(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
     """Write NumPy's format."""
-    values: dict[str, Any] = {
-        **arrays,
-        'names': np.array(names),
-        'labels': labels,
-        'classes': np.array(classes, dtype=str),
-    }
+    values: dict[str, Any] = dict(arrays, names=np.array(names), labels=labels, classes=np.array(classes, dtype=str))
     np.savez(path, **values)
 
 

@@ -86,17 +86,11 @@ class FeatureStore:
     def features(
         self, subject: OpenedModel, images: LabelledImages, which: Sequence[Feature], *, report: Report = ignore
     ) -> Features:
-        """Return features of all images.
+        """Return features of all images, in their order. The network computes on its own device; ``which`` names each feature
+        once.
 
-        Args:
-            subject: The network, on the device to compute on.
-            images: Rows of the features are in their order.
-            which: Features to compute, each once.
-            report: Progress.
-
-        Raises:
-            OSError: The cache is not writable.
-            ValueError: An unknown tap, one that the network lacks, an unreadable image, or NaN or infinite features.
+        Raises OSError if the cache is not writable, ValueError for an unknown tap, one that the network lacks, an
+        unreadable image, or NaN or infinite features.
         """
         if not subject.final_norm and any(feature.tap == 'output' for feature in which):
             raise ValueError(

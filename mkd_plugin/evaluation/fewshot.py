@@ -29,12 +29,9 @@ class FewShot:
 
 
 def draw_shots(labels_N: Tensor, shots: int, draw: int) -> Tensor:
-    """Draw the rows of ``shots`` images per class.
+    """Draw the rows of ``shots`` images per class. Raises ValueError if a class has fewer.
 
     The same (shots, draw) gives the same rows, and a draw with fewer labels is a subset of the one with more.
-
-    Raises:
-        ValueError: A class has fewer images.
     """
     counts = torch.bincount(labels_N)
     least = int(counts[counts > 0].min())
@@ -58,19 +55,10 @@ def few_shot(
     settings: ProbeSettings = FEW,
     device: str | torch.device = 'cpu',
 ) -> FewShot:
-    """Train heads of all learning rates on each draw, and evaluate them on the whole validation set.
+    """Train heads of all learning rates on ``shots`` labels per class, once for each draw; evaluate them on all validation
+    images.
 
-    Args:
-        train: Features to draw labelled images from.
-        val: Validation features.
-        feature: Input of the heads.
-        shots: Labels per class.
-        draws: Number of draws.
-        settings: Training recipe of the heads.
-        device: Device to train on.
-
-    Raises:
-        ValueError: A class has fewer images, or all heads diverged.
+    Raises ValueError if a class has fewer images, or all heads diverged.
     """
     if draws < 1:
         raise ValueError(f'draws={draws}: give at least 1.')

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mkd_plugin.datasets.folder import EXTENSIONS
-from mkd_plugin.datasets.lists import MOST_CLASSES, read_list
+from mkd_plugin.checkpoint.report import shorten
+from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, read_list
 from mkd_plugin.datasets.loading import UnreadableImageError, check_regular, read_image
 
 READER = 2  # of pixels; raise it when the same files give others, because features are cached
@@ -71,20 +71,12 @@ class LabelledImages(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(bgr_HWC[..., ::-1])).permute(2, 0, 1)
 
     def batches(self, start: int, stop: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-        """Yield images ``start`` to ``stop`` (exclusive) in order, as RGB in [0, 1], (B, 3, H, W).
-
-        Raises:
-            ValueError: An image cannot be read; the message names it.
-        """
-        loader = iter(DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers))
-        while True:
-            try:
-                images = next(loader)
-            except StopIteration:
-                return
-            except UnreadableImageError as error:  # a worker's has its traceback before the message
-                raise ValueError(str(error).strip().splitlines()[-1].rpartition('UnreadableImageError: ')[2]) from error
-            yield images.float() / 255
+        """Yield images ``start`` up to ``stop`` as RGB in [0, 1], (B, 3, H, W). Raises ValueError for an unreadable one."""
+        try:
+            for images in DataLoader(Subset(self, range(start, stop)), batch_size=batch_size, num_workers=workers):
+                yield images.float() / 255
+        except UnreadableImageError as error:  # a worker's has its traceback before the message
+            raise ValueError(str(error).strip().splitlines()[-1].rpartition('UnreadableImageError: ')[2]) from error
 
     def identity(self) -> dict[str, Any]:
         """Identify the images by names, bytes and preprocessing, independent of location, time stamps and labels.
@@ -126,16 +118,10 @@ def file_digest(path: Path) -> bytes:
 def open_images(
     folder: str | Path, preprocessing: Preprocessing, *, annotation: str | Path | None = None
 ) -> LabelledImages:
-    """Find labelled images.
+    """Find labelled images: those of the class folders, whose sorted names give the ids as in mmpretrain, or of a list.
 
-    Args:
-        folder: Has one folder for each class; class ids follow their sorted names, as in mmpretrain.
-        preprocessing: Resize and crop.
-        annotation: mmpretrain's annotation file to use instead of the class folders: in each line a path below
-            ``folder`` and a class id.
-
-    Raises:
-        ValueError: The folder or the annotation file does not exist, has no labels, or a class has no images.
+    ``annotation`` is mmpretrain's file: in each line a path below ``folder`` and a class id. Raises ValueError if the
+    folder or the file does not exist, has no labels, or a class has no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -189,36 +175,26 @@ def read_annotation(path: Path) -> tuple[list[str], list[int]]:
 
 def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
     """Raise ValueError unless class ids mean the same in both."""
-    if train.classes and val.classes:
+    if train.classes and val.classes and set(train.classes) != set(val.classes):
         only_train, only_val = set(train.classes) - set(val.classes), set(val.classes) - set(train.classes)
-        if only_train or only_val:
-            raise ValueError(
-                f'Class folders differ: only in {train.folder} are {shorten(sorted(only_train))}, only in {val.folder} '
-                f'{shorten(sorted(only_val))}. Use the same names in both, or give lists with class ids.'
-            )
+        raise ValueError(
+            f'Class folders differ: only in {train.folder} are {shorten(sorted(only_train)) or "none"}, only in {val.folder} '
+            f'{shorten(sorted(only_val)) or "none"}. Use the same names in both, or give lists with class ids.'
+        )
     unknown = sorted(set(val.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
-        raise ValueError(f'{val.folder} has classes without a training image: ids {shorten(unknown)}.')
+        raise ValueError(f'{val.folder} has classes without a training image: ids {shorten([*map(str, unknown)])}.')
 
 
-def shorten(names: Sequence[object]) -> str:
-    """Join the first five names, and say how many more there are."""
-    if not names:
-        return 'none'
-    first = ', '.join(map(str, names[:5]))
-    return first if len(names) <= 5 else f'{first} and {len(names) - 5} more'
+def spread(total: int, count: int) -> list[int]:
+    """Return up to ``count`` places, evenly spread over ``total``."""
+    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})
 
 
 def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int | None = None) -> LabelledImages:
     """Find images without labels, at any depth, in the order of their paths; every label is 0.
 
-    Args:
-        folder: The folder.
-        preprocessing: Resize and crop.
-        most: Take at most so many, evenly spread.
-
-    Raises:
-        ValueError: The folder does not exist or has no images.
+    At most ``most`` are taken, evenly spread. Raises ValueError if the folder does not exist or has no images.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -226,18 +202,12 @@ def open_folder(folder: str | Path, preprocessing: Preprocessing, *, most: int |
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise ValueError(f'{folder} has no images ({", ".join(EXTENSIONS)}).')
-    if most is not None and most < len(found):
-        found = [found[place] for place in np.linspace(0, len(found) - 1, most).round().astype(int)]
-    names = [str(path.relative_to(folder)) for path in found]
+    names = [str(found[place].relative_to(folder)) for place in spread(len(found), most or len(found))]
     return LabelledImages(folder, names, torch.zeros(len(names), dtype=torch.long), (), preprocessing)
 
 
 def open_any(folder: str | Path, preprocessing: Preprocessing) -> LabelledImages:
-    """Find labelled images if every image lies in a folder for its class, else images without labels.
-
-    Raises:
-        ValueError: The folder does not exist or has no images.
-    """
+    """Find labelled images if every image lies in a folder for its class, else images without, as :func:`open_folder`."""
     folder = Path(folder)
     everything = open_folder(folder, preprocessing)
     if any(len(Path(name).parts) < 2 for name in everything.names):

@@ -19,30 +19,13 @@ CHUNK = 2**25  # similarities held at a time: 128 MiB in float32
 
 
 def knn_predict(
-    train_ND: Tensor,
-    labels_N: Tensor,
-    queries_MD: Tensor,
-    *,
-    ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
+    train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, *, ks: Sequence[int] = KS, temperature: float = TEMPERATURE
 ) -> dict[int, Tensor]:
-    """Classify by a weighted vote of the k most similar training images, for several k in one search.
+    """Classify by a weighted vote of the k most similar training images; return k → predicted ids, (M,), on the CPU.
 
-    A neighbour's vote has the weight exp(cosine similarity / temperature), as in Wu et al. (2018) and DINO. Ties between
-    classes go to the smaller id; which of several equally similar images is the k-th neighbour is undefined.
-
-    Args:
-        train_ND: Training features, on the device to compute on.
-        labels_N: Class ids from 0.
-        queries_MD: Features to classify, of the same dtype.
-        ks: Numbers of neighbours.
-        temperature: Of the weights.
-
-    Returns:
-        k → predicted ids, (M,), on the CPU.
-
-    Raises:
-        ValueError: A k is not in 1 … N, or features are not finite.
+    A neighbour's vote has the weight exp(cosine similarity / temperature), as in Wu et al. (2018) and DINO. One search
+    serves all k, on the device of ``train_ND``. Ties between classes go to the smaller id; which of several equally similar
+    images is the k-th neighbour is undefined. Raises ValueError if a k is not in 1 … N, or features are not finite.
     """
     images = len(train_ND)
     wrong = [k for k in ks if not 1 <= k <= images]

@@ -131,17 +131,9 @@ def train_probes(
     device: str | torch.device = 'cpu',
     report: Report = ignore,
 ) -> list[Head]:
-    """Train one head for each feature and learning rate, and evaluate all heads.
+    """Train one head for each feature and learning rate, and evaluate all heads. Computations use the features' dtype.
 
-    Args:
-        train: Training features of equal width; computations use their dtype.
-        val: Validation features, the same ones.
-        settings: Training recipe.
-        device: Device to train on.
-        report: Progress.
-
-    Raises:
-        ValueError: Features differ in width, there are fewer than two images, or all heads diverged.
+    Raises ValueError if features differ in width, there are fewer than two images, or all heads diverged.
     """
     which = list(train.values)
     widths = {str(feature): values.shape[1] for feature, values in train.values.items()}

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mkd_plugin.datasets.lists import read_list
+from mkd_plugin.checkpoint.report import shorten
+from mkd_plugin.datasets.folder import read_list
 from mkd_plugin.datasets.loading import check_regular
-from mkd_plugin.evaluation.images import class_folders, find_images, shorten
+from mkd_plugin.evaluation.images import class_folders, find_images
 from mkd_plugin.utils.files import write_whole
 
 Labelled = list[tuple[str, int]]
@@ -30,10 +31,8 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
     """Draw a class-balanced fraction of the images: class sizes differ by at most one.
 
     SimCLR (Chen et al. 2020, appendix B.5) samples its 1 % and 10 % subsets of ImageNet like this. The same seed gives the
-    same images, and a subset contains every smaller one that has at least one image fewer per class.
-
-    Raises:
-        ValueError: The fraction is less than one image per class, or more than some class has.
+    same images, and a subset contains every smaller one that has at least one image fewer per class. Raises ValueError if
+    the fraction is less than one image per class, or more than some class has.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f'fraction={fraction}: it must be in (0, 1]; 1 % is 0.01.')
@@ -61,11 +60,7 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
 
 
 def published_share(train: str | Path, published: str | Path) -> Labelled:
-    """Find the images of a published list of file names, such as SimCLR's ``1percent.txt``.
-
-    Raises:
-        ValueError: The list does not exist, or names images that do not.
-    """
+    """Find the images of a published list of file names, as SimCLR's ``1percent.txt``. Raises ValueError if one is missing."""
     published = Path(published)
     images = {Path(name).name: (name, label) for name, label in labelled_images(Path(train))}
     wanted = [Path(line.strip()).name for line in read_list(published)]
@@ -81,10 +76,8 @@ def published_share(train: str | Path, published: str | Path) -> Labelled:
 def listed_in_json(root: str | Path, path: str | Path) -> Labelled:
     """Read a file in COCO's format with one category per image, such as iNaturalist's ``train2018.json``.
 
-    Class ids are the ranks of the category ids.
-
-    Raises:
-        ValueError: The file does not exist, has no labels, or lists an image that is not below ``root``.
+    Class ids are the ranks of the category ids. Raises ValueError if the file does not exist, has no labels, or lists an
+    image that is not below ``root``.
     """
     try:
         check_regular(path)

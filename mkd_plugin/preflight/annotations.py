@@ -1,4 +1,4 @@
-"""Checks of the annotations of detectors (COCO's format) and segmentors (label maps) before the first step.
+"""Checks of labels before the first step: lists, annotations of detectors (COCO's format) and segmentors (label maps).
 
 What would end the run, or be learned wrongly without a word, is refused. What mmdet leaves out is a warning.
 """
@@ -23,7 +23,9 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mkd_plugin.datasets.loading import check_regular
-from mkd_plugin.preflight.checks import data_classes, datasets_of
+from mkd_plugin.datasets.shards.dataset import find_tars
+from mkd_plugin.evaluation.images import read_annotation
+from mkd_plugin.preflight.checks import data_classes, local_datasets
 
 SAMPLE = 256  # images of COCO whose size, and label maps whose labels are compared: evenly spread over the data
 THREADS = 8  # that open images; a network file system takes about a millisecond for each
@@ -39,27 +41,43 @@ Found = defaultdict[str, list[Any]]  # what is wrong → the names of those with
 def check_annotations(cfg: Config, loaders: Sequence[str]) -> None:
     """Check the annotations of these loaders of a detector or segmentor, on the first process of torchrun only.
 
-    Files that are missing are left to :func:`mkd_plugin.preflight.checks.check_data`, other data sets than COCO's and label
-    maps to their hosts.
-
-    Raises:
-        ValueError: Annotations would end the run or be learned wrongly. The message counts them and names the first five.
+    Files that are missing are left to ``check_data``, other data sets than COCO's and label maps to their hosts. Raises
+    ValueError if annotations would end the run or be learned wrongly; the message counts them and names the first five.
     """
-    if int(os.environ.get('RANK', '0')):
-        return
     scope = cfg.get('default_scope') or 'mmengine'
-    for loader in loaders:
-        for option, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
-            root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
-            kind = getattr(dataset.get('type'), '__name__', str(dataset.get('type'))).rpartition('.')[2]
-            if dataset.get('backend_args') is not None or '://' in root:
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter('error', Image.DecompressionBombWarning)
-                if scope == 'mmdet' and kind == 'CocoDataset' and (file := Path(root, dataset['ann_file'])).exists():
-                    report(f'{option}, {file}', *check_coco(file, dataset, data_classes(dataset, scope)))
-                elif scope == 'mmseg' and 'seg_map_path' in prefix and Path(root, prefix['seg_map_path']).is_dir():
-                    report(option, check_label_maps(dataset, scope), {})
+    for option, kind, dataset in local_datasets(cfg, loaders):
+        root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            if scope == 'mmdet' and kind == 'CocoDataset' and (file := Path(root, dataset['ann_file'])).exists():
+                report(f'{option}, {file}', *check_coco(file, dataset, data_classes(dataset, scope)))
+            elif scope == 'mmseg' and 'seg_map_path' in prefix and Path(root, prefix['seg_map_path']).is_dir():
+                report(option, check_label_maps(dataset, scope), {})
+
+
+def check_samples(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check shards and the labels of lists, on the first process only; missing files are left to ``check_data``.
+
+    Raises ValueError if a folder has no shards, a line of a list no label, or a label is not one of the head's classes.
+    """
+    classes = ((cfg.get('model') or {}).get('head') or {}).get('num_classes')
+    for _, kind, dataset in local_datasets(cfg, loaders):
+        root, listed = str(dataset.get('data_root') or ''), dataset.get('ann_file')
+        if kind == 'ShardDataset':
+            find_tars(Path(root, dataset.get('data_prefix') or ''), dataset.get('shards', '*.tar'))
+        elif kind == 'CustomDataset' and listed and dataset.get('with_label', True):
+            check_labels(Path(root, listed), classes)
+
+
+def check_labels(path: Path, classes: int | None) -> None:
+    """Raise ValueError if a line of a list has no label, or one that is not below the number of classes."""
+    _, labels = read_annotation(path)
+    if classes is not None and max(labels) >= classes:
+        number = labels.index(max(labels)) + 1
+        raise ValueError(
+            f'{path}: image {number} has the class id {max(labels)}, but model.head.num_classes={classes}, so ids go from 0 '
+            f'to {classes - 1}.'
+        )
 
 
 def report(where: str, wrong: Mapping[str, Sequence[Any]], left_out: Mapping[str, Sequence[Any]]) -> None:
@@ -79,11 +97,7 @@ def report(where: str, wrong: Mapping[str, Sequence[Any]], left_out: Mapping[str
 
 
 def check_coco(file: Path, dataset: Mapping[str, Any], classes: Sequence[str] | None) -> tuple[Found, Found]:
-    """Return what is wrong in a file of COCO's format, and what mmdet leaves out.
-
-    Raises:
-        ValueError: It is no such file.
-    """
+    """Return what is wrong in a file of COCO's format, and what mmdet leaves out. Raises ValueError if it is no such file."""
     wrong, left_out = Found(list), Found(list)
     content = read_coco(file)
     images: dict[Any, tuple[str, int, int]] = {}

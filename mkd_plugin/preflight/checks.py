@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -88,10 +88,10 @@ def strategy_name(strategy: Any) -> str:
 
 
 def check_classes(cfg: Config) -> None:
-    """Raise ValueError if heads and data have different numbers of classes.
+    """Raise ValueError if heads and data have different numbers of classes: mmdet would train silently, mmseg until it meets a
+    label that its head lacks.
 
-    mmdet would train silently, mmseg until it meets a label that its head lacks. Data whose classes are known from their
-    files alone, and models without heads, are not checked.
+    Data whose classes are known from their files alone, and models without heads, are not checked.
     """
     heads = {
         where: number
@@ -99,37 +99,31 @@ def check_classes(cfg: Config) -> None:
         if key.endswith('head') and key not in OTHER_HEADS
         for where, number in head_classes(part, f'model.{key}')
     }
-    for loader in LOADERS if heads else ():
-        for _, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
-            classes = data_classes(dataset, cfg.get('default_scope') or 'mmengine')
-            wrong = [f'{where}.num_classes={number}' for where, number in heads.items() if number != len(classes or ())]
-            if classes is not None and wrong:
-                raise ValueError(
-                    f'{", ".join(wrong)}: but the {dataset["type"]} of {loader} has {len(classes)} classes, '
-                    f'{", ".join(map(str, classes[:3]))}{", …" if len(classes) > 3 else ""}. Set num_classes to that '
-                    'number, or name the classes of your data with metainfo=dict(classes=(…)) in every dataset.'
-                )
+    for option, dataset in datasets_of(cfg) if heads else ():
+        classes = data_classes(dataset, cfg.get('default_scope') or 'mmengine')
+        wrong = [f'{where}.num_classes={number}' for where, number in heads.items() if number != len(classes or ())]
+        if classes is not None and wrong:
+            raise ValueError(
+                f'{", ".join(wrong)}: but the {dataset["type"]} of {option.partition(".")[0]} has {len(classes)} classes, '
+                f'{", ".join(map(str, classes[:3]))}{", …" if len(classes) > 3 else ""}. Set num_classes to that number, '
+                'or name the classes of your data with metainfo=dict(classes=(…)) in every dataset.'
+            )
 
 
-def head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
+def head_classes(head: Any, where: str) -> Iterator[tuple[str, int]]:
     """Yield the place and value of every ``num_classes`` in a head."""
-    if isinstance(node, dict) and isinstance(node.get('num_classes'), (int, str)):
-        check_values(where, node, {'num_classes': int})
-        yield where, node['num_classes']
-    for key, part in items_of(node):
-        if key not in OTHER_HEADS:
-            yield from head_classes(part, f'{where}.{key}')
+    for place, number in parts_of(head, where):
+        path = place.split('.')
+        if path.pop() == 'num_classes' and isinstance(number, (int, str)) and not {*path} & {*OTHER_HEADS}:
+            check_values('.'.join(path), {'num_classes': number}, {'num_classes': int})
+            yield '.'.join(path), int(number)
 
 
 def data_classes(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
     """Return the classes that a dataset's config states, else those of its Python class; None if neither does."""
     classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     if classes is None:
-        kind = dataset['type']
-        if isinstance(kind, str):
-            with DATASETS.switch_scope_and_registry(scope) as registry:
-                kind = registry.get(kind)
-        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+        classes = (getattr(class_of(dataset, scope), 'METAINFO', None) or {}).get('classes')
     return tuple(classes) if isinstance(classes, (list, tuple)) else None
 
 
@@ -141,15 +135,49 @@ def items_of(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(node)
 
 
-def datasets_of(node: Any, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield option and config of a dataset, or of those that it wraps."""
-    if not isinstance(node, dict):
-        return
-    inner = [*(node.get('datasets') or []), *([node['dataset']] if 'dataset' in node else [])]
-    for part in inner:
-        yield from datasets_of(part, f'{option}.dataset')
-    if not inner:
-        yield option, node
+def parts_of(node: Any, where: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of all that a part of a config holds, the outer before the inner."""
+    for key, part in items_of(node):
+        here = f'{where}.{key}' if where else str(key)
+        yield here, part
+        yield from parts_of(part, here)
+
+
+def type_name(kind: Any) -> str:
+    """Return the name of a component, which a config gives as a string or as the class."""
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', repr(kind))
+
+
+def class_of(dataset: dict[str, Any], scope: str) -> Any:
+    """Return the class of a dataset; None if no registry has it."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(scope) as registry:
+            return registry.get(kind)
+    return kind
+
+
+def datasets_of(cfg: Config, loaders: Sequence[str] = LOADERS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield option and config of the datasets of these loaders; of one that wraps others, theirs."""
+
+    def inside(node: Any, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        if not isinstance(node, dict):
+            return
+        inner = [*(node.get('datasets') or []), *([node['dataset']] if 'dataset' in node else [])]
+        for part in inner:
+            yield from inside(part, f'{option}.dataset')
+        if not inner:
+            yield option, node
+
+    for loader in loaders:
+        yield from inside((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset')
+
+
+def local_datasets(cfg: Config, loaders: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield option, class name and config of the datasets on disk, which only the first process of torchrun checks."""
+    for option, dataset in datasets_of(cfg, () if int(os.environ.get('RANK', '0')) else loaders):
+        if '://' not in str(dataset.get('data_root') or '') and dataset.get('backend_args') is None:
+            yield option, type_name(dataset.get('type')).rpartition('.')[2], dataset
 
 
 def check_work_dir(work_dir: str | Path) -> None:
@@ -181,10 +209,9 @@ class Missing:
 def missing_files(cfg: Config) -> list[Missing]:
     """Return every missing file and folder of a config's datasets and networks. Addresses (``https://…``) are not tried."""
     found: list[Missing] = []
-    for loader in LOADERS:
-        for option, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
-            found += missing_data(dataset, option)
-    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+    for option, dataset in datasets_of(cfg):
+        found += missing_data(dataset, option)
+    for option, path in checkpoints_of(cfg):
         if not path:
             found.append(Missing("''", option, 'a checkpoint: the config leaves it to you'))
         elif not exists(path):
@@ -227,33 +254,25 @@ def exists(path: str) -> bool:
     return '://' in path or Path(path).expanduser().exists()
 
 
-def checkpoints_of(node: Any, option: str) -> Iterator[tuple[str, str]]:
-    """Yield option and path of every ``checkpoint`` in a part of a config."""
-    for key, value in items_of(node):
-        if key == 'checkpoint' and isinstance(value, str):
-            yield f'{option}.{key}', value
-        else:
-            yield from checkpoints_of(value, f'{option}.{key}')
+def checkpoints_of(cfg: Config) -> list[tuple[str, str]]:
+    """Return option and path of every ``checkpoint`` of a model."""
+    parts = parts_of(cfg.get('model'), 'model')
+    return [(option, path) for option, path in parts if option.endswith('.checkpoint') and isinstance(path, str)]
 
 
-def without_missing_checkpoints(node: Any) -> Any:
-    """Copy a part of a config, with random weights in place of missing files."""
-    return without_checkpoints(node, lambda path: not path or not exists(path))
-
-
-def without_checkpoints(node: Any, left_out: Callable[[str], bool] = lambda path: True) -> Any:
-    """Copy a part of a config, with random weights in place of the files that ``left_out`` names."""
+def without_checkpoints(node: Any, *, missing_only: bool = False) -> Any:
+    """Copy a part of a config, with random weights in place of its files, or of the missing ones only."""
     if isinstance(node, (list, tuple)):
-        return type(node)(without_checkpoints(value, left_out) for value in node)
+        return type(node)(without_checkpoints(value, missing_only=missing_only) for value in node)
     if not isinstance(node, dict):
         return node
     path = node.get('checkpoint')
-    if isinstance(path, str) and left_out(path):
+    if isinstance(path, str) and not (missing_only and path and exists(path)):
         if node.get('type') == 'Pretrained':
             return None
         if node.get('seed') is None:  # else the teacher itself refuses to have both
             node = {**node, 'checkpoint': None, 'seed': 0}
-    return {key: without_checkpoints(value, left_out) for key, value in node.items()}
+    return {key: without_checkpoints(value, missing_only=missing_only) for key, value in node.items()}
 
 
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
@@ -261,7 +280,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     text = missing_tree(cfg, loaders)
     if text is not None:
         raise ValueError(text)
-    for option, path in checkpoints_of(cfg.get('model', {}), 'model'):
+    for option, path in checkpoints_of(cfg):
         if not path or not exists(path):
             raise ValueError(f'There is no checkpoint {path!r}. Name one with --cfg-options {option}=FILE.')
         if '://' not in path:
@@ -276,11 +295,10 @@ def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
     Data sets that download themselves are left out.
     """
     parts: dict[str, dict[str, bool]] = {}
-    for loader in loaders:
-        for _, dataset in datasets_of((cfg.get(loader) or {}).get('dataset'), loader):
-            root = str(dataset.get('data_root') or '')
-            for part in () if downloads(dataset, cfg) else data_parts(dataset) or ([''] if root else []):
-                parts.setdefault(root, {})[part] = exists(os.path.join(root, part))
+    for _, dataset in datasets_of(cfg, loaders):
+        root = str(dataset.get('data_root') or '')
+        for part in () if downloads(dataset, cfg) else data_parts(dataset) or ([''] if root else []):
+            parts.setdefault(root, {})[part] = exists(os.path.join(root, part))
     if all(present for found in parts.values() for present in found.values()):
         return None
     lines = ['Data of this config are missing. It expects']
@@ -295,10 +313,7 @@ def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
 
 def downloads(dataset: dict[str, Any], cfg: Config) -> bool:
     """Whether a data set fetches its files by itself, as mmpretrain's small ones do."""
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(cfg.get('default_scope') or 'mmengine') as registry:
-            kind = registry.get(kind)
+    kind = class_of(dataset, cfg.get('default_scope') or 'mmengine')
     return kind is None or 'download' in parameters_of(kind)[0]
 
 

@@ -20,7 +20,7 @@ from mkd_plugin.preflight.checks import (
     check_hosts_of,
     check_kinds,
     check_strategy,
-    items_of,
+    parts_of,
     strategy_name,
 )
 from mkd_plugin.preflight.unread import check_data_root, check_keys, check_options, check_saving, data_roots
@@ -28,12 +28,7 @@ from mkd_plugin.utils.configs import change, get_ablation, get_config
 
 
 def read_config(name: str, options: Mapping[str, Any]) -> Config:
-    """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it.
-
-    Raises:
-        ValueError: There is no such config or ablation row, the package that it inherits from is not installed, or an
-            option does nothing (:mod:`mkd_plugin.preflight.unread`).
-    """
+    """Read a config file, a shipped config or ``METHOD:ROW`` of an ablation, and change it. Raises ValueError if that fails."""
     method, _, row = name.partition(':')
     try:
         cfg = get_ablation(method, row) if row else get_config(name)
@@ -56,16 +51,10 @@ def read_config(name: str, options: Mapping[str, Any]) -> Config:
 def load_config(
     name: str, *, work_dir: str | None = None, options: Mapping[str, Any] | None = None, launcher: str = 'none'
 ) -> Config:
-    """Read a config, check it, and adapt it to this machine.
+    """Read a config as :func:`read_config` does, check it, and adapt it to this machine.
 
-    Args:
-        name: Config file, shipped config, or ``METHOD:ROW``.
-        work_dir: Folder of logs and checkpoints; the config's own or ``work_dirs/<name>`` by default.
-        options: Values by dotted key.
-        launcher: mmengine's name of what started this process.
-
-    Raises:
-        ValueError: There is no such config, a host or strategy cannot be used, or heads and data have different classes.
+    ``work_dir`` is the config's own or ``work_dirs/<name>`` by default; ``launcher`` is mmengine's name of what started
+    this process. Raises ValueError also if a host or strategy cannot be used, or heads and data have different classes.
     """
     cfg = read_config(name, options or {})
     cfg.launcher = launcher
@@ -83,9 +72,8 @@ def apply_training_options(
 ) -> None:
     """Apply the options of ``mkd train``; ``resume`` is a checkpoint, or 'auto' for the newest of the work dir.
 
-    Raises:
-        ValueError: ``auto_scale_lr`` for a config that does not state the batch size of its learning rate, or an interval
-            of checkpoints that is none.
+    Raises ValueError for ``auto_scale_lr`` if the config does not state the batch size of its learning rate, and for an
+    interval of checkpoints that is none.
     """
     check_saving(cfg)
     if amp:
@@ -109,27 +97,17 @@ def apply_training_options(
 def move_data_root(cfg: Config, root: str) -> None:
     """Apply ``data_root`` of the command line to the datasets and to the annotation files of the evaluators.
 
-    A config file uses the variable while it is read; what is merged later changes the variable alone. Datasets with
-    another root than the variable's keep it, unless all have the same one.
-
-    Raises:
-        ValueError: No dataset or evaluator has the root of the variable.
+    A config file uses the variable while it is read; what is merged later changes the variable alone. Datasets with another
+    root than the variable's keep it, unless all have the same one. Raises ValueError if none has the root of the variable.
     """
     before, roots = cfg.get('data_root'), set(data_roots(cfg))
     if before is not None and before not in roots and len(roots) == 1:
         before = next(iter(roots))
     moved = 0
-
-    def move(node: Any) -> None:
-        nonlocal moved
-        if isinstance(node, dict) and 'data_root' in node and before in (None, node['data_root']):
-            node['data_root'] = root
+    for _, part in parts_of({name: cfg.get(name) for name in LOADERS}):
+        if isinstance(part, dict) and 'data_root' in part and before in (None, part['data_root']):
+            part['data_root'] = root
             moved += 1
-        for _, value in items_of(node):
-            move(value)
-
-    for loader in LOADERS:
-        move(cfg.get(loader))
     for name in ('val_evaluator', 'test_evaluator'):
         evaluators = cfg.get(name) or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
@@ -184,12 +162,10 @@ def ddp_options(cfg: Config) -> dict[str, Any]:
 
 def replace_sync_bn(node: Any) -> bool:
     """Replace every SyncBN of a model's config by BN, its equal in one process; return whether there was any."""
-    found = isinstance(node, dict) and node.get('type') == 'SyncBN'
-    if found:
-        node['type'] = 'BN'
-    for _, part in list(items_of(node)):
-        found |= replace_sync_bn(part)
-    return found
+    parts = [part for _, part in parts_of(node) if isinstance(part, dict) and part.get('type') == 'SyncBN']
+    for part in parts:
+        part['type'] = 'BN'
+    return bool(parts)
 
 
 def fit_strategy_to_cpu(cfg: Config) -> None:

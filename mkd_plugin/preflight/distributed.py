@@ -59,16 +59,9 @@ def start_process_group(cfg: Config) -> None:
     if local_rank is not None:
         os.environ['LOCAL_RANK'] = local_rank
     os.environ.setdefault('MASTER_PORT', '29500')
-    if 'MASTER_ADDR' not in os.environ:
-        os.environ['MASTER_ADDR'] = first_slurm_node() if cfg.launcher == 'slurm' else '127.0.0.1'
-    options: dict[str, Any] = {}
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        nodes = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
+        os.environ['MASTER_ADDR'] = subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    if timeout is not None:
-        options['timeout'] = datetime.timedelta(seconds=timeout)
-    torch.distributed.init_process_group('gloo', **options)
-
-
-def first_slurm_node() -> str:
-    """Return the first host of a SLURM job."""
-    command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout) if timeout else None)

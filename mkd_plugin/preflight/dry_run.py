@@ -17,13 +17,7 @@ from torch import nn
 
 from mkd_plugin.engine.optim import group_table
 from mkd_plugin.preflight.annotations import check_annotations
-from mkd_plugin.preflight.checks import (
-    LOADERS,
-    check_schedule,
-    check_work_dir,
-    missing_files,
-    missing_tree,
-)
+from mkd_plugin.preflight.checks import LOADERS, check_schedule, check_work_dir, missing_files, missing_tree
 from mkd_plugin.preflight.mistakes import explain
 from mkd_plugin.preflight.plan import (
     Stage,
@@ -152,7 +146,7 @@ class DryRun:
         self.say(
             f'memory, estimated (MiB): weights {memory.weights / MIB:.1f}, gradients {memory.gradients / MIB:.1f}, '
             f'optimiser {memory.optimizer / MIB:.1f}, teachers and buffers {memory.teachers / MIB:.1f}: together '
-            f'{memory.total / MIB:.1f}, and activations'
+            f'{sum(memory) / MIB:.1f}, and activations'
         )
 
     def show_step(self) -> None:
@@ -173,10 +167,6 @@ class DryRun:
 
 
 def dry_run(cfg: Config, *, processes: int = 1, images: int = 0, console: Console | None = None) -> int:
-    """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`.
-
-    Raises:
-        ValueError: The config has no model, data or optimiser to report on.
-    """
+    """Report what a config would do; return the exit code, 1 if anything is missing or wrong. See :class:`DryRun`."""
     check_for_report(cfg)
     return DryRun(cfg, processes=processes, images=images, console=console or Console()).run()

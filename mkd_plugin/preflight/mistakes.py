@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from mkd_plugin.preflight.checks import items_of
+from mkd_plugin.preflight.checks import parts_of, type_name
 
 BUILDERS = {'build_from_cfg': 'mmengine.registry.build_functions', 'build': 'mkd_plugin.registry'}
 LOOPS = {'run', 'run_epoch', 'run_iter'}  # of a host's loop: what fails there is no longer building
@@ -68,17 +68,12 @@ def named(error: Exception) -> str:
     return str(error) if isinstance(error, (ValueError, AssertionError)) else f'{type(error).__name__}: {error}'
 
 
-def type_name(kind: Any) -> str:
-    """Return the name of a component, which a config gives as a string or as the class."""
-    return kind if isinstance(kind, str) else getattr(kind, '__name__', repr(kind))
-
-
 def place_of(node: Mapping[str, Any], cfg: Config) -> str | None:
     """Return the dotted key of a part of a config; None if there is no such part."""
     kind = type_name(node.get('type')).rpartition('.')[2]
     wanted = {key: value for key, value in node.items() if key != 'type' and isinstance(value, (str, int, float))}
     wanted.pop('_scope_', None)
-    for where, part in parts_of(cfg):
+    for where, part in parts_of(dict(cfg)):
         same = isinstance(part, dict) and type_name(part.get('type')).rpartition('.')[2] == kind
         if same and all(part.get(key) == value for key, value in wanted.items()):
             return where
@@ -92,15 +87,6 @@ def place_above(building: list[FrameType], cfg: Config) -> str:
         if isinstance(node, Mapping) and (where := place_of(node, cfg)):
             return f'{where}: '
     return ''
-
-
-def parts_of(node: Any, where: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and value of every part of a config, the outer before the inner."""
-    for key, part in items_of(node if isinstance(node, (list, tuple)) else dict(node)):
-        here = f'{where}.{key}' if where else str(key)
-        yield here, part
-        if isinstance(part, (dict, list, tuple)):
-            yield from parts_of(part, here)
 
 
 def unknown_type(where: str, name: Any, registry: Registry) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +27,10 @@ from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages
-from mkd_plugin.preflight.checks import without_missing_checkpoints
+from mkd_plugin.preflight.checks import without_checkpoints
 
 MIN_STAGE = 500  # updates; with fewer a stage is hopeless
-
 TICKS = 1000  # points of a schedule; its shape does not depend on the steps of an epoch
-
 HEIGHT, WIDTH = 256, 320  # of a random image
 
 # Numbers that an optimiser keeps for each weight.
@@ -71,19 +69,13 @@ class Batch:
         return self.effective / self.base if self.scaled and self.base else 1.0
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes of one process, without activations."""
 
     weights: int
     gradients: int
     optimizer: int
     teachers: int
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.teachers
 
 
 def batch_of(cfg: Config, processes: int) -> Batch:
@@ -117,14 +109,7 @@ def stages_of(cfg: Config, rate: float) -> list[Stage]:
 
 
 def plan_warnings(stages: Sequence[Stage], batch: Batch, images: int | None, model: nn.Module | None) -> list[str]:
-    """Say what makes a plan hopeless, with figures.
-
-    Args:
-        stages: The stages of the run.
-        batch: The images of an update.
-        images: Number of training images; None if it is not known.
-        model: The model; None if it could not be built.
-    """
+    """Say what makes a plan hopeless, with figures. What is not known (images, model) is None, and is not judged."""
     found = []
     if images is not None and batch.effective > images:
         found.append(f'an update takes {batch.effective:,} images, but there are only {images:,}: use a smaller batch')
@@ -207,14 +192,10 @@ class StepResult:
 def build_for_step(cfg: Config, *, ratio: float = 1.0) -> tuple[nn.Module, Any]:
     """Build model and optimiser on the device for :func:`run_step`; a missing checkpoint leaves random weights.
 
-    Args:
-        cfg: The config.
-        ratio: Factor of the learning rate.
-
-    Raises:
-        ValueError: ``load_from`` is the file of another network.
+    ``ratio`` multiplies the learning rate. Raises ValueError if ``load_from`` is the file of another network.
     """
-    options = {'data_preprocessor': cfg.get('data_preprocessor'), **without_missing_checkpoints(cfg.model.to_dict())}
+    model_cfg = without_checkpoints(cfg.model.to_dict(), missing_only=True)
+    options = {'data_preprocessor': cfg.get('data_preprocessor'), **model_cfg}
     torch.manual_seed(0)
     model: nn.Module = MODELS.build(ConfigDict(options))  # detectors read their options as attributes
     if hasattr(model, 'init_weights'):
@@ -293,8 +274,7 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
         raise ValueError(f'The losses of a step on noise are not finite: {broken}.')
     peak = used_memory(device) - (before if device.type == 'cpu' else 0)
     states = [value for state in optim_wrapper.optimizer.state.values() for value in state.values()]
-    optimizer = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
-    return StepResult(shapes[-1], seconds, losses, peak, optimizer)
+    return StepResult(shapes[-1], seconds, losses, peak, size_of(filter(torch.is_tensor, states)))
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,45 +10,38 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine import registry as registries
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    FUNCTIONS,
-    HOOKS,
-    LOOPS,
-    METRICS,
-    MODELS,
-    OPTIM_WRAPPER_CONSTRUCTORS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    PARAM_SCHEDULERS,
-    RUNNERS,
-    TRANSFORMS,
-    VISBACKENDS,
-    VISUALIZERS,
-    WEIGHT_INITIALIZERS,
-    DefaultScope,
-    Registry,
-)
+from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.runner import set_random_seed
-from mmengine.structures import BaseDataElement
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.compat.weights import load_state_dict
+from mkd_plugin.engine.checkpoints import check_resumable
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress
-from mkd_plugin.preflight.checks import DENSE, LOADERS, check_schedule, datasets_of, without_checkpoints
-from mkd_plugin.preflight.mistakes import config_mistakes, parts_of, type_name, unknown_type
+from mkd_plugin.preflight.checks import (
+    DENSE,
+    LOADERS,
+    check_schedule,
+    datasets_of,
+    parts_of,
+    type_name,
+    without_checkpoints,
+)
+from mkd_plugin.preflight.mistakes import config_mistakes, unknown_type
 from mkd_plugin.preflight.plan import fake_batch, stages_of
-from mkd_plugin.preflight.start import check_start
 from mkd_plugin.registry import check_names, check_values, parameters_of
 
 # Options that the Runner takes out of a part before it builds the rest.
@@ -58,11 +51,8 @@ LOADER_TAKEN = ('dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_ini
 
 
 def rehearse(cfg: Config, *, training: bool = True) -> None:
-    """Raise ValueError, before anything is written, if a part of the config is wrong.
-
-    Args:
-        cfg: The config.
-        training: Whether it will be trained; else only what a test needs is checked.
+    """Raise ValueError, before anything is written, if a part of the config is wrong; without ``training``, of what a test
+    needs.
     """
     scope = cfg.get('default_scope') or 'mmengine'
     if find_spec(scope) is None:
@@ -77,7 +67,7 @@ def rehearse(cfg: Config, *, training: bool = True) -> None:
         for name in LOADERS if training else LOADERS[2:]:
             if cfg.get(name) is not None:
                 check_loader(name, cfg[name])
-                check_pipelines(name, cfg[name])
+                check_pipelines(name, cfg)
         if training:
             check_schedule(cfg)
             rehearse_training(cfg)
@@ -123,34 +113,35 @@ def components(cfg: Config, training: bool) -> Iterator[tuple[str, Any, Registry
     """Yield dotted key, config and registry of the parts whose registry is known from their place."""
     wrapper, hooks = cfg.get('optim_wrapper') or {}, cfg.get('default_hooks') or {}
     if training:
-        yield 'optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS
+        yield 'optim_wrapper', {'type': 'OptimWrapper', **wrapper}, registries.OPTIM_WRAPPERS
         if 'optimizer' in wrapper:
-            yield 'optim_wrapper.optimizer', wrapper['optimizer'], OPTIMIZERS
+            yield 'optim_wrapper.optimizer', wrapper['optimizer'], registries.OPTIMIZERS
         if 'constructor' in wrapper:
-            yield 'optim_wrapper.constructor', dict(type=wrapper['constructor']), OPTIM_WRAPPER_CONSTRUCTORS
-        yield from listed('param_scheduler', cfg.get('param_scheduler'), PARAM_SCHEDULERS)
+            yield 'optim_wrapper.constructor', dict(type=wrapper['constructor']), registries.OPTIM_WRAPPER_CONSTRUCTORS
+        yield from listed('param_scheduler', cfg.get('param_scheduler'), registries.PARAM_SCHEDULERS)
         if 'runner_type' in cfg:
-            yield 'runner_type', dict(type=cfg.runner_type), RUNNERS
-    yield from ((f'default_hooks.{key}', hook, HOOKS) for key, hook in hooks.items() if hook is not None)
-    yield from listed('custom_hooks', cfg.get('custom_hooks'), HOOKS)
+            yield 'runner_type', dict(type=cfg.runner_type), registries.RUNNERS
+    yield from ((f'default_hooks.{key}', hook, registries.HOOKS) for key, hook in hooks.items() if hook is not None)
+    yield from listed('custom_hooks', cfg.get('custom_hooks'), registries.HOOKS)
     yield 'model', cfg.model, MODELS
     for where, part in parts_of(cfg.model, 'model'):
         if where.endswith('.init_cfg'):
-            for place, node, _ in listed(where, part, WEIGHT_INITIALIZERS):
-                yield place, initializer(place, node), WEIGHT_INITIALIZERS
+            for place, node, _ in listed(where, part, registries.WEIGHT_INITIALIZERS):
+                yield place, initializer(place, node), registries.WEIGHT_INITIALIZERS
     for stage in ('train', 'val', 'test'):
         if cfg.get(f'{stage}_cfg') is not None:
-            yield f'{stage}_cfg', with_loop(stage, cfg[f'{stage}_cfg']), LOOPS
-        yield from listed(f'{stage}_evaluator', cfg.get(f'{stage}_evaluator'), METRICS)
+            yield f'{stage}_cfg', with_loop(stage, cfg[f'{stage}_cfg']), registries.LOOPS
+        yield from listed(f'{stage}_evaluator', cfg.get(f'{stage}_evaluator'), registries.METRICS)
     for name in LOADERS:
         loader = cfg.get(name) or {}
-        yield from ((where, node, DATASETS) for where, node in datasets_of(loader.get('dataset'), f'{name}.dataset'))
-        for key, registry in (('sampler', DATA_SAMPLERS), ('batch_sampler', DATA_SAMPLERS), ('collate_fn', FUNCTIONS)):
+        yield from ((where, node, registries.DATASETS) for where, node in datasets_of(cfg, [name]))
+        samplers = registries.DATA_SAMPLERS
+        for key, registry in (('sampler', samplers), ('batch_sampler', samplers), ('collate_fn', registries.FUNCTIONS)):
             if loader.get(key) is not None:
                 yield f'{name}.{key}', loader[key], registry
     if cfg.get('visualizer') is not None:
-        yield 'visualizer', {'type': 'Visualizer', **cfg.visualizer}, VISUALIZERS
-        yield from listed('visualizer.vis_backends', cfg.visualizer.get('vis_backends'), VISBACKENDS)
+        yield 'visualizer', {'type': 'Visualizer', **cfg.visualizer}, registries.VISUALIZERS
+        yield from listed('visualizer.vis_backends', cfg.visualizer.get('vis_backends'), registries.VISBACKENDS)
 
 
 def initializer(where: str, node: Any) -> Any:
@@ -201,7 +192,9 @@ def check_component(where: str, node: Any, registry: Registry) -> None:
     if complete:
         check_names(f'{where}: {type_name(kind)}', options, parameters)
     check_values(f'{where}: {type_name(kind)}', options, parameters)
-    if registry is HOOKS and component.__module__.startswith('mkd_plugin'):  # a host's may need the Runner's visualizer
+    if registry is registries.HOOKS and component.__module__.startswith(
+        'mkd_plugin'
+    ):  # a host's may need the Runner's visualizer
         registry.build({key: value for key, value in node.items() if key != 'priority'})
 
 
@@ -217,13 +210,13 @@ def check_loader(name: str, loader: Any) -> None:
         raise ValueError(f'{name}: {error}') from error
 
 
-def check_pipelines(name: str, loader: Any) -> None:
+def check_pipelines(name: str, cfg: Config) -> None:
     """Build the transforms of a loader's images."""
-    for where, dataset in datasets_of(loader.get('dataset'), f'{name}.dataset'):
+    for where, dataset in datasets_of(cfg, [name]):
         pipeline = dataset.get('pipeline')
         if pipeline is not None and not isinstance(pipeline, (list, tuple)):
             raise ValueError(f'{where}.pipeline={pipeline!r}: it must be a list of transforms.')
-        for entry in listed(f'{where}.pipeline', pipeline, TRANSFORMS):
+        for entry in listed(f'{where}.pipeline', pipeline, registries.TRANSFORMS):
             check_component(*entry)
         Compose(pipeline)
 
@@ -266,6 +259,25 @@ def rehearse_training(cfg: Config) -> None:
         raise ValueError(f'param_scheduler: its learning rates cannot be computed: {error}.') from error
 
 
+def check_start(cfg: Config, model: nn.Module) -> None:
+    """Compare the checkpoint that a run starts from with the model, which may be on the meta device.
+
+    Addresses, and the folders of sharded runs, are checked when the run loads them. Raises ValueError if the file is
+    damaged or of another network, or a run cannot be resumed from it.
+    """
+    source = cfg.get('load_from')
+    if not source or not Path(source).is_file():
+        return
+    checkpoint = read_checkpoint(source, lazy=True)
+    if cfg.get('resume'):
+        check_resumable(checkpoint, source)
+        return
+    weights = checkpoint.get('state_dict', checkpoint)
+    if isinstance(weights, Mapping):
+        plain = {name.removeprefix('module.'): value for name, value in weights.items()}
+        load_state_dict(model, plain, source=str(source), strict=False)
+
+
 def check_clipping(options: Mapping[str, Any]) -> None:
     """Compare ``clip_grad`` with the function of torch that it is passed to in the first step."""
     function = clip_grad_value_ if options.get('type') == 'value' else clip_grad_norm_
@@ -281,19 +293,10 @@ def rehearse_step(model: Any, cfg: Config) -> None:
         with torch.device('meta'):
             if isinstance(model, MaskedDistiller):
                 model.begin_training(Progress(0, 2))
-            model.to('meta')(**on_meta(batch), mode='loss')
+            model.to('meta')(**model.data_preprocessor.cast_data(batch), mode='loss')
     except Exception as error:
         if not of_meta(error):
             raise
-
-
-def on_meta(value: Any) -> Any:
-    """Copy a batch, with its tensors on the meta device."""
-    if isinstance(value, (torch.Tensor, BaseDataElement)):
-        return value.to('meta')
-    if isinstance(value, dict):
-        return {key: on_meta(part) for key, part in value.items()}
-    return [on_meta(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def of_meta(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from mkd_plugin.compat.paramwise import did_you_mean
-from mkd_plugin.preflight.checks import LOADERS, items_of
+from mkd_plugin.preflight.checks import LOADERS, parts_of
 
 # What the runners, and the tools of the hosts and of this package, read from a config beside the runners' arguments.
 READ_ELSEWHERE = {
@@ -96,10 +96,8 @@ def check_keys(cfg: Config) -> None:
 
 
 def check_saving(cfg: Config) -> None:
-    """Refuse an interval of checkpoints that is none; say so if a run will save nothing, or nothing before its end.
-
-    Raises:
-        ValueError: ``default_hooks.checkpoint.interval`` is neither a positive integer nor −1, mmengine's word for never.
+    """Raise ValueError for an interval of checkpoints that is neither a positive integer nor −1, mmengine's word for never;
+    say so if a run will save nothing, or nothing before its end.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint', {'interval': 1})
     others = [str(entry.get('type')) for entry in cfg.get('custom_hooks') or [] if isinstance(entry, dict)]
@@ -146,15 +144,9 @@ def assigned(file: str | Path | None) -> set[str]:
 
 def data_roots(cfg: Config) -> Iterator[str]:
     """Yield every ``data_root`` of the loaders, at any depth."""
-
-    def inside(node: Any) -> Iterator[str]:
-        if isinstance(node, dict) and isinstance(node.get('data_root'), str):
-            yield node['data_root']
-        for _, value in items_of(node):
-            yield from inside(value)
-
-    for loader in LOADERS:
-        yield from inside(cfg.get(loader))
+    for option, root in parts_of({name: cfg.get(name) for name in LOADERS}):
+        if option.endswith('.data_root') and isinstance(root, str):
+            yield root
 
 
 def resembling(name: str, known: Iterable[str]) -> str | None:

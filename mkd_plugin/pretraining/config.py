@@ -75,13 +75,7 @@ def schedule_of_method(name: str) -> Schedule:
 
 
 def config_of(recipe: Recipe, dataset: Mapping[str, Any], teachers: Mapping[str, TeacherFile]) -> Config:
-    """Return the config of a recipe: that of the method's paper, with our numbers.
-
-    Args:
-        recipe: The numbers.
-        dataset: Config of the dataset, without its pipeline.
-        teachers: Teachers by name, in the user's order.
-    """
+    """Return the config of a recipe: that of the method's paper, with our numbers. ``dataset`` has no pipeline of its own."""
     cfg = get_config(METHODS[recipe.method].config)
     cfg.custom_imports = dict(imports=['mkd_plugin'], allow_failed_imports=False)
     use_student(cfg.model, recipe)
@@ -143,11 +137,7 @@ def use_relations_and_features(model: Any, recipe: Recipe, teachers: Mapping[str
         model.objectives.relation.update(tap=taps, student=taps, head=dict(type='RegroupedRelations'))
 
 
-TEACHERS = {
-    'maskdistill': use_one_objective_each,
-    'dmae': use_aligned_blocks,
-    'hybrid': use_relations_and_features,
-}
+TEACHERS = {'maskdistill': use_one_objective_each, 'dmae': use_aligned_blocks, 'hybrid': use_relations_and_features}
 
 
 def use_data(cfg: Config, recipe: Recipe, dataset: Mapping[str, Any]) -> None:

@@ -133,25 +133,14 @@ class Recipe:
 
 
 def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[str, Schedule]) -> Recipe:
-    """Choose what the user did not.
-
-    Args:
-        request: The user's choices.
-        data: The images.
-        machine: What trains.
-        schedules: The papers' schedules by method.
-
-    Raises:
-        ValueError: The method does not take as many teachers; a size without a whole number of patches; a batch that is
-            larger than the data.
-    """
+    """Choose what the user did not; ``schedules`` are the papers', by method. Raises ValueError for what does not fit."""
     reasons: dict[str, str] = {}
     method = choose_method(request, reasons)
     student = request.student or choose_student(data, machine, reasons)
     size, patch = choose_size(request, data, machine, reasons)
     schedule, stages = schedules[method], METHODS[method].stages
     batch = choose_batch(request, data, machine, schedule, reasons)
-    steps = choose_steps(request, data, machine, schedule, stages, batch, reasons)
+    steps = choose_steps(request, schedule, stages, data.images / batch, reasons)
     share = batch // machine.processes
     accumulate = 1
     while share // accumulate > DEVICE_BATCH[student]:
@@ -254,23 +243,14 @@ def choose_batch(request: Request, data: Data, machine: Machine, schedule: Sched
     return batch
 
 
-def choose_steps(
-    request: Request,
-    data: Data,
-    machine: Machine,
-    schedule: Schedule,
-    stages: int,
-    batch: int,
-    reasons: dict[str, str],
-) -> int:
-    """Choose the updates of a stage."""
+def choose_steps(request: Request, schedule: Schedule, stages: int, epoch: float, reasons: dict[str, str]) -> int:
+    """Choose the updates of a stage; ``epoch`` is the number of updates in one epoch."""
     if request.epochs is not None:
-        steps = max(1, round(request.epochs * data.images / batch / stages))
-        reasons['steps'] = f'{request.epochs:g} epochs of {data.images / batch:.1f} steps' + (
+        reasons['steps'] = f'{request.epochs:g} epochs of {epoch:.1f} steps' + (
             f', in {stages} stages' if stages > 1 else ''
         )
-        return steps
-    steps = round(schedule.epochs * data.images / batch)
+        return max(1, round(request.epochs * epoch / stages))
+    steps = round(schedule.epochs * epoch)
     if steps >= GOOD_STAGE:
         reasons['steps'] = f"the method's {schedule.epochs} epochs a stage"
         return steps

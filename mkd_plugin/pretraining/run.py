@@ -24,7 +24,7 @@ from PIL import Image
 from mkd_plugin.engine.checkpoints import newest_checkpoint
 from mkd_plugin.engine.run_folder import files_of_run, resume_command
 from mkd_plugin.evaluation.features import Feature, compute
-from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images
+from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_images, spread
 from mkd_plugin.evaluation.knn import knn_accuracy
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
@@ -54,11 +54,7 @@ class Images:
 
 
 def find_images(path: str | Path) -> Images:
-    """Look at a folder of images or of tar shards, or a list of paths.
-
-    Raises:
-        ValueError: There is nothing at the path, or no image in it.
-    """
+    """Look at a folder of images or of tar shards, or a list of paths. Raises ValueError if no image is there."""
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f'{path} does not exist. Give a folder of images or of tar shards, or a list of paths.')
@@ -67,12 +63,11 @@ def find_images(path: str | Path) -> Images:
     else:
         kind = 'ShardDataset' if next(path.glob('*.tar'), None) else 'ImageFolder'
         dataset = dict(type=f'mkd_plugin.{kind}', data_root=str(path.absolute()))
-    with_defaults = dict(dataset, pipeline=[])
-    built = DATASETS.build(with_defaults)
+    built = DATASETS.build(dict(dataset, pipeline=[]))
     edges = []
-    for index in np.linspace(0, len(built) - 1, min(MEASURED, len(built))).astype(int):
+    for index in spread(len(built), MEASURED):
         try:
-            with Image.open(io.BytesIO(get(built.get_data_info(int(index))['img_path']))) as image:
+            with Image.open(io.BytesIO(get(built.get_data_info(index)['img_path']))) as image:
                 edges.append(min(image.size))
         except (OSError, ValueError):  # the run replaces unreadable images, and lists them
             continue
@@ -159,7 +154,7 @@ def knn_figure(model: str, folder: Path) -> str | None:
         images = open_images(folder, Preprocessing.standard(subject.network.image_hw))
     except ValueError:  # folders that are not classes
         return None
-    chosen = np.linspace(0, len(images) - 1, min(JUDGED, len(images))).astype(int).tolist()
+    chosen = spread(len(images), JUDGED)
     feature = Feature()
     batches = torch.utils.data.DataLoader(torch.utils.data.Subset(images, chosen), batch_size=32)
     values_ND = torch.cat([compute(subject, batch.float() / 255, [feature])[feature].cpu() for batch in batches])
@@ -189,24 +184,10 @@ def pretrain(
     plan_only: bool = False,
     say: Say = print,
 ) -> Path | None:
-    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
+    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python, which describes the arguments.
 
-    Args:
-        images: Folder of images or of tar shards, or a list of paths.
-        method: 'dbot', 'mae', 'maskdistill', 'dmae' or 'hybrid'; by default chosen by the number of teachers.
-        student: 'ti', 's', 'b' or 'l'.
-        teachers: Files, as ``[NAME=][NETWORK=]FILE[#PART]``.
-        size: Side of the crops, pixels.
-        epochs: Epochs of the whole run.
-        batch: Images of an update.
-        out: Folder of the config, the logs and the checkpoints; ``work_dirs/pretrain_<images>`` by default.
-        devices: 'auto', 'cpu', or a number of GPUs.
-        resume: Continue the run in ``out``.
-        plan_only: Write the config and stop.
-        say: Called with each line for the user.
-
-    Returns:
-        The last checkpoint; None with ``plan_only``.
+    ``images`` is a folder of images or of tar shards, or a list of paths; ``plan_only`` writes the config and stops;
+    ``say`` gets each line for the user. Returns the last checkpoint, None with ``plan_only``.
 
     Raises:
         ValueError: An input is wrong; nothing has been written.
@@ -239,11 +220,7 @@ def pretrain(
 
 
 class TrainingStopped(RuntimeError):
-    """Training ended before its end; the message is printed already.
-
-    Attributes:
-        code: Exit code of the trainer.
-    """
+    """Training ended before its end, with the trainer's exit code ``code``; the message is printed already."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f'training stopped with exit code {code}; its message is above')

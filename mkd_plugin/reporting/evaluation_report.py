@@ -20,14 +20,7 @@ from torch import nn
 from mkd_plugin.evaluation.classifier import folder_accuracy, load_classifier, read_classes, shape_bias
 from mkd_plugin.evaluation.features import FeatureStore, Report, Split, ignore
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, open_images
-from mkd_plugin.evaluation.protocols import (
-    PROTOCOLS,
-    SETTINGS,
-    Data,
-    Plan,
-    Row,
-    compute_features,
-)
+from mkd_plugin.evaluation.protocols import PROTOCOLS, SETTINGS, Data, Plan, Row, compute_features
 from mkd_plugin.interop.open_model import OpenedModel, open_model
 from mkd_plugin.interop.specs import ModelSpec, parse_specs
 from mkd_plugin.reporting.evaluation_table import EvaluationTable, short_names
@@ -148,23 +141,12 @@ def evaluate(
     pixels: str | None = None,
     console: Console | None = None,
 ) -> EvaluationTable:
-    """Evaluate frozen networks by several protocols.
+    """Evaluate frozen networks by several protocols. What cannot be measured is listed in the table's failures.
 
-    What cannot be measured is listed in the table's failures; everything else is measured.
-
-    Args:
-        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.interop.specs.ModelSpec`.
-        protocols: Names in ``PROTOCOLS``.
-        data: Location of the images.
-        out: Folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs.
-        plan: What to measure.
-        store: Computes and caches features.
-        known: Network options that files do not state.
-        pixels: Pixel statistics for files that do not state them: a name in ``mkd_plugin.interop.open_model.PIXEL_STATISTICS``.
-        console: Receives progress; standard error by default.
-
-    Raises:
-        ValueError: An unknown protocol, two checkpoints of one name, or an output folder that is not writable.
+    Networks are named as in :class:`mkd_plugin.interop.specs.ModelSpec`; ``known`` has options that their files do not
+    state, and ``pixels`` names pixel statistics for such files. ``out`` gets ``evaluation.json``, ``evaluation.md`` and the
+    finished jobs. Raises ValueError for an unknown protocol, two checkpoints of one name, or an output folder that is not
+    writable.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
@@ -182,9 +164,10 @@ def evaluate(
         try:
             subject = networks.subject(request)
             table.checkpoints[name] = subject.description
-            sources: dict[str, Any] = dict(
-                subject=subject.identity, data=[identify(images) for images in data.open(subject)]
-            )
+            sources: dict[str, Any] = dict(subject=subject.identity, data=[])
+            for images in data.open(subject):
+                labels = hashlib.sha256(images.labels.numpy().tobytes()).hexdigest()
+                sources['data'].append(dict(**images.identity(), labels=labels))
         except (OSError, ValueError) as error:
             table.fail(name, FEATURES, error)
             continue
@@ -195,11 +178,6 @@ def evaluate(
             run = partial(networks.measure, protocol, request)
             measurements.add(name, protocol, run, after=first, **sources, options=options)
     return measurements.run(console)
-
-
-def identify(images: LabelledImages) -> dict[str, Any]:
-    """Identify images and their labels."""
-    return dict(**images.identity(), labels=hashlib.sha256(images.labels.numpy().tobytes()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -248,18 +226,7 @@ class ClassifierPlan:
 def evaluate_classifiers(
     config: str, checkpoints: Sequence[str], plan: ClassifierPlan, out: Path, *, console: Console | None = None
 ) -> EvaluationTable:
-    """Evaluate fine-tuned classifiers on other images.
-
-    Args:
-        config: The fine-tuning config.
-        checkpoints: Files of its runs.
-        plan: What to measure.
-        out: Folder for ``evaluation.json``, ``evaluation.md`` and the finished jobs.
-        console: Receives progress; standard error by default.
-
-    Raises:
-        ValueError: A checkpoint is given twice, or the output folder is not writable.
-    """
+    """Evaluate checkpoints of a fine-tuning config on other images; ``out`` and errors are as for :func:`evaluate`."""
     names = short_names(checkpoints)
     columns = {name: dict(path=path) for name, path in zip(names, checkpoints, strict=True)}
     measurements = Measurements(EvaluationTable(columns, dict(config=config, **asdict(plan))), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,12 +34,11 @@ class EvaluationTable:
 
     def unmeasured(self) -> list[str]:
         """Return the protocols without a single number for some checkpoint."""
-        numbers: dict[tuple[str, str], bool] = {}
+        found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for column, rows in self.rows.items():
             for row in rows:
-                key = (column, row.protocol)
-                numbers[key] = numbers.get(key, False) or not math.isnan(row.top1)
-        return [protocol for (_, protocol), found in numbers.items() if not found]
+                found[column, row.protocol].append(row.top1)
+        return [protocol for (_, protocol), numbers in found.items() if all(map(math.isnan, numbers))]
 
     def lines(self) -> list[list[str]]:
         """Return the cells of each line: protocol, setting, feature, then one number per checkpoint."""

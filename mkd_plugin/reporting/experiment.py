@@ -1,13 +1,7 @@
 """Experiments: jobs with keys and dependencies, each run once, with results that survive interruptions.
 
-    store = Store(out / 'jobs')
-    train = Job('train', key_of('train', config=cfg), partial(train_model, cfg))
-    test = Job('test', key_of('test', train=train.key), partial(test_model, train.key), dependencies=(train.key,))
-    outcome = run_jobs([train, test], store, workers=2, backend='processes', console=Console())
-    outcome.records[test.key].value['accuracy']
-
-``run`` is called with a :class:`JobContext` and returns JSON values (tensors are converted to lists). Jobs whose key is in
-the store are skipped, so rerunning a command resumes it. A job that raises ValueError is recorded as failed, jobs that
+``Job.run`` is called with a :class:`JobContext` and returns JSON values (tensors are converted to lists). Jobs whose key is
+in the store are skipped, so rerunning a command resumes it. A job that raises ValueError is recorded as failed, jobs that
 depend on it fail too, and all others still run; any other exception ends the run.
 
 Backends:
@@ -22,9 +16,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,8 +61,7 @@ class JobContext:
     def run_command(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         """Run a program and return its exit code; its output is appended to ``log.txt`` in the work folder.
 
-        Raises:
-            InterruptedError: The run is being stopped.
+        Raises InterruptedError if the run is being stopped.
         """
         log = self.work_dir / LOG
         with log.open('ab') as output:
@@ -127,15 +119,10 @@ def run_jobs(
     backend: Backend = 'inline',
     describe: Callable[[Record], str] | None = None,
 ) -> Outcome:
-    """Run all jobs that are not in the store, each after its dependencies.
+    """Run all jobs that are not in the store, in order of preference, each after its dependencies.
 
-    Args:
-        jobs: In order of preference.
-        store: Holds the results.
-        console: Receives one line per finished job and, on a terminal, a progress bar with the time left.
-        workers: Jobs at a time; ignored by the ``inline`` backend.
-        backend: How jobs are run; see the module.
-        describe: One-line summary of a result; by default its duration.
+    ``console`` receives one line per finished job, in which ``describe`` sums up its result (by default its duration), and
+    on a terminal a progress bar with the time left. ``workers`` jobs run at a time; the ``inline`` backend ignores it.
 
     Raises:
         KeyboardInterrupt: Interrupted by Ctrl-C or SIGTERM. All jobs have stopped; rerun to resume.
@@ -145,7 +132,7 @@ def run_jobs(
     if run.waiting:
         with (
             sigterm_as_interrupt(),
-            run.progress_bar(),
+            run.bar,
             executor_of(backend, workers, run.processes, console) as executor,
         ):
             run.work_through(executor)
@@ -171,6 +158,10 @@ class _Run:
                 self.outcome.records[key] = record
         self.waiting = [job for job in self.jobs.values() if job.key not in self.outcome.records]
         self.total = len(self.waiting)
+        current, left = TextColumn('{task.description}'), TextColumn('{task.fields[left]}')
+        columns = (current, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
+        self.bar = Progress(*columns, console=console, disable=not console.is_interactive)
+        self.task = self.bar.add_task('', total=self.total, left='')
         self.futures: dict[Future[Record], str] = {}
         self.running: dict[str, Job] = {}
         self.reported: dict[str, float] = {}
@@ -179,27 +170,17 @@ class _Run:
         done_before = len(self.jobs) - self.total
         console.print(f'{len(self.jobs)} jobs, {done_before} already done.', highlight=False)
 
-    @contextmanager
-    def progress_bar(self) -> Iterator[None]:
-        """Show a bar while the run lasts, if the console is an interactive terminal."""
-        current, left = TextColumn('{task.description}'), TextColumn('{task.fields[left]}')
-        columns = (current, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
-        with Progress(*columns, console=self.console, disable=not self.console.is_interactive) as bar:
-            task = bar.add_task('', total=self.total, left='')
-
-            def show(description: str) -> None:
-                finished = self.total - len(self.waiting) - len(self.running)
-                done = finished + sum(map(self.fraction, self.running.values()))
-                bar.update(task, completed=done, description=escape(description), left=self.time_left())
-
-            self.show = show
-            yield
+    def show(self, description: str) -> None:
+        """Show on the bar what is running."""
+        done = self.total - len(self.waiting) - len(self.running) + sum(map(self.fraction, self.running.values()))
+        self.bar.update(self.task, completed=done, description=escape(description), left=self.time_left())
 
     def work_through(self, executor: Executor) -> None:
         """Keep all workers busy until no job is left."""
         while self.waiting or self.running:
             self.fail_dependents()
-            for job in self.ready()[: self.workers - len(self.running)]:
+            ready = [job for job in self.waiting if self.outcome.records.keys() >= set(job.dependencies)]
+            for job in ready[: self.workers - len(self.running)]:
                 self.start(job, executor)
             if self.futures:
                 finished, _ = wait(self.futures, timeout=POLL, return_when=FIRST_COMPLETED)
@@ -216,10 +197,6 @@ class _Run:
         if not isinstance(executor, ProcessPoolExecutor):  # nothing below can be pickled
             call = partial(call, report=partial(self.report, job), processes=self.processes)
         self.futures[executor.submit(call)] = job.key
-
-    def ready(self) -> list[Job]:
-        """Waiting jobs whose dependencies are finished, in order."""
-        return [job for job in self.waiting if all(key in self.outcome.records for key in job.dependencies)]
 
     def fail_dependents(self) -> None:
         """Fail the jobs that depend on a failed job."""

@@ -6,111 +6,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
 
-from mkd_plugin.evaluation.features import Report, ignore
-from mkd_plugin.evaluation.images import LabelledImages
+from mkd_plugin.evaluation.images import LabelledImages, spread
 from mkd_plugin.interop.open_model import OpenedModel
-from mkd_plugin.reporting.page import Document, Picture, Section, Table, write_page
+from mkd_plugin.reporting.page import Document, Picture, Section, Table, texts, write_page
 
 SIDE = 192  # pixels of a picture
+BATCH = 32  # images at once
 NEIGHBOURS = 7  # with the image itself two lines of four
 CLIP = (0.01, 0.99)  # quantiles of a component that become black and full colour
 
-READING_NEIGHBOURS = (
-    'Each row starts with an image of the folder. To the right are the images with the most similar features (mean of the '
-    'patches), by cosine similarity. If rows hold alike things, the features are useful for search and k-NN.'
-)
-READING_PATCHES = (
-    'The patch features of all images below are projected onto their three principal components, shown as red, green and '
-    'blue. Patches of one colour have similar features, across images too. Objects and their parts in colours of their own '
-    'mean that the features can be used for segmentation; noise, or colours that follow the position alone, mean that the '
-    'network has learned little.'
-)
 
-
-def look(
-    model: OpenedModel,
-    images: LabelledImages,
-    path: Path,
-    *,
-    tap: str,
-    rows: int,
-    pictures: int,
-    report: Report = ignore,
-) -> None:
-    """Write the page.
-
-    Args:
-        model: The network, on the device to compute on.
-        images: The images among which neighbours are sought.
-        path: HTML file to write.
-        tap: Where to read: 'block:i' or 'output'.
-        rows: Images whose neighbours are shown.
-        pictures: Images whose patches are shown.
-        report: Progress.
-
-    Raises:
-        ValueError: An unknown tap, an unreadable image, or fewer than two images.
-    """
+def look(model: OpenedModel, images: LabelledImages, path: Path, *, tap: str, rows: int, pictures: int) -> None:
+    """Write the page: the neighbours of ``rows`` images, and the patches of ``pictures`` images, read at ``tap``."""
     if len(images) < 2:
         raise ValueError(f'{images.folder}: one image has no neighbours. Give a folder with at least two.')
     chosen = spread(len(images), pictures)
-    means_ND, patches_MLD = run_network(model, images, tap, chosen, report)
+    means_ND, patches_MLD = run_network(model, images, tap, chosen)
     explained, colours_MhwC = colours_of(patches_MLD, model.network.grid)
     with TemporaryDirectory() as folder:
         album = Album(images, Path(folder))
         sections = (neighbours(album, means_ND, rows), patches(album, chosen, colours_MhwC, explained))
         title, size = f'{model.name} on {images.folder.name}', model.network.image_hw
-        answer = Section(
-            title='What was looked at',
-            tables=[
-                Table(
-                    ('', 'value'),
-                    [
-                        ('network', f'{Path(model.source).name}\n{model.format}'),
-                        ('images', f'{len(images):,} of {images.folder.name}'),
-                        ('size', f'{size[0]} × {size[1]} px, patches of {model.network.patch_size} px'),
-                        ('features', f'{tap}, {means_ND.shape[1]} channels'),
-                    ],
-                )
-            ],
-        )
-        lead = 'Nearest neighbours by the features of whole images, and the features of patches as colours.'
-        write_page(path, Document(title, lead, {}, answer, sections))
-
-
-def spread(total: int, count: int) -> list[int]:
-    """Return up to ``count`` places, evenly spread over ``total``."""
-    return sorted({round(place) for place in np.linspace(0, total - 1, min(count, total)).tolist()})
+        about = [
+            ('network', f'{Path(model.source).name}\n{model.format}'),
+            ('images', f'{len(images):,} of {images.folder.name}'),
+            ('size', f'{size[0]} × {size[1]} px, patches of {model.network.patch_size} px'),
+            ('features', f'{tap}, {means_ND.shape[1]} channels'),
+        ]
+        answer = Section('What was looked at', tables=[Table(('', 'value'), about)])
+        write_page(path, Document(title, texts('look')['lead'], {}, answer, sections))
 
 
 @torch.no_grad()
-def run_network(
-    model: OpenedModel, images: LabelledImages, tap: str, chosen: Sequence[int], report: Report
-) -> tuple[Tensor, Tensor]:
+def run_network(model: OpenedModel, images: LabelledImages, tap: str, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the mean patch of every image, (N, D), and all patches of the chosen ones, (M, L, D), on the CPU."""
     wanted, means, kept = set(chosen), [], []
-    for start, batch in enumerate(DataLoader(Subset(images, range(len(images))), batch_size=32)):
-        tokens = model.network(model.normalise((batch.float() / 255).to(model.device)), taps=(tap,)).tokens(tap)
+    for start, batch in enumerate(images.batches(0, len(images), batch_size=BATCH, workers=0)):
+        tokens = model.network(model.normalise(batch.to(model.device)), taps=(tap,)).tokens(tap)
         patches_BLD = tokens[:, model.network.num_prefix :].float().cpu()
         means.append(patches_BLD.mean(dim=1))
-        kept += [patches_BLD[place] for place in range(len(batch)) if start * 32 + place in wanted]
-        report(min(1.0, (start + 1) * 32 / len(images)))
+        kept += [patches_BLD[place] for place in range(len(batch)) if start * BATCH + place in wanted]
     return torch.cat(means), torch.stack(kept)
 
 
 def colours_of(patches_MLD: Tensor, grid: tuple[int, int]) -> tuple[list[float], Tensor]:
-    """Project patches onto their three principal components.
-
-    Returns:
-        The share of the variance of each, and colours in [0, 1], (M, h, w, 3).
-    """
+    """Project patches onto their three principal components: shares of the variance, and colours in [0, 1], (M, h, w, 3)."""
     points_PD = patches_MLD.flatten(0, 1).double()
     points_PD = points_PD - points_PD.mean(dim=0)
     _, sizes, axes_DK = torch.pca_lowrank(points_PD, q=min(6, *points_PD.shape), center=False)
@@ -157,7 +102,7 @@ def neighbours(album: Album, means_ND: Tensor, rows: int) -> Section:
         row = [album.picture(query, f'{album.name(query)} and its nearest:')]
         row += [album.picture(at, f'{value:.2f}') for value, at in zip(values.tolist(), places.tolist(), strict=True)]
         pictures.append(row)
-    return Section('Nearest neighbours', reading=READING_NEIGHBOURS, pictures=pictures)
+    return Section('Nearest neighbours', reading=texts('look')['neighbours'], pictures=pictures)
 
 
 def patches(album: Album, chosen: Sequence[int], colours_MhwC: Tensor, explained: Sequence[float]) -> Section:
@@ -170,7 +115,7 @@ def patches(album: Album, chosen: Sequence[int], colours_MhwC: Tensor, explained
     shares = ', '.join(f'{100 * share:.0f} %' for share in explained)
     return Section(
         'Patch features as colours',
-        reading=READING_PATCHES,
+        reading=texts('look')['patches'],
         pictures=pairs,
         notes={'Variance': f'of the patches along red, green and blue: {shares}.'},
     )

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from torch import Tensor
 
 from mkd_plugin.evaluation.classifier import load_trained
+from mkd_plugin.evaluation.images import spread
 
 SIDE = 384  # pixels: small images are enlarged to about this, so that class names fit in
 BACKGROUND = 'background'  # name of a class that is not coloured
@@ -39,7 +40,7 @@ def draw_predictions(cfg: Config, checkpoint: str, count: int) -> Iterator[tuple
         options = dict(copy.deepcopy(cfg.visualizer), name=f'draw {checkpoint}', vis_backends=[])
         visualizer = VISUALIZERS.build(options)
         visualizer.dataset_meta = dataset.metainfo
-        for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))}):
+        for index in spread(len(dataset), count):
             with torch.no_grad():
                 (sample,) = model.test_step(pseudo_collate([dataset[index]]))
             yield draw_sample(visualizer, mmcv.imread(sample.img_path, channel_order='rgb'), sample.cpu())

@@ -31,23 +31,14 @@ class Record:
 def key_of(title: str, **content: Any) -> str:
     """Return a file name that identifies a result: a readable title and a digest of everything it depends on.
 
-    Args:
-        title: Start of the name; characters that are unusual in file names become underscores.
-        content: JSON values. Pass the content of files (their digests), not their paths.
+    ``content`` is JSON values. Pass the content of files (their digests), not their paths.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     return f'{re.sub(r"[^A-Za-z0-9.-]+", "_", title)}-{digest[:16]}'
 
 
 class Store:
-    """Results under their keys. All writes are atomic: a result is complete or absent.
-
-    Args:
-        folder: Created if it does not exist.
-
-    Raises:
-        ValueError: The folder is not writable.
-    """
+    """Results under their keys, in a folder that must be writable. All writes are atomic: a result is complete or absent."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser().resolve()

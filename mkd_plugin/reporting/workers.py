@@ -70,8 +70,9 @@ def executor_of(backend: Backend, workers: int, processes: Processes, console: C
     if backend == 'threads':
         pool: Executor = ThreadPoolExecutor(workers)
     else:
-        os.environ['OMP_NUM_THREADS'] = str(threads_per_job(workers))  # read by a library when a worker imports it
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=start_worker)
+        threads, spawn = threads_per_job(workers), multiprocessing.get_context('spawn')
+        os.environ['OMP_NUM_THREADS'] = str(threads)  # read by a library when a worker imports it
+        pool = ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(threads,))
     try:
         yield pool
     except BaseException:
@@ -88,11 +89,6 @@ def executor_of(backend: Backend, workers: int, processes: Processes, console: C
             processes.stop(kill=True)
         raise
     pool.shutdown()
-
-
-def start_worker() -> None:
-    """Limit a worker process to its share of the cores."""
-    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from typing import Any
 
 from mmengine.logging import print_log
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from mkd_plugin.datasets.folder import EXTENSIONS, ReplaceUnreadable
-from mkd_plugin.datasets.lists import MOST_CLASSES, read_list
+from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, ReplaceUnreadable, read_list
 from mkd_plugin.datasets.shards.members import ShardIndex, key_of, member_uri, read_index, scan, write_index
 from mkd_plugin.registry import DATASETS
 
@@ -30,24 +29,19 @@ class ShardDataset(ReplaceUnreadable):
     An index beside each tar file, made on first use, holds the position of every image. Samplers can therefore shuffle the
     whole set, and a resumed run continues with the very next image. Every image member is a sample; its label is in the
     ``.cls`` or ``.json`` member of the same key. ``img_path`` is an address that all loaders of the hosts can read.
-
-    An image that cannot be read is replaced: see :class:`ReplaceUnreadable`.
+    Unreadable images are replaced: see :class:`ReplaceUnreadable`. Options that are not listed are those of mmpretrain's
+    ``BaseDataset``.
 
     Args:
-        data_root: The folder.
-        data_prefix: A folder below it.
         shards: Pattern of the files, such as ``train/*.tar`` or ``**/*.tar``; they are read in the order of their names.
         with_label: Whether to read labels; then every image must have one.
         classes: Names of the classes, or a file with one per line; by default ``classes.txt`` in the folder if it exists.
         extensions: Extensions of images, in any case.
         exclude: An ending, or several, of images that are no samples, in any case: ``'.seg.png'`` leaves the masks
             ``key.seg.png`` out. A warning says if there are several images of one key.
-        max_unreadable: How many different images may be unreadable before an error is raised.
-        options: Those of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ….
 
     Raises:
-        ValueError: The folder does not exist, has no tar file or none with images, a tar file is damaged, or an image has no
-            label.
+        ValueError: There is no folder, tar file or image, a tar file is damaged, or an image has no label.
     """
 
     def __init__(
@@ -63,8 +57,6 @@ class ShardDataset(ReplaceUnreadable):
         max_unreadable: int = 100,
         **options: Any,
     ) -> None:
-        if not data_root:
-            raise ValueError("data_root='': give the folder of the shards.")
         self.shards, self.with_label = shards, with_label
         self.extensions = tuple(extension.lower() for extension in extensions)
         self.exclude = tuple(
@@ -135,19 +127,14 @@ class ShardDataset(ReplaceUnreadable):
             found.update(index_all(missing))
         return [(tar, index) for tar, index in found.items() if index is not None]
 
-    def extra_repr(self) -> list[str]:
-        """Lines for mmpretrain's ``repr``."""
-        return [f'Tar files: \t{Path(self.img_prefix, self.shards)}']
-
 
 def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
     """Scan tar files, show the progress, and write the indexes beside them; a read-only folder only causes a warning."""
     print_log(f'Reading the headers of {len(tars)} tar files of {tars[0].parent}: once, they had no index.', 'current')
     indices, unwritten = {}, None
-    columns = [TextColumn('index'), BarColumn(), DownloadColumn(), TimeRemainingColumn()]
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task('', total=sum(tar.stat().st_size for tar in tars))
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task('index', total=sum(tar.stat().st_size for tar in tars))
         for tar in tars:
             indices[tar] = scan(tar, progress=partial(bar.advance, task))
             try:
@@ -164,11 +151,7 @@ def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
 
 
 def find_tars(folder: Path, shards: str) -> tuple[list[Path], str]:
-    """Return the tar files of a folder, and what to say about compressed ones, which are left out.
-
-    Raises:
-        ValueError: There is no folder, or no tar file in it.
-    """
+    """Return the tar files of a folder, and what to say about compressed ones. Raises ValueError if there is none."""
     if not folder.is_dir():
         raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
     tars = sorted(folder.glob(shards))

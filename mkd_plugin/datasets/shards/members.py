@@ -78,17 +78,10 @@ def write_index(tar: Path, index: ShardIndex) -> None:
 
 
 def scan(tar: Path, *, progress: Callable[[int], Any] = lambda advance: None) -> ShardIndex:
-    """Read all headers of a tar file.
+    """Read all headers of a tar file; ``progress`` gets the number of bytes done since its last call.
 
     Links, folders and devices are skipped. Of two members with the same name the later one counts, as when unpacking.
-
-    Args:
-        tar: The file.
-        progress: Called from time to time with the number of bytes done since the last call.
-
-    Raises:
-        ValueError: The file is no tar file, or is compressed, damaged or truncated.
-        OSError: It cannot be opened.
+    Raises ValueError if the file is no tar file, or is compressed, damaged or truncated, OSError if it cannot be opened.
     """
     if tar.exists() and not tar.is_file():
         raise ValueError(f'{tar} is no tar file, but a folder, pipe or device. Move it away, or change shards.')

@@ -31,11 +31,7 @@ CHUNK = 256  # images held in memory at a time
 
 @dataclass(frozen=True)
 class Options:
-    """Options that decide the bytes of the shards.
-
-    Raises:
-        ValueError: A number is out of its range.
-    """
+    """Options that decide the bytes of the shards. Raises ValueError for a number that is out of its range."""
 
     size: int = 0  #: Shrink the shorter side to this many pixels; 0 keeps every file as it is
     quality: int = 90  #: JPEG quality of shrunk images
@@ -79,22 +75,11 @@ def write_shards(
     begin: Callable[[int, int], Any] = lambda done, total: None,
     step: Callable[[int], Any] = lambda images: None,
 ) -> dict[str, Any]:
-    """Write the shards that do not exist yet.
+    """Write the shards of the images in ``folder`` that do not exist yet; they do not depend on the number of workers.
 
-    Args:
-        folder: The images.
-        target: The folder of the shards.
-        options: See :class:`Options`.
-        workers: Processes that read and shrink; the shards do not depend on their number.
-        begin: Called once with the number of images already done and the total.
-        step: Called with the number of further images done.
-
-    Returns:
-        The manifest: options, number of images, classes, and ``sha256``, ``bytes``, ``images``, ``skipped`` of each shard.
-
-    Raises:
-        ValueError: The images or options differ from those with which ``target`` was begun.
-        OSError: A file cannot be read or written.
+    ``begin`` is called once with the number of images already done and the total, ``step`` with the number of further
+    images. Returns the manifest: options, number of images, classes, and ``sha256``, ``bytes``, ``images``, ``skipped`` of
+    each shard. Raises ValueError if images or options differ from those with which ``target`` was begun.
     """
     sources = find_sources(folder)
     classes = classes_of(sources) if options.labels else []
@@ -117,7 +102,7 @@ def write_shards(
                 encoded = in_chunks(run, work, shard, step)
                 first = number * options.shard_size
                 manifest['shards'][name] = write_shard(target / name, shard, encoded, first, classes)
-                write_json(target / MANIFEST, manifest)
+                write_whole(target / MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return manifest
 
 
@@ -156,7 +141,7 @@ def open_manifest(target: Path, sources: list[Source], options: Options, classes
         write_whole(target / SOURCES, '\n'.join(listed) + '\n')
         if classes:
             write_whole(target / CLASSES, '\n'.join(classes) + '\n')
-        write_json(target / MANIFEST, manifest)
+        write_whole(target / MANIFEST, json.dumps(manifest, indent=1) + '\n')
         return manifest
     stored = read_manifest(target)
     changed = sorted(set((target / SOURCES).read_text().splitlines()) ^ set(listed))
@@ -201,10 +186,8 @@ def in_chunks(
 
 
 def encode(source: Source, *, folder: Path, options: Options) -> Encoded:
-    """Read an image, and shrink it if it is larger than ``options.size``.
-
-    Raises:
-        ValueError: The file has changed since it was found.
+    """Read an image, and shrink it if it is larger than ``options.size``. Raises ValueError if it has changed since it was
+    found.
     """
     path = folder / source.path
     status = path.stat()
@@ -250,23 +233,10 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_whole(path, json.dumps(value, indent=1) + '\n')
-
-
 def verify_shards(target: Path, *, step: Callable[[int], Any] = lambda images: None) -> list[str]:
-    """Read every shard again: its hash, the number of its images, each image to its end, and each label.
+    """Read every shard again, and return the problems: its hash, the number of its images, each image to its end, each label.
 
-    Args:
-        target: The folder that ``write_shards`` filled.
-        step: Called with the number of further images read.
-
-    Returns:
-        The problems found.
-
-    Raises:
-        ValueError: The folder has no manifest.
+    ``step`` is called with the number of further images read. Raises ValueError if the folder has no manifest.
     """
     if not (target / MANIFEST).is_file():
         raise ValueError(f'{target} has no {MANIFEST}: only shards that make_shards.py made can be verified.')

@@ -15,14 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mkd_plugin.analysis import (
-    AttentionStatistics,
-    LinearCKA,
-    PerLayer,
-    TokenSpectrum,
-    TopRatio,
-    run_watched,
-)
+from mkd_plugin.analysis import AttentionStatistics, LinearCKA, PerLayer, TokenSpectrum, TopRatio, run_watched
 from mkd_plugin.analysis.streaming import patches_of
 from mkd_plugin.evaluation.images import read_named
 from mkd_plugin.interop.open_model import OpenedModel
@@ -35,11 +28,8 @@ SIMILARITY_SIDE = 7  # cells per side at most: an example is the mean token of a
 class ImageSet:
     """Up to ``count`` images of a folder and its sub-folders, evenly spread over its sorted files.
 
-    Attributes:
-        files: The chosen files.
-        available: Number of images in the folder.
-        labels: Index of the class of each image, given by the folder below ``root``; None without class folders.
-        digest: SHA-256 of the names and contents.
+    ``labels`` are the indices of the classes, given by the folders below ``root``, None without them; ``available`` is the
+    number of images in the folder, and ``digest`` the SHA-256 of the chosen names and contents.
     """
 
     def __init__(self, root: str | Path, count: int) -> None:

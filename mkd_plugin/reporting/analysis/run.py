@@ -104,17 +104,9 @@ def analyze(
 ) -> Report:
     """Measure networks on images; write ``report.json`` and ``index.html``. Finished measurements are not repeated.
 
-    Args:
-        checkpoints: ``[NAME=][NETWORK=]FILE[#PART]`` each; see :class:`mkd_plugin.interop.specs.ModelSpec`.
-        data: A folder of images.
-        out: Output folder. Each result is saved there as soon as it is available.
-        settings: What to measure, and how.
-        known: Options of networks whose files do not state them.
-        pixels: Pixel statistics for such files: a name in ``mkd_plugin.interop.open_model.PIXEL_STATISTICS``.
-        device: Where to compute.
-
-    Returns:
-        All results. Measurements that failed are listed with the reason; they do not stop the others.
+    Networks are named as in :class:`mkd_plugin.interop.specs.ModelSpec`; ``known`` has options that their files do not
+    state, and ``pixels`` names pixel statistics for such files. Each result is saved below ``out`` as soon as it is
+    available. Measurements that fail are listed with the reason; they do not stop the others.
 
     Raises:
         FileNotFoundError: A checkpoint does not exist.

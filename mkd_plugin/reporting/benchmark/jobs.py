@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ class Trainings:
         self.store = Store(folder / 'jobs')
         # reading the base files of a host's config takes seconds
         self._configs: dict[Path, Config] = {}
-        self._texts: dict[Path, str] = {}
-        self._keys: dict[Training, str] = {}
+        self._text = cache(text_of)
 
     def plan(self, tasks: list[str]) -> list[Training]:
         """All trainings, seed by seed, so that the first comparisons are complete early."""
@@ -97,27 +96,19 @@ class Trainings:
 
     def key(self, training: Training) -> str:
         """Key that covers config, checkpoint, seed, options, data and version; of files their content, not their path."""
-        if training not in self._keys:
-            stamp, start = self.suite.stamp, self.starts[training.start]
-            self._keys[training] = key_of(
-                f'{training.task}-{(start.sha256 or training.start)[:8]}-seed{training.seed}',
-                layout=LAYOUT,
-                version=__version__,
-                task=training.task,
-                config=self._text(self.file(training)),
-                options=self.settings.options_of(training.task),
-                start=start.sha256,
-                seed=training.seed,
-                processes=self.settings.processes,
-                data=stamp.read_text() if stamp and stamp.is_file() else None,
-            )
-        return self._keys[training]
-
-    def _text(self, file: Path) -> str:
-        """A config with everything it inherits, as text."""
-        if file not in self._texts:
-            self._texts[file] = json.dumps(Config.fromfile(file).to_dict(), sort_keys=True, default=str)
-        return self._texts[file]
+        stamp, start = self.suite.stamp, self.starts[training.start]
+        return key_of(
+            f'{training.task}-{(start.sha256 or training.start)[:8]}-seed{training.seed}',
+            layout=LAYOUT,
+            version=__version__,
+            task=training.task,
+            config=self._text(self.file(training)),
+            options=self.settings.options_of(training.task),
+            start=start.sha256,
+            seed=training.seed,
+            processes=self.settings.processes,
+            data=stamp.read_text() if stamp and stamp.is_file() else None,
+        )
 
     def work_dir(self, training: Training) -> Path:
         """Folder of a training."""
@@ -164,6 +155,11 @@ class Trainings:
         metrics = self.suite.tasks[record.name.split()[0]].kind.metrics
         scores = [f'{metric.label} {record.value["scores"][metric.label]:.1f}' for metric in metrics]
         return f'{", ".join(scores)} ({record.seconds / 60:.1f} minutes)'
+
+
+def text_of(file: Path) -> str:
+    """A config with everything it inherits, as text."""
+    return json.dumps(Config.fromfile(file).to_dict(), sort_keys=True, default=str)
 
 
 def final_scores(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, float]:

@@ -94,24 +94,18 @@ def entry(
     """Everything about one training."""
     rows, key = trainings.rows(training), trainings.key(training)
     failure = failed.get(key)
-    losses = [[row['iter'], row['loss']] for row in rows if row['mode'] == 'train' and 'loss' in row]
-    metrics = trainings.suite.tasks[training.task].kind.metrics
+    curves = {'loss': thinned([[row['iter'], row['loss']] for row in rows if row['mode'] == 'train' and 'loss' in row])}
+    for metric in trainings.suite.tasks[training.task].kind.metrics:
+        scores = [(row['iter'], row.get(metric.key)) for row in rows if row['mode'] == 'val']
+        curves[metric.label] = [[iteration, score * metric.scale] for iteration, score in scores if score is not None]
     return dict(
         **asdict(training),
         key=key,
         command=shlex.join(trainings.command(training)),
         **(dict(**record.value, seconds=round(record.seconds, 1)) if record else {}),
         failed=dict(reason=failure.reason, log=failure.log, lines=failure.lines) if failure else None,
-        curves=dict(
-            loss=thinned(losses), **{metric.label: validated(rows, metric.key, metric.scale) for metric in metrics}
-        ),
+        curves=curves,
     )
-
-
-def validated(rows: Sequence[Mapping[str, Any]], key: str, scale: float) -> list[list[float]]:
-    """(iteration, score in per cent) of every validation that gave the score."""
-    found = [(row['iter'], row.get(key)) for row in rows if row['mode'] == 'val']
-    return [[iteration, value * scale] for iteration, value in found if value is not None]
 
 
 def thinned(points: list[list[float]]) -> list[list[float]]:

@@ -24,18 +24,10 @@ from mkd_plugin.utils.files import plain, write_whole
 def benchmark(
     checkpoints: Sequence[str], settings: Settings, *, out: Path, command: str, console: Console, train: bool = True
 ) -> dict[str, Any]:
-    """Fine-tune from all checkpoints; write ``report.json`` and ``index.html``. Finished trainings are skipped.
+    """Fine-tune from all checkpoints, ``[NAME=]FILE`` each; write ``report.json`` and ``index.html``, and return the report.
 
-    Args:
-        checkpoints: Pre-trainings, ``[NAME=]FILE`` each.
-        settings: Which trainings.
-        out: Output folder.
-        command: What the user typed, for the report.
-        console: Shows the progress.
-        train: False to report on finished trainings only.
-
-    Returns:
-        The report.
+    Finished trainings are skipped; without ``train``, so are all others. ``command`` is what the user typed, for the
+    report.
 
     Raises:
         ValueError: A setting is not possible.

@@ -17,7 +17,7 @@ from torch import nn
 
 from mkd_plugin import get_ablation, get_config
 from mkd_plugin.engine.optim import parameter_groups
-from mkd_plugin.preflight.checks import missing_files, without_missing_checkpoints
+from mkd_plugin.preflight.checks import missing_files, without_checkpoints
 from mkd_plugin.preflight.dry_run import dry_run
 from mkd_plugin.preflight.plan import Batch, Stage, batch_of, memory_of, plan_warnings, stages_of
 
@@ -134,14 +134,14 @@ def test_missing_files__of_lists_prefixes_splits_and_wrapped_datasets(tmp_path):
     }
 
 
-def test_without_missing_checkpoints__keeps_what_is_there(tmp_path):
+def test_without_checkpoints__missing_only_keeps_what_is_there(tmp_path):
     there = tmp_path / 'there.pth'
     there.touch()
     model = dict(
         backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='/nowhere.pth')),
         teachers=[dict(checkpoint=str(there)), dict(checkpoint='/nowhere.pth', arch='b')],
     )
-    assert without_missing_checkpoints(model) == dict(
+    assert without_checkpoints(model, missing_only=True) == dict(
         backbone=dict(init_cfg=None), teachers=[dict(checkpoint=str(there)), dict(checkpoint=None, seed=0, arch='b')]
     )
 
@@ -181,7 +181,7 @@ def test_memory_of__and_groups():
     memory = memory_of(model, optimizer)
     assert (memory.weights, memory.gradients, memory.optimizer) == (220, 220, 440)
     assert memory.teachers == 12 * 4 + 2 * 5 * 4 + 8  # the frozen layer and the running statistics
-    assert memory.total == 220 * 4 + memory.teachers
+    assert sum(memory) == 220 * 4 + memory.teachers
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0)).optimizer == 0
     assert memory_of(model, torch.optim.SGD(model[0].parameters(), lr=1.0, momentum=0.9)).optimizer == 220
 

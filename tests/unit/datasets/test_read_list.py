@@ -10,7 +10,7 @@ from helpers.hostile_images import assert_cheap, cost_of
 from helpers.labelled_files import write_images
 
 from mkd_plugin.datasets import ImageFolder
-from mkd_plugin.datasets.lists import read_list
+from mkd_plugin.datasets.folder import read_list
 from mkd_plugin.evaluation.images import read_annotation
 from mkd_plugin.evaluation.lists import published_share
 
@@ -34,7 +34,7 @@ def test_read_list__utf_8(tmp_path, content):
 
 def test_read_list__latin_1_with_a_warning(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mkd_plugin.datasets.lists.print_log', lambda message, *_, **__: said.append(message))
+    monkeypatch.setattr('mkd_plugin.datasets.folder.print_log', lambda message, *_, **__: said.append(message))
     (tmp_path / 'list.txt').write_bytes('b.png\nä/é 1.png\n'.encode('latin-1'))
     assert read_list(tmp_path / 'list.txt') == NAMES[::-1]
     assert len(said) == 1 and 'list.txt is not UTF-8 (line 2): it is read as Latin-1' in said[0]

@@ -241,7 +241,7 @@ def test_shard_dataset__folder_that_is_none(tmp_path):
         ShardDataset(data_root=str(tmp_path / 'nowhere'))
     with pytest.raises(ValueError, match=r'has no \*\.tar.*ImageFolder'):
         ShardDataset(data_root=str(tmp_path))
-    with pytest.raises(ValueError, match='give the folder of the shards'):
+    with pytest.raises(ValueError, match='give the folder of the images or shards'):
         ShardDataset(data_root='')
 
 
