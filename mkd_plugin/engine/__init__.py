@@ -5,7 +5,7 @@ from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.guards import FiniteLossHook, PreemptionHook, UnusedParametersHook
 from mkd_plugin.engine.metrics import MetricsHook
-from mkd_plugin.engine.optim import FreezeHook, LayerDecayConstructor
+from mkd_plugin.engine.optim import FewGroupsConstructor, FreezeHook, LayerDecayConstructor
 from mkd_plugin.engine.progress import ProgressHook
 from mkd_plugin.engine.provenance import PortableCheckpointHook
 from mkd_plugin.engine.strategies import ShardedStrategy, StrategyRunner
@@ -16,6 +16,7 @@ __all__ = [
     'CurvesHook',
     'ExactResumeHook',
     'FiniteLossHook',
+    'FewGroupsConstructor',
     'FreezeHook',
     'LayerDecayConstructor',
     'MetricsHook',
