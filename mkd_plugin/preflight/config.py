@@ -164,6 +164,8 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.update(dtype='float16', loss_scale='dynamic')
             print_log('This GPU has no bfloat16: training in float16 with loss scaling.', level=logging.WARNING)
         return
+    for name in ('train_dataloader', 'val_dataloader'):
+        (cfg.get(name) or {}).pop('pin_memory', None)  # torch warns of it
     if mixed:
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             wrapper.pop(key, None)

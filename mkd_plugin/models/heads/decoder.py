@@ -12,7 +12,7 @@ from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
 from mkd_plugin.models.vit.block import MAE_INIT, drop_path_rates
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask, take
+from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, TokenMask, take
 
 
 def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
@@ -83,11 +83,13 @@ class TransformerDecoder(Head):
 
     def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:
         """Insert mask tokens: cls and visible tokens → cls and all L patches in row-major order."""
-        assert mask.ids_restore_BL is not None
+        assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None
+        shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
         cls, visible_BVD = tokens_BND[:, :1], tokens_BND[:, 1:]
         batch, visible, width = visible_BVD.shape
-        hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, mask.ids_restore_BL.shape[1] - visible, width)
-        return torch.cat([cls, take(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL)], dim=1)
+        hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, shuffled_BL.shape[1] - visible, width)
+        patches_BLD = Permute.apply(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL, shuffled_BL)
+        return torch.cat([cls, patches_BLD], dim=1)
 
 
 @MODELS.register_module()
