@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
-from mkd_plugin.models.vit.block import MAE_INIT, drop_path_rates
+from mkd_plugin.models.vit.block import MAE_INIT, DropPath, drop_path_rates
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, TokenMask, take
 
@@ -58,9 +58,9 @@ class TransformerDecoder(Head):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(grid, width))
         self.layers = nn.ModuleList(
-            Block(width=width, num_heads=num_heads, drop_path=rate, recompute=activation_checkpointing)
-            for rate in drop_path_rates(drop_path_rate, depth)
+            Block(width=width, num_heads=num_heads, recompute=activation_checkpointing) for _ in range(depth)
         )
+        self.drop_path = DropPath(drop_path_rates(drop_path_rate, depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, out_width)
         self.reset_parameters()
@@ -76,9 +76,10 @@ class TransformerDecoder(Head):
         if features.mask is not None:
             tokens_BND = self._fill_hidden(tokens_BND, features.mask)
         tokens_BND = tokens_BND + self.pos_embed
-        for block in self.layers[:-1]:
-            tokens_BND, _ = block(tokens_BND)
-        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1))
+        kept = self.drop_path(tokens_BND)
+        for block, factors in zip(self.layers[:-1], kept[:-1], strict=True):
+            tokens_BND, _ = block(tokens_BND, kept_2B11=factors)
+        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1), kept_2B11=kept[-1])
         return self.predict(self.norm(tokens_BRD))
 
     def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:

@@ -27,8 +27,8 @@ def draw_blocks(
     rows, columns = grid
     aspect_DB = ((2 * uniform_D4B[:, 1] - 1) * math.log(min_aspect)).exp().numpy()
     hidden_BRC = np.zeros((uniform_D4B.shape[2], rows, columns), bool)
-    remaining_B = np.full(len(hidden_BRC), most, np.float32)
-    failures_B = np.zeros(len(hidden_BRC), int)
+    remaining_B: NDArray[np.float32] = np.full(len(hidden_BRC), most, np.float32)
+    failures_B: NDArray[np.int_] = np.zeros(len(hidden_BRC), int)
     row_R, column_C = np.arange(rows), np.arange(columns)
     for (area_B, _, top_B, left_B), aspect_B in zip(uniform_D4B.numpy(), aspect_DB, strict=True):
         area_B = min_block + area_B * (remaining_B - min_block)
