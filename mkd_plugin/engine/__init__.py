@@ -1,6 +1,7 @@
 """Training: teacher updates, checkpoints and exact resume, guards, metrics, progress, and learning rates by layer."""
 
 from mkd_plugin.engine.checkpoints import AtomicCheckpointHook
+from mkd_plugin.engine.compile import CompileHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.guards import FiniteLossHook, PreemptionHook, UnusedParametersHook
@@ -13,6 +14,7 @@ from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 
 __all__ = [
     'AtomicCheckpointHook',
+    'CompileHook',
     'CurvesHook',
     'ExactResumeHook',
     'FiniteLossHook',
