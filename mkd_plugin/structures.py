@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,23 @@ from torch import Tensor
 def take(x_BND: Tensor, rows_BR: Tensor) -> Tensor:
     """Gather tokens: ``out[b, r] = x[b, rows[b, r]]``, (B, R, D)."""
     return x_BND.gather(1, rows_BR.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
+
+
+class Permute(torch.autograd.Function):
+    """``take`` by a permutation, ``Permute.apply(x_BND, rows_BN, inverse_BN)``.
+
+    Its backward pass takes by the inverse; that of ``take`` adds by atomic operations, because rows could repeat.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BND: Tensor, rows_BN: Tensor, inverse_BN: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_BN, inverse_BN)
+        return take(x_BND, rows_BN)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None, None]:
+        rows_BN, inverse_BN = ctx.saved_tensors
+        return Permute.apply(grad_BND, inverse_BN, rows_BN), None, None
 
 
 @dataclass(frozen=True)

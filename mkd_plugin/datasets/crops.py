@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmcv.transforms import RandomFlip
 from mmpretrain.datasets import PackInputs, RandomResizedCrop
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mkd_plugin.datasets.resize import resize_batch, resize_crop
 from mkd_plugin.registry import FUNCTIONS, TRANSFORMS
 
 
@@ -43,22 +44,23 @@ class Crop:
 
 
 class Crops(NamedTuple):
-    """A batch of crops of different sizes in one tensor, copied to another process or device at once.
-
-    Shapes and flips are plain numbers, because reading them from a GPU would make the host wait.
-    """
+    """A batch of crops of different sizes in one tensor, copied to another process or device at once."""
 
     pixels: Tensor  #: uint8, one crop after the other, each (h, w, 3)
-    shapes: tuple[tuple[int, int], ...]  #: (h, w) of each crop
-    flips: tuple[bool, ...]  #: Whether to mirror it
+    table_B4: Tensor  #: int64: for each crop the number of pixels before it, height, width, and whether to mirror it
+    largest: tuple[
+        int, int
+    ]  #: The largest height and the largest width; not read from a GPU, which the host would await
     size: tuple[int, int]  #: (height, width) of all of them after resizing
 
     def images(self) -> Tensor:
         """Resize and mirror: (B, 3, height, width) uint8 on the device of the pixels."""
-        images = self.pixels.new_empty(len(self.shapes), 3, *self.size)
-        parts = torch.split(self.pixels, [3 * h * w for h, w in self.shapes])
-        for image, part, (h, w), flip in zip(images, parts, self.shapes, self.flips, strict=True):
-            resized = resize_crop(part.view(h, w, 3).permute(2, 0, 1), self.size)
+        if self.pixels.device.type != 'cpu':
+            return resize_batch(self.pixels, self.table_B4, self.largest, self.size, torch.float16)
+        images = self.pixels.new_empty(len(self.table_B4), 3, *self.size)
+        for image, (start, h, w, flip) in zip(images, self.table_B4.tolist(), strict=True):
+            crop = self.pixels[3 * start : 3 * (start + h * w)].view(h, w, 3)
+            resized = resize_crop(crop.permute(2, 0, 1), self.size)
             image.copy_(resized.flip(-1) if flip else resized)
         return images
 
@@ -169,30 +171,8 @@ def collate_crops(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pixels = pixels.share_memory_()  # type: ignore[no-untyped-call]
     for part, crop in zip(torch.split(pixels, [crop.pixels.size for crop in crops]), crops, strict=True):
         part.copy_(torch.from_numpy(crop.pixels).flatten())
-    shapes = tuple((crop.pixels.shape[0], crop.pixels.shape[1]) for crop in crops)
-    flips = tuple(crop.order.flip for crop in crops)
-    return {'inputs': Crops(pixels, shapes, flips, sizes.pop()), 'data_samples': [s['data_samples'] for s in samples]}
-
-
-def resize_crop(crop: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (3, h, w) uint8 bicubically in Pillow's two antialiased passes: rows, rounded to 8 bits, then columns.
-
-    Results are within 2 levels of Pillow's; a single pass would be off by up to 12 (tests/unit/datasets/test_crops.py).
-    Pillow 13 starts with the columns if a crop shrinks much more in height: some pixels of such crops differ more.
-    """
-    if crop.shape[-2:] == size:
-        return crop
-    if crop.device.type == 'cpu':  # torch's 8-bit kernel works in these passes, and exists for CPUs only
-        return interpolate(crop.unsqueeze(0), size)[0]
-    return resize_in_two_passes(crop, size)
-
-
-def resize_in_two_passes(crop: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same in float32, for devices without an 8-bit kernel."""
-    rows = interpolate(crop.unsqueeze(0).float(), (crop.shape[-2], size[1])).round_().clamp_(0, 255)
-    return interpolate(rows, size).round_().clamp_(0, 255).to(torch.uint8)[0]
-
-
-def interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(1, 3, h, w) → (1, 3, height, width) of the same type."""
-    return F.interpolate(image, size, mode='bicubic', antialias=True)
+    heights, widths = ([crop.pixels.shape[axis] for crop in crops] for axis in (0, 1))
+    areas = [height * width for height, width in zip(heights, widths, strict=True)]
+    rows = zip(accumulate(areas, initial=0), heights, widths, (crop.order.flip for crop in crops), strict=False)
+    batch = Crops(pixels, torch.tensor(list(rows)), (max(heights), max(widths)), sizes.pop())
+    return {'inputs': batch, 'data_samples': [sample['data_samples'] for sample in samples]}

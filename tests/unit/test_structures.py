@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.launches import Launches
 from helpers.networks import hidden_masks
 
-from mkd_plugin.structures import QueryKey, Region, RegionTokens, TokenFeatures, TokenMask, Tokens, take
+from mkd_plugin.structures import Permute, QueryKey, Region, RegionTokens, TokenFeatures, TokenMask, Tokens, take
 
 RAGGED_BL = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0]], dtype=torch.bool)
 
@@ -177,3 +178,15 @@ def test_query_key__at_equals_loops(rows):
         for i, j in product(range(len(chosen)), repeat=2):
             wanted = sum(q[b, h, chosen[i], c].item() * k[b, h, chosen[j], c].item() for c in range(4))
             assert found[b, h, i, j].item() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_permute__is_take_with_gradients_of_any_order_without_a_scatter():
+    x_BND = torch.rand(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    rows_BN = torch.stack([torch.randperm(5), torch.randperm(5)])
+    inverse_BN = rows_BN.argsort(dim=1)
+    assert torch.equal(Permute.apply(x_BND, rows_BN, inverse_BN), take(x_BND, rows_BN))
+    assert torch.autograd.gradcheck(lambda x: Permute.apply(x, rows_BN, inverse_BN), (x_BND,))
+    assert torch.autograd.gradgradcheck(lambda x: Permute.apply(x, rows_BN, inverse_BN).square(), (x_BND,))
+    with Launches() as launches:
+        Permute.apply(x_BND, rows_BN, inverse_BN).sum().backward()
+    assert not any('scatter' in name for name in launches.names)

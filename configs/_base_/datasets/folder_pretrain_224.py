@@ -2,12 +2,18 @@
 # pixel statistics are those of in1k_pretrain_224.py.
 data_root = 'data/images/'
 data_preprocessor = dict(
-    type='mkd_plugin.CropPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+    type='mkd_plugin.CropPreprocessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+    non_blocking=True)
 
 train_dataloader = dict(
     batch_size=512,
     num_workers=8,
     persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,  # as the official loaders: a smaller last batch would be another step
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='mkd_plugin.collate_crops'),
     dataset=dict(

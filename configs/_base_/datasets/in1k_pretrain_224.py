@@ -2,7 +2,7 @@
 # same boxes and flips are drawn here, but resizing and flipping run on the device.
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs512_mae.py'
 
-data_preprocessor = dict(type='mkd_plugin.CropPreprocessor')
+data_preprocessor = dict(type='mkd_plugin.CropPreprocessor', non_blocking=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mkd_plugin.CropForDevice', scale=224, crop_ratio_range=(0.2, 1.0)),
@@ -10,4 +10,7 @@ train_pipeline = [
     dict(type='mkd_plugin.PackCrops'),
 ]
 train_dataloader = dict(
-    collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'), dataset=dict(pipeline=train_pipeline))
+    pin_memory=True,
+    drop_last=True,  # as the official loaders: a smaller last batch would be another step
+    collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'),
+    dataset=dict(pipeline=train_pipeline))

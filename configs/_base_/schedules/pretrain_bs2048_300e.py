@@ -6,6 +6,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=3.0),
     # no decay on 1-D parameters, cls and learned positions: BEiT's, which MaskDistill follows (Sec. 4.1)
+    constructor='mkd_plugin.FewGroupsConstructor',  # two groups instead of one per parameter
     paramwise_cfg=dict(
         flat_decay_mult=0.0,
         custom_keys=dict(cls_token=dict(decay_mult=0.0), pos_embed=dict(decay_mult=0.0))))

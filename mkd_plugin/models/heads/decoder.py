@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
-from mkd_plugin.models.vit.block import MAE_INIT, drop_path_rates
+from mkd_plugin.models.vit.block import MAE_INIT, DropPath, drop_path_rates
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import RegionTokens, TokenFeatures, TokenMask, take
+from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, TokenMask, take
 
 
 def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
@@ -58,9 +58,9 @@ class TransformerDecoder(Head):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(grid, width))
         self.layers = nn.ModuleList(
-            Block(width=width, num_heads=num_heads, drop_path=rate, recompute=activation_checkpointing)
-            for rate in drop_path_rates(drop_path_rate, depth)
+            Block(width=width, num_heads=num_heads, recompute=activation_checkpointing) for _ in range(depth)
         )
+        self.drop_path = DropPath(drop_path_rates(drop_path_rate, depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, out_width)
         self.reset_parameters()
@@ -76,18 +76,21 @@ class TransformerDecoder(Head):
         if features.mask is not None:
             tokens_BND = self._fill_hidden(tokens_BND, features.mask)
         tokens_BND = tokens_BND + self.pos_embed
-        for block in self.layers[:-1]:
-            tokens_BND, _ = block(tokens_BND)
-        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1))
+        kept = self.drop_path(tokens_BND)
+        for block, factors in zip(self.layers[:-1], kept[:-1], strict=True):
+            tokens_BND, _ = block(tokens_BND, kept_2B11=factors)
+        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1), kept_2B11=kept[-1])
         return self.predict(self.norm(tokens_BRD))
 
     def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:
         """Insert mask tokens: cls and visible tokens → cls and all L patches in row-major order."""
-        assert mask.ids_restore_BL is not None
+        assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None
+        shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
         cls, visible_BVD = tokens_BND[:, :1], tokens_BND[:, 1:]
         batch, visible, width = visible_BVD.shape
-        hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, mask.ids_restore_BL.shape[1] - visible, width)
-        return torch.cat([cls, take(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL)], dim=1)
+        hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, shuffled_BL.shape[1] - visible, width)
+        patches_BLD = Permute.apply(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL, shuffled_BL)
+        return torch.cat([cls, patches_BLD], dim=1)
 
 
 @MODELS.register_module()

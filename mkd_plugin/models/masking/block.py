@@ -1,10 +1,12 @@
-"""BEiT's block-wise masking, drawn on the device."""
+"""BEiT's block-wise masking."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
@@ -15,20 +17,37 @@ ATTEMPTS = 10  # BEiT stops after this many rejected blocks in a row
 DRAWS = 64  # blocks proposed per image
 
 
-def propose_blocks(area_B: Tensor, aspect_B: Tensor, place_2B: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Propose one rectangle per image: (B, L), True inside, and whether it is smaller than the grid along both axes, (B,).
+@torch.compiler.disable
+def draw_blocks(
+    uniform_D4B: Tensor, grid: tuple[int, int], *, most: int, min_block: int, min_aspect: float
+) -> NDArray[np.bool_]:
+    """Draw the hidden patches of B images, (B, rows, columns), from D × 4 numbers per image that are uniform in [0, 1).
 
-    ``area_B`` is in patches, ``aspect_B`` height divided by width; ``place_2B``, row and column, is uniform in [0, 1).
+    Runs on the host: a rejected block changes the next, so that a GPU would launch 52 kernels per proposed block.
     """
-    height_B, width_B = (area_B * aspect_B).sqrt().round(), (area_B / aspect_B).sqrt().round()
     rows, columns = grid
-    fits_B = (height_B < rows) & (width_B < columns)
-    top_B = (place_2B[0] * (rows - height_B + 1)).floor()
-    left_B = (place_2B[1] * (columns - width_B + 1)).floor()
-    row_R, column_C = (torch.arange(n, device=area_B.device) for n in grid)
-    in_rows = (row_R >= top_B[:, None]) & (row_R < (top_B + height_B)[:, None])
-    in_columns = (column_C >= left_B[:, None]) & (column_C < (left_B + width_B)[:, None])
-    return (in_rows[:, :, None] & in_columns[:, None, :]).flatten(1), fits_B
+    aspect_DB = ((2 * uniform_D4B[:, 1] - 1) * math.log(min_aspect)).exp().numpy()
+    hidden_BRC = np.zeros((uniform_D4B.shape[2], rows, columns), bool)
+    remaining_B: NDArray[np.float32] = np.full(len(hidden_BRC), most, np.float32)
+    failures_B: NDArray[np.int_] = np.zeros(len(hidden_BRC), int)
+    row_R, column_C = np.arange(rows), np.arange(columns)
+    for (area_B, _, top_B, left_B), aspect_B in zip(uniform_D4B.numpy(), aspect_DB, strict=True):
+        area_B = min_block + area_B * (remaining_B - min_block)
+        height_B, width_B = np.sqrt(area_B * aspect_B).round(), np.sqrt(area_B / aspect_B).round()
+        top_B1 = np.floor(top_B * (rows - height_B + 1))[:, None]
+        left_B1 = np.floor(left_B * (columns - width_B + 1))[:, None]
+        in_rows_BR = (row_R >= top_B1) & (row_R < top_B1 + height_B[:, None])
+        in_columns_BC = (column_C >= left_B1) & (column_C < left_B1 + width_B[:, None])
+        new_BRC = in_rows_BR[:, :, None] & in_columns_BC[:, None, :] & ~hidden_BRC
+        new_B = new_BRC.sum((1, 2), dtype=np.float32)
+        counts_B = (height_B < rows) & (width_B < columns) & (new_B > 0) & (new_B <= remaining_B)
+        counts_B &= failures_B < ATTEMPTS
+        hidden_BRC |= new_BRC & counts_B[:, None, None]
+        remaining_B -= np.where(counts_B, new_B, 0)
+        failures_B = np.where(counts_B, 0, failures_B + 1)
+        if (failures_B >= ATTEMPTS).all():
+            break
+    return hidden_BRC
 
 
 @MODELS.register_module()
@@ -37,8 +56,8 @@ class BlockMasking(Masking):
 
     Follows BEiT's generator: a block's area is uniform between ``min_block`` and the number of patches still to hide, its
     aspect ratio log-uniform in (min_aspect, 1 / min_aspect). A block is accepted if it hides a new patch and does not
-    exceed the limit; ten rejections in a row end an image. Unlike BEiT's, all images of a batch are drawn in parallel,
-    without synchronisation, and at most 64 blocks are proposed per image (more would change one image in thousands).
+    exceed the limit; ten rejections in a row end an image. Unlike BEiT's, all images of a batch are drawn in parallel, on
+    the host, and at most 64 blocks are proposed per image (more would change one image in thousands).
 
     Args:
         num_hidden: Maximum number of hidden patches; BEiT and MaskDistill use 75–78 of 196.
@@ -84,21 +103,18 @@ class BlockMasking(Masking):
             )
         self.grid, self.most_hidden = student.grid, most
         self.num_visible = self.num_patches - most  # the minimum
-        self.min_block, self.log_aspect = min_block, math.log(min_aspect)
+        self.min_block, self.min_aspect = min_block, min_aspect
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw the blocks of all images."""
-        batch, device = len(images_BCHW), images_BCHW.device
-        hidden_BL = torch.zeros(batch, self.num_patches, dtype=torch.bool, device=device)
-        failures_B = torch.zeros(batch, device=device)
-        uniform_D4B = torch.rand(DRAWS, 4, batch, device=device)
-        for area_B, aspect_B, *place_2B in uniform_D4B.unbind():
-            remaining_B = self.most_hidden - hidden_BL.sum(1)
-            area_B = self.min_block + area_B * (remaining_B - self.min_block)
-            aspect_B = ((2 * aspect_B - 1) * self.log_aspect).exp()
-            block_BL, fits_B = propose_blocks(area_B, aspect_B, torch.stack(place_2B), self.grid)
-            new_B = (block_BL & ~hidden_BL).sum(1)
-            counts_B = fits_B & (new_B > 0) & (new_B <= remaining_B) & (failures_B < ATTEMPTS)
-            failures_B = torch.where(counts_B, torch.zeros_like(failures_B), failures_B + 1)
-            hidden_BL = hidden_BL | (block_BL & counts_B[:, None])
+        uniform_D4B = torch.rand(DRAWS, 4, len(images_BCHW))
+        hidden_BRC = draw_blocks(
+            uniform_D4B, self.grid, most=self.most_hidden, min_block=self.min_block, min_aspect=self.min_aspect
+        )
+        hidden_BL = to_device(torch.from_numpy(hidden_BRC).flatten(1), images_BCHW.device)
         return TokenMask(hidden_BL, most_hidden=self.most_hidden)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy from the host without waiting for the device."""
+    return values.to(device) if device.type == 'cpu' else values.pin_memory().to(device, non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +12,6 @@ import torch
 from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from mkd_plugin.models.vit.attention import Attention, AttentionOutput, LayerScale
 from mkd_plugin.models.vit.relative import RelativePositionBias
@@ -86,7 +85,6 @@ class Block(nn.Module):
         width: Channels of a token.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the MLP divided by ``width``.
-        drop_path: Probability of skipping a branch for an image.
         norm_eps: Epsilon of both LayerNorms.
         activation: Activation of the MLP, a key of ``ACTIVATIONS``.
         layer_scale: Initial value of both branches' layer scale; None for no layer scale.
@@ -103,7 +101,6 @@ class Block(nn.Module):
         width: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         activation: str = 'gelu',
         layer_scale: float | None = None,
@@ -119,10 +116,13 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(width, eps=norm_eps)
         hidden = int(width * mlp_ratio)
         self.ffn = FeedForward(width=width, hidden=hidden, activation=activation, layer_scale=layer_scale)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
 
     def forward(
-        self, x_BND: Tensor, rows_BR: Tensor | None = None, bias_1HNN: Tensor | None = None
+        self,
+        x_BND: Tensor,
+        rows_BR: Tensor | None = None,
+        bias_1HNN: Tensor | None = None,
+        kept_2B11: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput]:
         """Run the block.
 
@@ -130,21 +130,59 @@ class Block(nn.Module):
             x_BND: Tokens.
             rows_BR: Tokens to return, computed without the others; None for all.
             bias_1HNN: Relative position bias shared by all blocks.
+            kept_2B11: Factors of both branches, of :class:`DropPath`; None to skip neither.
 
         Returns:
             The updated tokens (B, R, D), and the output of the attention layer.
         """
+        if not self.training:  # a frozen block skips nothing
+            kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
             # mmengine's `activation_checkpointing` uses the re-entrant form, which drops the gradients of relation taps
-            return checkpoint(self._forward, x_BND, rows_BR, bias_1HNN, use_reentrant=False)
-        return self._forward(x_BND, rows_BR, bias_1HNN)
+            return checkpoint(self._forward, x_BND, rows_BR, bias_1HNN, kept_2B11, use_reentrant=False)
+        return self._forward(x_BND, rows_BR, bias_1HNN, kept_2B11)
 
     def _forward(
-        self, x_BND: Tensor, rows_BR: Tensor | None, bias_1HNN: Tensor | None
+        self, x_BND: Tensor, rows_BR: Tensor | None, bias_1HNN: Tensor | None, kept_2B11: Tensor | None
     ) -> tuple[Tensor, AttentionOutput]:
         attention = self.attn(self.ln1(x_BND), rows_BR, bias_1HNN)
-        x_BND = (x_BND if rows_BR is None else take(x_BND, rows_BR)) + self.drop_path(attention.update_BRD)
-        return x_BND + self.drop_path(self.ffn(self.ln2(x_BND))), attention
+        x_BND = add_branch(x_BND if rows_BR is None else take(x_BND, rows_BR), attention.update_BRD, kept_2B11, 0)
+        return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1), attention
+
+
+def add_branch(x_BND: Tensor, update_BND: Tensor, kept_2B11: Tensor | None, branch: int) -> Tensor:
+    """Add a residual branch, except to images that skip it."""
+    return x_BND + (update_BND if kept_2B11 is None else update_BND * kept_2B11[branch])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth of all blocks of a network: each image skips each residual branch with the block's probability.
+
+    Drawn once a step for all blocks: compiled blocks share their code, because no rate is a number in it.
+
+    Args:
+        rates: Probability of skipping a branch, one per block.
+    """
+
+    survival_K: Tensor
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+        survival_K = 1 - torch.tensor(self.rates).repeat_interleave(2)
+        self.register_buffer('survival_K', survival_K, persistent=False)
+
+    def forward(self, x_BND: Tensor) -> list[Tensor | None]:
+        """Draw the factors of each block's branches, (2, B, 1, 1): 0 or 1 / survival; None for blocks that skip none."""
+        if not self.training or not any(self.rates):
+            return [None] * len(self.rates)
+        device, dtype = x_BND.device.type, x_BND.dtype
+        if torch.is_autocast_enabled(device):  # the branches' type
+            dtype = torch.get_autocast_dtype(device)
+        survival_K1 = self.survival_K.unsqueeze(1)
+        kept_KB = torch.rand(len(survival_K1), len(x_BND), device=x_BND.device) < survival_K1
+        factors_KB = (kept_KB / survival_K1).to(dtype)
+        return list(factors_KB.view(-1, 2, len(x_BND), 1, 1).unbind())
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

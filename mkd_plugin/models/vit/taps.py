@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.models.vit.attention import AttentionOutput
-from mkd_plugin.models.vit.block import Block
+from mkd_plugin.models.vit.block import Block, DropPath
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.structures import QueryKey, TapValue, Tokens
 
@@ -99,6 +99,7 @@ class TransformerParts(Protocol):
     ln1: nn.Module
     proj: nn.Linear | None
     rel_pos_bias: RelativePositionBias | None
+    drop_path: DropPath
 
 
 def run_blocks(
@@ -108,6 +109,7 @@ def run_blocks(
     values: dict[str, TapValue] = {}
     bias_1HNN = None if network.rel_pos_bias is None else network.rel_pos_bias()
     sums: dict[str, Tensor] = {}
+    kept = network.drop_path(x_BND)
     last = max(tap.position for tap in taps)
     for position in range(last + 1):
         for tap in taps:
@@ -118,7 +120,7 @@ def run_blocks(
         inner = [tap for tap in taps if tap.inner and tap.position == position]
         if position < last:
             rows = rows_BR if position == last - 1 else None
-            x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN)
+            x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position])
         elif inner:
             block: Block = network.layers[position]  # type: ignore[assignment]
             attention = stop_inside(block, x_BND, bias_1HNN, {tap.kind for tap in inner})

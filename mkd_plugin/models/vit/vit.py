@@ -16,6 +16,7 @@ from mkd_plugin.models.vit.block import (
     MAE_INIT,
     Arch,
     Block,
+    DropPath,
     Initialization,
     drop_path_rates,
     resolve_arch,
@@ -123,25 +124,25 @@ class VisionTransformer(BaseModule):
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self._build_positions(position)
         self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
-        self.layers = self._build_blocks(drop_path_rate, activation_checkpointing)
+        self.layers = self._build_blocks(activation_checkpointing)
+        self.drop_path = DropPath(drop_path_rates(drop_path_rate, self.arch.depth))
         self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
         self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
 
-    def _build_blocks(self, drop_path_rate: float, recompute: bool) -> nn.ModuleList:
+    def _build_blocks(self, recompute: bool) -> nn.ModuleList:
         return nn.ModuleList(
             self.block_class(
                 width=self.arch.width,
                 num_heads=self.arch.num_heads,
                 mlp_ratio=self.arch.mlp_ratio,
-                drop_path=rate,
                 norm_eps=self.options['norm_eps'],
                 activation=self.options['activation'],
                 layer_scale=self.options['layer_scale'],
                 relative_grid=self.grid if self.relative_position == 'per_block' else None,
                 recompute=recompute,
             )
-            for rate in drop_path_rates(drop_path_rate, self.arch.depth)
+            for _ in range(self.arch.depth)
         )
 
     def _build_positions(self, position: str) -> None:

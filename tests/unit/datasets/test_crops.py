@@ -7,17 +7,16 @@ import io
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.functional as tv
 from mmengine.registry import FUNCTIONS, init_default_scope
 from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop
 
 from mkd_plugin import get_config
 from mkd_plugin.datasets import CropForDevice, FlipOnDevice, ImageFolder, PackCrops
-from mkd_plugin.datasets.crops import Crop, CropOrder, Crops, collate_crops, resize_crop, resize_in_two_passes
+from mkd_plugin.datasets.crops import Crop, CropOrder, Crops, collate_crops
 from mkd_plugin.datasets.loading import decode, is_ordinary_jpeg, to_rgb
 from mkd_plugin.models import CropPreprocessor
 
@@ -27,46 +26,6 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 # columns first where a crop is shrunk much more in height than in width. In such crops a few pixels are further apart.
 LARGEST, AVERAGE = 2, 0.006
 ANY_ORDER_LARGEST, ANY_ORDER_AVERAGE, ANY_ORDER_SHARE = 16, 0.1, 1e-3
-
-
-def boxes(count: int) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width): large and small, narrow and flat, of one pixel, and of the size wanted."""
-    generator = np.random.default_rng(0)
-    found = [(0, 0, 427, 640), (5, 5, 1, 1), (100, 30, 2, 300), (7, 9, 224, 224), (3, 2, 30, 224), (3, 2, 224, 17)]
-    while len(found) < count:
-        height, width = generator.integers(8, 427), generator.integers(8, 640)
-        found.append((generator.integers(427 - height), generator.integers(640 - width), height, width))
-    return [tuple(int(number) for number in box) for box in found]
-
-
-def levels(ours: torch.Tensor, theirs: np.ndarray) -> np.ndarray:
-    return np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs.astype(int))
-
-
-@pytest.mark.parametrize('resize', [resize_crop, resize_in_two_passes])
-def test_resize__is_pillows_within_the_stated_tolerance(resize):
-    """Also torchvision's on PIL images, to which every Pillow before 13 gives these passes."""
-    apart, anyhow = [], []
-    for number, (top, left, height, width) in enumerate(boxes(40)):
-        photo = Image.fromarray(PHOTOS[number % 2])
-        cut = photo.crop((left, top, left + width, top + height))
-        found = resize(torch.from_numpy(np.array(cut)).permute(2, 0, 1), (224, 224))
-        rows_first = cut.resize((224, height), Image.Resampling.BICUBIC).resize((224, 224), Image.Resampling.BICUBIC)
-        apart.append(levels(found, np.asarray(rows_first)))
-        theirs = tv.resized_crop(photo, top, left, height, width, [224, 224], InterpolationMode.BICUBIC)
-        anyhow.append(levels(found, np.asarray(theirs)))
-    assert np.max(apart) <= LARGEST and np.mean(apart) <= AVERAGE
-    assert np.max(anyhow) <= ANY_ORDER_LARGEST and np.mean(anyhow) <= ANY_ORDER_AVERAGE
-    assert np.mean(np.array(anyhow) > LARGEST) <= ANY_ORDER_SHARE
-
-
-def test_resize__one_pass_in_floats_would_not_be():
-    """Why there are two: Pillow cuts what overshoots after the first."""
-    cut = np.random.default_rng(0).integers(2, size=(150, 300, 3), dtype=np.uint8) * 255
-    crop = torch.from_numpy(cut.copy()).permute(2, 0, 1)
-    single = torch.nn.functional.interpolate(crop[None].float(), (224, 224), mode='bicubic', antialias=True)[0]
-    wanted = Image.fromarray(cut).resize((224, 224), Image.Resampling.BICUBIC)
-    assert levels(single.round().clamp(0, 255), np.asarray(wanted)).max() > LARGEST
 
 
 def run_pipeline(config: list[dict], path: str, seed: int) -> dict:
@@ -151,12 +110,13 @@ def test_collate__through_workers_is_what_it_is_without(photos):
     data = ImageFolder(data_root=folder, pipeline=pipeline)
     here, there = (next(iter(DataLoader(data, batch_size=6, num_workers=n, collate_fn=collate_crops))) for n in (0, 2))
     assert isinstance(there['inputs'], Crops) and there['inputs'].size == (24, 32)
-    assert (24, 32) in there['inputs'].shapes and (20, 27) in there['inputs'].shapes  # resized there, handed over
+    shapes = [(height, width) for _, height, width, _ in there['inputs'].table_B4.tolist()]
+    assert (24, 32) in shapes and (20, 27) in shapes  # resized there, handed over
     assert there['inputs'].pixels.is_shared() and torch.equal(here['inputs'].pixels, there['inputs'].pixels)
-    assert there['inputs'][1:] == here['inputs'][1:]
+    assert torch.equal(here['inputs'].table_B4, there['inputs'].table_B4) and here['inputs'][2:] == there['inputs'][2:]
     images = CropPreprocessor()(there)['inputs']
     assert images.shape == (6, 3, 24, 32)
-    upright = there['inputs']._replace(flips=(False,) * 6).images()
+    upright = there['inputs']._replace(table_B4=there['inputs'].table_B4 * torch.tensor([1, 1, 1, 0])).images()
     assert torch.equal(images, upright.flip(-1).float())
 
 

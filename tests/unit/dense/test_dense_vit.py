@@ -9,7 +9,6 @@ import torch
 from helpers.networks import scatter_weights
 from helpers.networks_timm import timm_beit, timm_vit
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.checkpoint.formats import FORMATS
@@ -237,16 +236,16 @@ def test_forward__under_bf16_autocast(name):
 
 def test_drop_path__drops_whole_branches_of_an_image():
     network = dense(drop_path_rate=0.5).train()
-    rates = torch.linspace(
-        0, 1, len(network.layers)
-    )  # a rate of 1, which the constructor refuses, leaves nothing to chance
-    for block, rate in zip(network.layers, rates.tolist(), strict=True):
-        for part in block.modules():
-            if isinstance(part, StochasticDepth):
-                part.p = rate
     tokens, grid = network.embed_plane(torch.randn(2, 3, 16, 24))
-    assert grid == (2, 3)
-    assert torch.equal(network.layers[-1](tokens, grid), tokens)
+    kept_2B11 = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 2, 1, 1)
+    updated = network.layers[-1](tokens, grid, kept_2B11=kept_2B11)
+    assert grid == (2, 3) and torch.equal(updated[1], tokens[1]) and not torch.equal(updated[0], tokens[0])
+    given = []
+    for block in network.layers:
+        block.register_forward_pre_hook(lambda _, arguments: given.append(arguments[3]))
+    network(torch.randn(2, 3, 16, 24))
+    for factors, rate in zip(given, network.drop_path.rates, strict=True):
+        assert factors.max().item() in (0, pytest.approx(1 / (1 - rate)))
 
 
 def test_windows__last_block_of_each_quarter_is_global():

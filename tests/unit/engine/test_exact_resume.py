@@ -101,6 +101,12 @@ def test_make_exact__epochs_repeat_from_any_batch_in_any_number_of_workers(worke
     assert place[0] != place[1]
 
 
+def test_make_exact__refuses_an_epoch_without_a_batch():
+    few = DataLoader(range(3), batch_size=4, drop_last=True)
+    with pytest.raises(ValueError, match='3 samples fill no batch of 4.*Lower batch_size, or set drop_last=False'):
+        make_exact(few, seed=5, position=lambda: (0, 0), endless=False)
+
+
 @pytest.mark.parametrize('sampler', [lambda data: InfiniteSampler(data), RandomSampler])
 def test_make_exact__endless_order_repeats_from_any_batch(sampler):
     position = [0]

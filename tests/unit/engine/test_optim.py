@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -48,6 +49,32 @@ def optimise(model: nn.Module, scope: str = 'mmpretrain', rate: float = DECAY, *
     )
     with DefaultScope.overwrite_default_scope(scope):
         return build_optim_wrapper(model, ConfigDict({**cfg, **changes}))
+
+
+def test_few_groups__are_mmengines_joined():
+    """Every parameter keeps its rate and decay; a step gives the same weights."""
+    model = MODELS.build(get_config('maskdistill/maskdistill_digits').model)
+    special = dict(
+        flat_decay_mult=0.0, custom_keys={'backbone.cls_token': dict(decay_mult=0.0), 'head': dict(lr_mult=0.1)}
+    )
+    default = dict(constructor='DefaultOptimWrapperConstructor', paramwise_cfg=special)
+    few = dict(constructor='mkd_plugin.FewGroupsConstructor', paramwise_cfg=special)
+    updated = []
+    for changes in (default, few):
+        copied = copy.deepcopy(model)
+        wrapper = optimise(copied, **changes)
+        updated.append((settings(copied, wrapper), copied, wrapper))
+        for number, parameter in enumerate(copied.parameters()):
+            parameter.grad = torch.full_like(parameter, number - 20.0)
+        wrapper.step()
+    (wanted, theirs, many), (found, ours, joined) = updated
+    assert found == wanted and len(many.optimizer.param_groups) > 40 and len(joined.optimizer.param_groups) <= 4
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+
+
+def test_few_groups__still_refuse_options_that_nothing_reads():
+    with pytest.raises(ValueError, match="nothing reads 'flat_decay'"):
+        optimise(nn.Linear(2, 2), constructor='mkd_plugin.FewGroupsConstructor', paramwise_cfg=dict(flat_decay=0.0))
 
 
 def settings(model: nn.Module, wrapper) -> dict[str, tuple[float, float]]:

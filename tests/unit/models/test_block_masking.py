@@ -8,9 +8,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers.launches import count_launches
 
 from mkd_plugin.models.masking import AttentionMasking, BlockMasking, RandomMasking
-from mkd_plugin.models.masking.block import propose_blocks
+from mkd_plugin.models.masking.block import draw_blocks
 from mkd_plugin.models.masking.guided import attention_of_cls
 from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
@@ -71,15 +72,21 @@ def test_block_masking__follows_beits_distribution():
     assert torch.all((statistics(drawn) - statistics(wanted)).abs() < torch.tensor([0.5, 0.5, 1.8, 0.08, 0.08]))
 
 
-def test_propose_blocks__rectangle_of_the_area_and_aspect():
-    area, aspect = torch.tensor([16.0, 32.0, 400.0]), torch.tensor([1.0, 0.5, 1.0])
-    block_BL, fits_B = propose_blocks(area, aspect, torch.tensor([[0.0, 0.999, 0.5], [0.999, 0.0, 0.5]]), (14, 14))
-    assert fits_B.tolist() == [True, True, False]
-    first, second = block_BL[:2].view(2, 14, 14)
-    assert first[:4, 10:].all()
-    assert first.sum() == 16
-    assert second[10:, :8].all()
-    assert second.sum() == 32
+def test_draw_blocks__one_rectangle_of_the_area_and_aspect():
+    """Areas of 16, 32 and 75 patches, height by width of 1, 1/2 and more than the grid; at three corners."""
+    aspect = 0.5 + torch.tensor([1.0, 0.5, 6.0]).log() / (2 * math.log(0.1))
+    uniform = torch.stack(
+        [torch.tensor([0.0, 16 / 59, 1.0]), aspect, torch.tensor([0.0, 0.999, 0.5]), torch.tensor([0.999, 0.0, 0.5])]
+    )
+    square, flat, too_high = draw_blocks(uniform[None], (14, 14), most=75, min_block=16, min_aspect=0.1)
+    assert square[:4, 10:].all() and square.sum() == 16
+    assert flat[10:, :8].all() and flat.sum() == 32
+    assert too_high.sum() == 0
+
+
+def test_block_masking__launches_do_not_depend_on_the_batch():
+    masking = BlockMasking(student=context_of(), num_hidden=78)
+    assert count_launches(lambda: masks_of(masking, 64)) <= 100
 
 
 def test_region__hidden_tokens_of_a_ragged_mask_are_weighted_not_the_whole_grid():

@@ -99,7 +99,7 @@ def test_transformer_decoder__ragged_masks_predict_the_full_grid():
 
 def test_transformer_decoder__drop_path_grows_linearly():
     head = head_of(dict(DECODER, depth=3, drop_path_rate=0.2))
-    assert [block.drop_path.p for block in head.layers] == pytest.approx([0, 0.1, 0.2])
+    assert list(head.drop_path.rates) == pytest.approx([0, 0.1, 0.2])
     assert sum(parameter.numel() for parameter in head.parameters()) == sum(
         parameter.numel() for parameter in head_of(dict(DECODER, depth=3)).parameters()
     )

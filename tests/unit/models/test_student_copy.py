@@ -165,10 +165,10 @@ def test_bootstrapped_teacher__wrong_options(network, options, message):
 def test_after_step__equals_the_formula(vit_options, kind, options, progress, momentum):
     network = scatter_weights(kind(position='learned', **vit_options)).double()
     teacher = teacher_of(dict(type='MomentumTeacher', **options), network)
-    before = {name: value.clone() for name, value in teacher.network.named_buffers()}
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     student = scatter_weights(network, std=1.0)
     teacher.after_step(student, Progress(round(1000 * progress), 1000))
-    after, moved = dict(teacher.network.named_buffers()), student.state_dict()
+    after, moved = teacher.network.state_dict(), student.state_dict()
     assert set(after) == set(moved)
     for name, value in after.items():
         wanted = momentum * before[name] + (1 - momentum) * moved[name]

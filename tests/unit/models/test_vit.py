@@ -13,7 +13,7 @@ from torch import nn
 
 from mkd_plugin.models.students import ClassifierViT, MaskTokenViT, VisibleViT
 from mkd_plugin.models.vit import Arch, Block, VisionTransformer, resolve_arch, sincos_positions
-from mkd_plugin.models.vit.block import drop_path_rates
+from mkd_plugin.models.vit.block import DropPath, drop_path_rates
 from mkd_plugin.structures import TokenMask, take
 
 
@@ -117,14 +117,12 @@ def test_forward__visible_only_refuses_a_mask_without_ids(network, images):
 
 @pytest.mark.parametrize('mode', ['eval', 'drop path'])
 def test_block__rows_equal_those_of_the_full_block(mode):
-    block = scatter_weights(Block(width=16, num_heads=2, drop_path=0.5)).double()
-    block.train(mode == 'drop path')
+    block = scatter_weights(Block(width=16, num_heads=2)).double()
+    kept_2B11 = DropPath([0.5]).double()(torch.zeros(6, 1, dtype=torch.float64))[0] if mode == 'drop path' else None
     x_BND = torch.randn(6, 7, 16, dtype=torch.float64)
     rows_BR = torch.stack([torch.randperm(7)[:3] for _ in range(6)])
-    torch.manual_seed(1)
-    full, _ = block(x_BND)
-    torch.manual_seed(1)
-    some, query_key = block(x_BND, rows_BR)
+    full, _ = block(x_BND, kept_2B11=kept_2B11)
+    some, query_key = block(x_BND, rows_BR, kept_2B11=kept_2B11)
     close(some, take(full, rows_BR))
     assert query_key.k_BHNK.shape[2] == 7  # the rows still attend to all tokens
     if mode == 'drop path':
@@ -132,15 +130,20 @@ def test_block__rows_equal_those_of_the_full_block(mode):
         assert 0 < kept.sum() < 6  # some images skip both branches, so that the seeds matter
 
 
-def test_block__drop_path_keeps_the_expectation():
-    """Branches are scaled by 1 / (1 − p) and drawn per image."""
-    block = Block(width=8, num_heads=1, drop_path=0.25).double()
+def test_drop_path__keeps_the_expectation():
+    """Branches are scaled by 1 / (1 − p) and drawn per image, branch and block; blocks in evaluation skip none."""
+    block, drop_path = Block(width=8, num_heads=1).double(), DropPath([0.0, 0.25]).double()
     x_BND = torch.randn(1, 3, 8, dtype=torch.float64)
     with torch.no_grad():
         nn.init.zeros_(block.ffn.layers[1].weight)
         nn.init.zeros_(block.ffn.layers[1].bias)  # leaves one branch
-        update = block.eval()(x_BND)[0] - x_BND
-        updates = block.train()(x_BND.expand(4000, -1, -1))[0] - x_BND
+        update = block(x_BND)[0] - x_BND
+        many_BND = x_BND.expand(4000, -1, -1)
+        never, kept_2B11 = drop_path(many_BND)
+        updates = block(many_BND, kept_2B11=kept_2B11)[0] - x_BND
+        close(block.eval()(many_BND, kept_2B11=kept_2B11)[0], x_BND + update.expand(4000, -1, -1))
+    assert (never == 1).all() and drop_path.eval()(many_BND) == [None, None]
+    assert kept_2B11[0].ne(kept_2B11[1]).double().mean().item() == pytest.approx(2 * 0.75 * 0.25, abs=0.03)
     scale = updates.flatten(1)[:, 0] / update.flatten()[0]
     assert set(scale.mul(3).round().tolist()) == {0.0, 4.0}
     assert scale.mean().item() == pytest.approx(1, abs=0.04)
@@ -198,7 +201,7 @@ def test_drop_path_rates__grow_linearly(rate, depth, vit_options):
     np.testing.assert_allclose(drop_path_rates(rate, depth), wanted)
     vit_options['arch'] = dict(width=8, depth=depth, num_heads=1)
     network = VisionTransformer(drop_path_rate=rate, **vit_options)
-    np.testing.assert_allclose([block.drop_path.p for block in network.layers], wanted)
+    np.testing.assert_allclose(network.drop_path.rates, wanted)
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
