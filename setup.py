@@ -13,9 +13,14 @@ ROOT = Path(__file__).resolve().parent
 
 
 def copy_mim(target: Path) -> None:
-    """Put what `mim` reads into `target`."""
+    """Put what `mim` reads into `target`.
+
+    `mim train mkd_plugin NAME` looks for a file of exactly that name, so there is an empty one beside each `NAME.py`.
+    """
     for folder in ('configs', 'tools'):
         shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
+    for config in (target / 'configs').glob('[!_]*/**/*.py'):
+        config.with_suffix('').touch()
     shutil.copy2(ROOT / 'model-index.yml', target)
 
 

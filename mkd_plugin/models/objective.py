@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from mkd_plugin.models.losses import TORCH_LOSSES
 from mkd_plugin.models.protocols import DistillContext, Head, Progress, Term
 from mkd_plugin.models.schedules import build_schedule
-from mkd_plugin.registry import build, find
-from mkd_plugin.structures import VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.registry import build, find, parameters_of
+from mkd_plugin.structures import ALL, VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
+
+GUIDE = 'docs/tutorials/own_parts.md'  # the contract of each part that a user may write, with an example
 
 
 class Objective(nn.Module):
@@ -105,6 +108,7 @@ class Objective(nn.Module):
         sources = [context.student.network.tap_spec(student_tap) for student_tap in student_taps]
         for student_tap, source in zip(student_taps, sources, strict=True):
             self._check_taps(tap, target, student_tap, source)
+        check_loss(self.loss, target)
         cfg = {'type': 'NoHead'} if head_cfg is None else dict(head_cfg)
         stated = cfg.pop('out_width', target.channels)
         if stated != target.channels:
@@ -113,6 +117,7 @@ class Objective(nn.Module):
                 f'{target.channels} channels. Remove out_width: it is set automatically.'
             )
         network = context.student.network
+        check_head(find(cfg['type']) if 'type' in cfg else None)
         start = {'initialization': network.initialization} if accepts(cfg, 'initialization') else {}
         head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=network.grid, **start)
         if target.kind not in head.kinds:
@@ -218,6 +223,42 @@ def build_loss(cfg: dict[str, Any]) -> nn.Module:
         raise ValueError(f'loss={cfg}: remove reduction; the objective averages over its region.')
     pointwise = 'type' in cfg and find(cfg['type']) in TORCH_LOSSES
     return build(cfg, **({'reduction': 'none'} if pointwise else {}))
+
+
+def check_head(component: type | None) -> None:
+    """Raise ValueError for a class that is no head, or whose constructor refuses what the objective passes."""
+    if component is None:  # `build` says what exists
+        return
+    parameters, closed = parameters_of(component)
+    lacking = [name for name in ('in_width', 'out_width', 'grid') if closed and name not in parameters]
+    reason = f'its constructor has no keyword {", ".join(lacking)}' if lacking else 'it does not inherit Head'
+    if lacking or not issubclass(component, Head):
+        raise ValueError(f'{component.__name__} is no head: {reason}. See {GUIDE}#head.')
+
+
+def check_loss(loss: nn.Module, target: TapSpec) -> None:
+    """Raise ValueError unless L gives a value or a vector for each token of two images, here of zeros.
+
+    mmpretrain's own losses are not called: they average over all tokens, which is right if no token is padding.
+    """
+    if type(loss).__module__.startswith('mmpretrain.'):
+        return
+    tokens = (2, 3, target.channels)
+    prediction = torch.zeros(tokens if target.kind == 'tokens' else (2, target.channels, 3, 3))
+    wanted = torch.zeros(2, 3, 1, dtype=torch.long) if target.classes else prediction
+    region = RegionTokens(ALL.name, False, torch.arange(3).expand(2, 3))
+    try:
+        with torch.no_grad():
+            measured = copy.deepcopy(loss)  # it may count its calls
+            found = tuple(apply(measured, region, prediction, wanted).shape)
+    except RuntimeError:  # it needs as many tokens as a step has, or values, which the meta device lacks
+        return
+    per_token = tokens[:2] if target.kind == 'tokens' else tokens[:1]
+    if found[: len(per_token)] != per_token:
+        raise ValueError(
+            f'{type(loss).__name__} gives {f"the shape {found}" if found else "a scalar"} for 2 images of 3 tokens. It must '
+            f'give one value or vector for each token, which the objective averages over its region. See {GUIDE}#loss.'
+        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ class Normalization(Protocol):
 
 
 class Loss(Protocol):
-    """L: a module that maps (prediction, target) to an elementwise tensor (B, R, …), or to a scalar.
+    """L: a module that maps (prediction, target) to a tensor (B, R, …): a value or a vector for each token.
 
     Set ``wants_classes = True`` for class indices as targets, ``wants_region = True`` for the keyword ``region``.
     """

@@ -29,7 +29,8 @@ def find_config(name: str) -> Path:
         ValueError: There is no such config; the message names the nearest ones.
     """
     if Path(name).is_file():
-        return Path(name)
+        beside = Path(f'{name}.py')  # of an installation's empty file, by which `mim train mkd_plugin NAME` finds it
+        return beside if beside.is_file() else Path(name)
     root, wanted = config_root(), name.removesuffix('.py').removeprefix('configs/')
     known = {path.relative_to(root).with_suffix('').as_posix(): path for path in sorted(root.rglob('*.py'))}
     if wanted in known:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -264,6 +265,26 @@ def test_model_index__imports_every_metafile():
             assert (ROOT / model['Config']).is_file(), f'{model["Name"]} in {metafile}'
 
 
+def test_model_index__lists_every_small_config():
+    """And as mim wants them: a name that is the file's, once, in a collection of the same file."""
+    metafiles = [yaml.safe_load(path.read_text()) for path in ROOT.glob('configs/*/metafile.yml')]
+    models = [model for metafile in metafiles for model in metafile['Models']]
+    listed = Counter(model['Config'] for model in models)
+    small = {path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/[!_]*/**/*digit*.py')}
+    assert len(small) >= 13 and small <= set(listed) and max(listed.values()) == 1
+    assert [model for model in models if Path(model['Config']).stem != model['Name']] == []
+    for metafile in metafiles:
+        collections = {collection['Name'] for collection in metafile['Collections']}
+        assert {model['In Collection'] for model in metafile['Models']} <= collections
+
+
+def test_find_config__takes_the_file_by_which_mim_finds_a_name(checkout):
+    """An installation has an empty file `NAME` beside `NAME.py`: mim looks for exactly what it was given."""
+    name = checkout / 'configs' / 'dbot' / 'dbot_vit-base-p16_2x800e_in1k'
+    name.touch()
+    assert mkd_plugin.get_config(str(name)).max_epochs == 800
+
+
 def test_wheel__ships_what_mim_and_get_config_need(tmp_path):
     source = tmp_path / 'source'  # a build leaves mkd_plugin.egg-info behind
     for name in ('mkd_plugin', 'mkd_cli', 'configs', 'tools', 'tests', 'benchmarks', 'projects', 'requirements'):
@@ -293,12 +314,15 @@ def test_wheel__ships_what_mim_and_get_config_need(tmp_path):
         for path in (source / folder).rglob('*')
         if path.is_file()
     }
+    shipped |= {name.removesuffix('.py') for name in shipped if re.fullmatch(r'configs/(?!_).*\.py', name)}
     for mim in ('mkd_plugin/.mim/', f'{metadata}/.mim/'):  # of openmim, and of onedl-mim
         assert {name.removeprefix(mim) for name in files if name.startswith(mim)} == {*shipped, 'model-index.yml'}
     assert not (source / 'build').exists()
 
-    script = 'import json, mkd_plugin.utils.configs as c; print(json.dumps([c.__file__, str(c.config_root())]))'
-    module, configs = json.loads(run_python(script, cwd=tmp_path / 'site'))
+    found = 'c.__file__, str(c.config_root()), str(c.find_config(str(c.config_root() / "dbot/dbot_digits")))'
+    script = f'import json, mkd_plugin.utils.configs as c; print(json.dumps([{found}]))'
+    module, configs, named = json.loads(run_python(script, cwd=tmp_path / 'site'))
+    assert Path(named) == Path(configs) / 'dbot/dbot_digits.py'  # as `mim train mkd_plugin dbot_digits` gives it
     assert Path(module) == tmp_path / 'site' / 'mkd_plugin' / 'utils' / 'configs.py'
     assert Path(configs) == tmp_path / 'site' / 'mkd_plugin' / '.mim' / 'configs'
     tool = tmp_path / 'site' / 'mkd_plugin' / '.mim' / 'tools' / 'print_config.py'
