@@ -31,6 +31,7 @@ from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.preflight.checks import check_work_dir
 from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
 from mkd_plugin.preflight.plan import MIN_STAGE, build_for_step, fake_batch, run_step
+from mkd_plugin.preflight.tracking import check_wandb
 from mkd_plugin.pretraining.config import TeacherFile, config_of, schedule_of_method, text_of
 from mkd_plugin.pretraining.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
 from mkd_plugin.utils.files import write_whole
@@ -130,7 +131,7 @@ def time_of_step(cfg: Config, images: int) -> float:
     return run_step(model, optim_wrapper, fake_batch(cfg, images)).seconds
 
 
-def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
+def train(config: Path, out: Path, machine: Machine, *, resume: bool, wandb: str | None = None) -> int:
     """Run ``mkd train`` on the written file, on every GPU; return its exit code."""
     command = [sys.executable, '-m']
     if machine.processes > 1:
@@ -138,6 +139,7 @@ def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
     command += ['mkd_cli.main', 'train', str(config), '--work-dir', str(out)]
     command += ['--launcher', 'pytorch'] if machine.processes > 1 else []
     command += ['--resume'] if resume else []
+    command += [f'--wandb={wandb}'] if wandb else []
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='') if machine.gpus == 0 else None
     process = subprocess.Popen(command, env=environment)
     while True:
@@ -184,6 +186,7 @@ def pretrain(
     devices: str = 'auto',
     resume: bool = False,
     plan_only: bool = False,
+    wandb: str | None = None,
     say: Say = print,
 ) -> Path | None:
     """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
@@ -200,6 +203,7 @@ def pretrain(
         devices: 'auto', 'cpu', or a number of GPUs.
         resume: Continue the run in ``out``.
         plan_only: Write the config and stop.
+        wandb: Project of Weights & Biases to record the run in.
         say: Called with each line for the user.
 
     Returns:
@@ -211,6 +215,8 @@ def pretrain(
     """
     out = Path(out or Path('work_dirs', f'pretrain_{Path(images).absolute().stem}'))
     config, machine = out / CONFIG, find_machine(devices)
+    if wandb:
+        check_wandb()
     if resume:
         if not config.is_file():
             raise ValueError(f'--resume: {out} has no {CONFIG}. Give the --out of the run to continue.')
@@ -226,7 +232,7 @@ def pretrain(
         say(f'written: {config}. It also runs alone: mkd train {config} --work-dir {out}')
     if plan_only:
         return None
-    code = train(config, out, machine, resume=resume)
+    code = train(config, out, machine, resume=resume, wandb=wandb)
     if code:
         raise TrainingStopped(code)
     checkpoint = newest_checkpoint(out)
@@ -261,6 +267,11 @@ def plan(
     say(f'{found.path}: {found.data.images:,} images')
     for name, value, why in table(recipe, found.data):
         say(f'  {name:<10} {value:<34} {why}')
+    if found.data.short_edge < recipe.size:
+        say(
+            f'warning: half of the images have a short edge of at most {found.data.short_edge} px: they are enlarged to crops '
+            f'of {recipe.size} px'
+        )
     if recipe.steps < MIN_STAGE:
         say(
             f'warning: {recipe.steps} updates a stage; with fewer than {MIN_STAGE} little is learned: give more --epochs'
