@@ -47,8 +47,16 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.interop.open_model import open_models
 
     (model,) = open_models([args.source], known=network_options(args.network), device='cpu')
-    options = dict(tap=args.tap, pool=args.pool, half=args.half, image_hw=size, any_size=args.any_size)
-    error, bound = export_graph(model, args.destination, args.to, **options)
+    error, bound = export_graph(
+        model,
+        args.destination,
+        args.to,
+        tap=args.tap,
+        pool=args.pool,
+        half=args.half,
+        image_hw=size,
+        any_size=args.any_size,
+    )
     height, width = size or model.network.image_hw
     taken = f'any size in patches of {model.network.patch_size}' if args.any_size else f'{height} × {width} px'
     runtime = {'onnx': 'ONNX Runtime', 'torch': 'torch.export', 'torchscript': 'TorchScript'}[args.to]

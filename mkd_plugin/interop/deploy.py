@@ -120,11 +120,11 @@ def export_graph(
     module = Deployed(any_size_of(network) if any_size else network, model.pixels, tap=tap, pool=pool).eval()
     images_BCHW = torch.rand(2, 3, *network.image_hw, generator=torch.Generator().manual_seed(0))
     about = describe(model, 'any' if any_size else network.image_hw, tap, pool)
-    shapes = {0: torch.export.Dim('batch')}
+    dimension: Any = torch.export.Dim  # without a type, because its products have none
+    shapes: Shapes = {0: dimension('batch')}
     if any_size:
-        shapes |= {
-            2 + i: network.patch_size * torch.export.Dim(name, min=2) for i, name in enumerate(('rows', 'columns'))
-        }
+        patches = {2: dimension('rows', min=2), 3: dimension('columns', min=2)}
+        shapes |= {axis: network.patch_size * count for axis, count in patches.items()}
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         with torch.inference_mode(), warnings.catch_warnings():
