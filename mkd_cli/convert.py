@@ -57,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.checkpoint.releases import RELEASES
     from mkd_plugin.interop.convert import convert_checkpoint
 
-    size = args.img_size
-    if size is not None and len(size) > 2:
-        raise ValueError(f'--img-size {" ".join(map(str, size))}: give one number, or height and width.')
+    size = image_size(args.img_size)
     if args.release not in (None, *RELEASES):
         hint = did_you_mean(args.release, RELEASES)
         raise ValueError(f'unknown release {args.release!r}.{hint} docs/teachers.md lists all: {", ".join(RELEASES)}.')
@@ -74,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.to,
         part=args.part,
         prefix=args.prefix,
-        img_size=None if size is None else size[0] if len(size) == 1 else (size[0], size[1]),
+        img_size=size[0] if size and size[0] == size[1] else size,
         release=None if args.release is None else RELEASES[args.release],
         options=network_options(args.network) or None,
         objective=args.objective,
@@ -82,6 +80,13 @@ def run(args: argparse.Namespace) -> int:
     )
     show(done, args.destination)
     return 0
+
+
+def image_size(numbers: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return height and width that `--img-size` gives. Raises ValueError for more than two numbers."""
+    if numbers is not None and len(numbers) > 2:
+        raise ValueError(f'--img-size {" ".join(map(str, numbers))}: give one number, or height and width.')
+    return None if numbers is None else (numbers[0], numbers[-1])
 
 
 def show(done: Any, destination: str) -> None:

@@ -11,6 +11,7 @@ command goes on from there.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,19 @@ def run(args: argparse.Namespace) -> int:
         subject.network.tap_spec(feature.tap)  # raises if there is no such block
     crop = subject.network.image_hw
     images = open_any(args.images, Preprocessing(crop, args.resize) if args.resize else Preprocessing.standard(crop))
+    images[0]  # raises if it cannot be read, before anything is written
     partial = args.out.with_name(f'{args.out.name}.partial')
     partial.mkdir(parents=True, exist_ok=True)
-    store = FeatureStore(partial, batch_size=args.batch_size, workers=args.workers, shard=8 * args.batch_size)
-    shapes = write_features(args.out, with_progress(store, subject, images, which), images)
-    shutil.rmtree(partial)
+    with (partial / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
+        except BlockingIOError as error:
+            raise ValueError(
+                f'--out {args.out} is in use: another process is writing it. Name another file.'
+            ) from error
+        store = FeatureStore(partial, batch_size=args.batch_size, workers=args.workers, shard=8 * args.batch_size)
+        shapes = write_features(args.out, with_progress(store, subject, images, which), images)
+        shutil.rmtree(partial)
     print(f'{args.out}: {len(images)} images, {", ".join(f"{name} {shape}" for name, shape in shapes.items())}')
     return 0
 

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; return the exit code."""
+    if args.out.is_dir():
+        raise ValueError(f'--out {args.out} is a folder, and writing would replace all that is in it. Name a file.')
     existing = next(folder for folder in args.out.absolute().parents if folder.exists())
     if args.out.suffix != '.html' or not existing.is_dir():
         raise ValueError(f'--out {args.out}: give a file that ends in .html, in a folder.')

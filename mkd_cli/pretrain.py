@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', metavar='DIR', help='folder to write to (default: work_dirs/pretrain_IMAGES)')
     add('--devices', default='auto', help="'auto', 'cpu', or a number of GPUs (default: auto)")
     add('--resume', action='store_true', help='continue the run in --out')
+    add('--wandb', metavar='PROJECT', help='record the run with Weights & Biases (default: off)')
     add('--plan', action='store_true', help='write the config and stop')
 
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             devices=args.devices,
             resume=args.resume,
             plan_only=args.plan,
+            wandb=args.wandb,
         )
     except TrainingStopped as stopped:
         return stopped.code

@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--amp', action='store_true', help='use mixed precision: bfloat16 where the GPU has it')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--wandb', metavar='PROJECT', help='record the run with Weights & Biases (default: off)')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
         '--dry-run',
@@ -87,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
     apply_training_options(
         cfg, amp=args.amp, validate=not args.no_validate, auto_scale_lr=args.auto_scale_lr, resume=args.resume
     )
+    if args.wandb is not None:
+        from mkd_plugin.preflight.tracking import add_wandb
+
+        add_wandb(cfg, args.wandb)
     if args.dry_run is not None:
         from mkd_plugin.preflight.dry_run import dry_run
 

@@ -85,7 +85,7 @@ def in_windows(x_BLE: Tensor, grid: tuple[int, int], window: int, attend: Attend
     and masking the padding in attention, without computing the padding. ``attend`` maps (W, N, E), W windows, and their rows
     and columns to (W, N, D); the result is (B, L, D).
     """
-    plane_BhwE = x_BLE.view(len(x_BLE), *grid, -1)
+    plane_BhwE = x_BLE.view(x_BLE.shape[0], *grid, -1)
     bands = []
     for top, band in _spans(grid[0], window):
         parts = [

@@ -84,7 +84,7 @@ class DenseViT(VisionTransformer):
         if self.pos_embed is not None:
             tokens_BND = tokens_BND + resize_positions(self.pos_embed[:, self.num_placed :], self.grid, grid, 0)
         if self.num_prefix:
-            tokens_BND = torch.cat([self._prefix().expand(len(images_BCHW), -1, -1), tokens_BND], dim=1)
+            tokens_BND = torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), tokens_BND], dim=1)
         return self.pre_norm(tokens_BND), grid
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

@@ -42,6 +42,8 @@ def check_feature_file(path: Path) -> None:
     """Raise ValueError unless features can be written to a file of this name."""
     if path.suffix not in WRITERS:
         raise ValueError(f'--out {path}: give a file that ends in {", ".join(WRITERS)}.')
+    if path.is_dir():
+        raise ValueError(f'--out {path} is a folder, and writing would replace all that is in it. Name a file.')
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     if not existing.is_dir():
         raise ValueError(f'--out {path}: {existing} is a file, not a folder.')

@@ -230,7 +230,7 @@ def write_converted(
         )
         if left:
             raise ValueError(f"MAE's format has no place for {left[:6]}.")
-    prefix = 'backbone.' if target == 'mmpretrain' else ''
+    prefix = {'mmpretrain': 'backbone.', 'openclip': 'visual.'}.get(target, '')  # where the library's models have it
     write_weights(
         path,
         {prefix + name: tensor for name, tensor in exported.items()},

@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mkd_plugin.interop.open_model import OpenedModel
+from mkd_plugin.interop.open_model import OpenedModel, Statistics
+from mkd_plugin.interop.student import at_size
+from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.structures import TokenMask
 from mkd_plugin.utils.files import move_into_place, remove_path
 
 GRAPHS = ('onnx', 'torch', 'torchscript')
@@ -25,12 +29,31 @@ BATCHES = (1, 2, 5)  # at which a graph is compared with the network
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2  # largest difference, relative to the largest magnitude
 INPUT, OUTPUT = 'images', 'features'
 
+Size = tuple[int, int]
+Shapes = dict[int, Any]  # dimension: torch.export.Dim
+
+
+class AnySizeViT(VisionTransformer):
+    """A ViT without relative positions that resizes its table of positions to the images, in the graph."""
+
+    def embed(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
+        """Compute the input tokens of the first block for images of any number of whole patches, (B, P + L, D)."""
+        patches_BLD = self.patch_embed(images_BCHW)
+        if self.pos_embed is not None:
+            grid = images_BCHW.shape[2] // self.patch_size, images_BCHW.shape[3] // self.patch_size
+            table_1Dhw = self.pos_embed[:, self.num_placed :].mT.unflatten(2, self.grid)
+            # as timm resizes a checkpoint's; timm's own function compares sizes, which a graph of any size cannot
+            resized_1Dhw = F.interpolate(table_1Dhw.float(), grid, mode='bicubic', antialias=True)
+            patches_BLD = patches_BLD + resized_1Dhw.flatten(2).mT.to(patches_BLD.dtype)
+        return self.pre_norm(torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), patches_BLD], dim=1))
+
 
 class Deployed(nn.Module):
     """RGB in [0, 1] → features, in one module.
 
     Args:
-        model: The network and its pixel statistics.
+        network: The network.
+        pixels: Its pixel statistics, 0 … 255.
         tap: Where to read.
         pool: 'cls', 'mean' of the patch tokens, or 'none' for all tokens.
     """
@@ -38,12 +61,12 @@ class Deployed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: OpenedModel, *, tap: str, pool: str) -> None:
+    def __init__(self, network: VisionTransformer, pixels: Statistics, *, tap: str, pool: str) -> None:
         super().__init__()
         if pool not in ('cls', 'mean', 'none'):
             raise ValueError(f"pool='{pool}': use 'cls', 'mean' or 'none'.")
-        self.network, self.tap, self.pool = model.network, tap, pool
-        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) / 255 for values in model.pixels)
+        self.network, self.tap, self.pool = network, tap, pool
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) / 255 for values in pixels)
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
@@ -56,12 +79,20 @@ class Deployed(nn.Module):
 
 
 def export_graph(
-    model: OpenedModel, path: str | Path, target: str, *, tap: str = 'block:-1', pool: str = 'mean', half: bool = False
+    model: OpenedModel,
+    path: str | Path,
+    target: str,
+    *,
+    tap: str = 'block:-1',
+    pool: str = 'mean',
+    half: bool = False,
+    image_hw: Size | None = None,
+    any_size: bool = False,
 ) -> tuple[float, float]:
     """Write a network as a graph with a dynamic batch, and compare its output with the network's.
 
-    The graph takes RGB in [0, 1], (B, 3, H, W) float32, of the network's own size, and returns float32; normalisation is in
-    it. The written file is opened again in its own runtime and compared at batches of 1, 2 and 5 random images.
+    The graph takes RGB in [0, 1], (B, 3, H, W) float32, and returns float32; normalisation is in it. The written file is
+    opened again in its own runtime and compared at batches of 1, 2 and 5 random images; with ``any_size`` at three sizes.
 
     Args:
         model: The network, on the CPU.
@@ -70,25 +101,40 @@ def export_graph(
         tap: Where to read: 'block:i', 'output' or 'projected'.
         pool: 'cls', 'mean' or 'none'.
         half: Store and compute in float16; only for ONNX.
+        image_hw: Height and width of the images; the positions are resized to it. By default the network's own.
+        any_size: Take images of any number of whole patches, at least two each way: the graph resizes the positions.
 
     Returns:
         The largest difference, relative to the largest magnitude, and its bound.
 
     Raises:
         ValueError: The target, tap or pool is unknown; the file's suffix is another; a package is missing; ``half`` for
-            another target than ONNX; the outputs differ by more than 1e-4 (2e-2 in float16).
+            another target than ONNX; ``any_size`` for a relative position bias; the outputs differ by more than 1e-4
+            (2e-2 in float16).
     """
     path = Path(path)
     check_request(path, target, half)
-    module = Deployed(model, tap=tap, pool=pool).eval()
-    height, width = model.network.image_hw
-    images_BCHW = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    check_network(model, tap, any_size)
+    network = model.network if image_hw is None else at_size(model.network, image_hw)
+    sizes = [network.image_hw, *(other_sizes(network) if any_size else ())]
+    module = Deployed(any_size_of(network) if any_size else network, model.pixels, tap=tap, pool=pool).eval()
+    images_BCHW = torch.rand(2, 3, *network.image_hw, generator=torch.Generator().manual_seed(0))
+    about = describe(model, 'any' if any_size else network.image_hw, tap, pool)
+    dimension: Any = torch.export.Dim  # without a type, because its products have none
+    shapes: Shapes = {0: dimension('batch')}
+    if any_size:
+        patches = {2: dimension('rows', min=2), 3: dimension('columns', min=2)}
+        shapes |= {axis: network.patch_size * count for axis, count in patches.items()}
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # exporters warn about their own future
-            WRITERS[target](Half(module).eval() if half else module, images_BCHW, temporary, describe(model, tap, pool))
-        error = compare(READERS[target](temporary), module, (height, width))
+            WRITERS[target](Half(module).eval() if half else module, images_BCHW, shapes, temporary, about)
+        run, errors = READERS[target](temporary), []
+        for size in sizes:
+            reference = Deployed(at_size(network, size), model.pixels, tap=tap, pool=pool).eval()
+            errors.append(compare(run, reference, size))
+        error = float(torch.tensor(errors).max())  # of tensors, max keeps NaN
         bound = HALF_TOLERANCE if half else TOLERANCE
         if not error <= bound:  # NaN is no equality
             raise ValueError(
@@ -101,12 +147,41 @@ def export_graph(
     return error, bound
 
 
+def check_network(model: OpenedModel, tap: str, any_size: bool) -> None:
+    """Raise ValueError if the network lacks what a graph is asked for."""
+    model.network.tap_spec(tap)  # raises if there is no such block
+    if tap in ('output', 'projected') and not model.final_norm:
+        raise ValueError(
+            f"{model.source} has no norm after its last block, so there is no '{tap}': use --tap block:-1."
+        )
+    if any_size and model.network.relative_position is not None:
+        raise ValueError(
+            f'--any-size: {model.source} has a relative position bias, which a graph cannot resize. Give one size with '
+            '--img-size.'
+        )
+
+
+def other_sizes(network: VisionTransformer) -> list[Size]:
+    """Return two more sizes at which a graph of any size is compared; at least one is not square."""
+    patch, (rows, columns) = network.patch_size, network.grid
+    return [((rows + 2) * patch, (columns + 3) * patch), (max(2, rows // 2) * patch, max(2, columns - 1) * patch)]
+
+
+def any_size_of(network: VisionTransformer) -> AnySizeViT:
+    """Return the network with positions that follow the images."""
+    copied = AnySizeViT(**network.options)
+    copied.load_state_dict(network.state_dict())
+    return copied
+
+
 def check_request(path: Path, target: str, half: bool) -> None:
     """Raise ValueError for what cannot be written, before anything is built."""
     if target not in GRAPHS:
         raise ValueError(f'--to {target}: use one of {", ".join(GRAPHS)}.')
     if path.suffix != SUFFIXES[target]:
         raise ValueError(f'{path}: a file for --to {target} ends in {SUFFIXES[target]}.')
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder, and writing would replace all that is in it. Name a file.')
     if not path.parent.is_dir():
         raise ValueError(f'{path}: the folder {path.parent} does not exist.')
     if half and target != 'onnx':
@@ -129,21 +204,22 @@ class Half(nn.Module):
         return features
 
 
-def describe(model: OpenedModel, tap: str, pool: str) -> dict[str, str]:
-    """Return what a file says about itself, as text."""
+def describe(model: OpenedModel, image_hw: Size | str, tap: str, pool: str) -> dict[str, str]:
+    """Return what a file says about itself, as text; pixel statistics in 0 … 255."""
     return dict(
         source=model.source,
         input='RGB in [0, 1], (B, 3, H, W) float32; normalisation is part of the graph',
-        image_hw=json.dumps(list(model.network.image_hw)),
-        pixel_mean=json.dumps([float(value) / 255 for value in model.pixels[0]]),
-        pixel_std=json.dumps([float(value) / 255 for value in model.pixels[1]]),
+        image_hw=json.dumps(image_hw),
+        patch_size=str(model.network.patch_size),
+        pixel_mean=json.dumps([float(value) for value in model.pixels[0]]),
+        pixel_std=json.dumps([float(value) for value in model.pixels[1]]),
         tap=tap,
         pool=pool,
     )
 
 
-def write_onnx(module: nn.Module, images_BCHW: Tensor, path: Path, about: dict[str, str]) -> None:
-    """Write an ONNX file of opset ``OPSET``."""
+def write_onnx(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Path, about: dict[str, str]) -> None:
+    """Write an ONNX file of opset ``OPSET``; ``shapes`` are the dynamic dimensions."""
     program: Any = torch.onnx.export(
         module,
         (images_BCHW,),
@@ -151,7 +227,7 @@ def write_onnx(module: nn.Module, images_BCHW: Tensor, path: Path, about: dict[s
         output_names=[OUTPUT],
         opset_version=OPSET,
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim('batch')},),
+        dynamic_shapes=(shapes,),
         verbose=False,
     )
     program.optimize()
@@ -159,14 +235,16 @@ def write_onnx(module: nn.Module, images_BCHW: Tensor, path: Path, about: dict[s
     program.save(path, external_data=False)
 
 
-def write_torch(module: nn.Module, images_BCHW: Tensor, path: Path, about: dict[str, str]) -> None:
+def write_torch(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Path, about: dict[str, str]) -> None:
     """Write a file of ``torch.export``; ``about`` is an extra file in it."""
-    program = torch.export.export(module, (images_BCHW,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    program = torch.export.export(module, (images_BCHW,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={'about.json': json.dumps(about)})
 
 
-def write_torchscript(module: nn.Module, images_BCHW: Tensor, path: Path, about: dict[str, str]) -> None:
-    """Write a TorchScript archive by tracing."""
+def write_torchscript(
+    module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Path, about: dict[str, str]
+) -> None:
+    """Write a TorchScript archive by tracing, in which all dimensions are dynamic that are not in a table."""
     traced = torch.jit.trace(module, images_BCHW)  # type: ignore[no-untyped-call]
     torch.jit.save(traced, str(path), _extra_files={'about.json': json.dumps(about)})
 

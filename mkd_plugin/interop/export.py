@@ -109,11 +109,11 @@ def find_class(target: str, options: Options) -> ForeignClass:
     )
     lacking = ' and '.join(sorted(features - closest.supports - closest.requires))
     needed = ' and '.join(sorted(closest.requires - features))
-    reasons = [f'lacks {lacking}'] if lacking else []
+    reasons = [f'has no place for {lacking}'] if lacking else []
     reasons += [f'needs {needed}, which this network does not have'] if needed else []
     raise ValueError(
-        f"'{target}' has no network with {' and '.join(sorted(features)) or 'no special parts'}: the closest, "
-        f'{closest.label or closest.name}, {" and ".join(reasons)}.'
+        f"'{target}' cannot hold this network: its closest class, {closest.label or closest.name}, "
+        f'{", and ".join(reasons)}.'
     )
 
 

@@ -70,25 +70,34 @@ class LoadedStudent(nn.Module):
 
     def network_for(self, images_BCHW: Tensor) -> VisionTransformer:
         """Return the network with positions for images of this size."""
-        size, patch = (images_BCHW.shape[2], images_BCHW.shape[3]), self.backbone.patch_size
-        if size == self.backbone.image_hw:
-            return self.backbone
-        if size[0] % patch or size[1] % patch:
-            near = tuple(max(patch, round(edge / patch) * patch) for edge in size)
-            raise ValueError(
-                f'images: {size[0]} × {size[1]} px cannot be cut into patches of {patch} px. The nearest size that can is '
-                f'{near[0]} × {near[1]}.'
-            )
-        if size not in self._resized:
-            network = VisionTransformer(**{**self.backbone.options, 'img_size': size}).eval()
-            fill_network(network, {'state_dict': self.backbone.state_dict()}, 'the student', prefix='')
-            self._resized = {size: network}
-        self._resized[size] = self._resized[size].to(self.pixel_mean.device)
-        return self._resized[size]
+        size = (images_BCHW.shape[2], images_BCHW.shape[3])
+        if size != self.backbone.image_hw and size not in self._resized:
+            self._resized = {size: at_size(self.backbone, size)}
+        return self._resized[size].to(self.pixel_mean.device) if size in self._resized else self.backbone
 
     def forward(self, images: AnyImages) -> Tensor:
         """Return ``features(images)``."""
         return self.features(images)
+
+
+def at_size(network: VisionTransformer, image_hw: tuple[int, int]) -> VisionTransformer:
+    """Return a network for images of another size, in eval mode on the CPU, with positions resized; itself for its own size.
+
+    Raises:
+        ValueError: The size cannot be cut into patches.
+    """
+    if image_hw == network.image_hw:
+        return network
+    patch = network.patch_size
+    if image_hw[0] % patch or image_hw[1] % patch:
+        near = tuple(max(patch, round(edge / patch) * patch) for edge in image_hw)
+        raise ValueError(
+            f'images: {image_hw[0]} × {image_hw[1]} px cannot be cut into patches of {patch} px. The nearest size that can '
+            f'is {near[0]} × {near[1]}.'
+        )
+    resized = VisionTransformer(**{**network.options, 'img_size': image_hw}).eval()
+    fill_network(resized, {'state_dict': network.state_dict()}, 'the network', prefix='', grid=network.grid)
+    return resized
 
 
 def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:

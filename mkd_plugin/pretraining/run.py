@@ -31,6 +31,7 @@ from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.preflight.checks import check_work_dir
 from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
 from mkd_plugin.preflight.plan import MIN_STAGE, build_for_step, fake_batch, run_step
+from mkd_plugin.preflight.tracking import check_wandb
 from mkd_plugin.pretraining.config import TeacherFile, config_of, schedule_of_method, text_of
 from mkd_plugin.pretraining.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
 from mkd_plugin.utils.files import write_whole
@@ -125,7 +126,7 @@ def time_of_step(cfg: Config, images: int) -> float:
     return run_step(model, optim_wrapper, fake_batch(cfg, images)).seconds
 
 
-def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
+def train(config: Path, out: Path, machine: Machine, *, resume: bool, wandb: str | None = None) -> int:
     """Run ``mkd train`` on the written file, on every GPU; return its exit code."""
     command = [sys.executable, '-m']
     if machine.processes > 1:
@@ -133,6 +134,7 @@ def train(config: Path, out: Path, machine: Machine, *, resume: bool) -> int:
     command += ['mkd_cli.main', 'train', str(config), '--work-dir', str(out)]
     command += ['--launcher', 'pytorch'] if machine.processes > 1 else []
     command += ['--resume'] if resume else []
+    command += [f'--wandb={wandb}'] if wandb else []
     environment = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': ''} if machine.gpus == 0 else {}))
     own_command = resume_command()
     if own_command is not None:  # the trainer names it when it is interrupted
@@ -182,12 +184,28 @@ def pretrain(
     devices: str = 'auto',
     resume: bool = False,
     plan_only: bool = False,
+    wandb: str | None = None,
     say: Say = print,
 ) -> Path | None:
-    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python, which describes the arguments.
+    """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
 
-    ``images`` is a folder of images or of tar shards, or a list of paths; ``plan_only`` writes the config and stops;
-    ``say`` gets each line for the user. Returns the last checkpoint, None with ``plan_only``.
+    Args:
+        images: Folder of images or of tar shards, or a list of paths.
+        method: 'dbot', 'mae', 'maskdistill', 'dmae' or 'hybrid'; by default chosen by the number of teachers.
+        student: 'ti', 's', 'b' or 'l'.
+        teachers: Files, as ``[NAME=][NETWORK=]FILE[#PART]``.
+        size: Side of the crops, pixels.
+        epochs: Epochs of the whole run.
+        batch: Images of an update.
+        out: Folder of the config, the logs and the checkpoints; ``work_dirs/pretrain_<images>`` by default.
+        devices: 'auto', 'cpu', or a number of GPUs.
+        resume: Continue the run in ``out``.
+        plan_only: Write the config and stop.
+        wandb: Project of Weights & Biases to record the run in.
+        say: Called with each line for the user.
+
+    Returns:
+        The last checkpoint; None with ``plan_only``.
 
     Raises:
         ValueError: An input is wrong; nothing has been written.
@@ -195,6 +213,8 @@ def pretrain(
     """
     out = Path(out or Path('work_dirs', f'pretrain_{Path(images).absolute().stem}'))
     config, machine = out / CONFIG, find_machine(devices)
+    if wandb:
+        check_wandb()
     if resume:
         if not config.is_file():
             raise ValueError(f'--resume: {out} has no {CONFIG}. Give the --out of the run to continue.')
@@ -210,7 +230,7 @@ def pretrain(
         say(f'written: {config}. It also runs alone: mkd train {config} --work-dir {out}')
     if plan_only:
         return None
-    code = train(config, out, machine, resume=resume)
+    code = train(config, out, machine, resume=resume, wandb=wandb)
     if code:
         raise TrainingStopped(code)
     checkpoint = newest_checkpoint(out)
@@ -241,6 +261,11 @@ def plan(
     say(f'{found.path}: {found.data.images:,} images')
     for name, value, why in table(recipe, found.data):
         say(f'  {name:<10} {value:<34} {why}')
+    if found.data.short_edge < recipe.size:
+        say(
+            f'warning: half of the images have a short edge of at most {found.data.short_edge} px: they are enlarged to crops '
+            f'of {recipe.size} px'
+        )
     if recipe.steps < MIN_STAGE:
         say(
             f'warning: {recipe.steps} updates a stage; with fewer than {MIN_STAGE} little is learned: give more --epochs'

@@ -48,6 +48,10 @@ FILES = {
     'wrong_label.txt': 'ant/0.png 0\nbee/0.png one\n',
     'high_label.txt': '0/0.png 0\n1/0.png 10\n',
     'emptydir/.keep': '',
+    'folder.npz/kept': '',
+    'folder.html/kept': '',
+    'unreadable/a.jpg': 'no image',
+    'unreadable/b.jpg': 'no image',
     'own_root.py': f"{BASE}data_root = '/tmp'\n",
     'misspelt.py': f'{BASE}train_cfgg = dict(max_epochs=3)\n',
     'used/metrics.jsonl': '{"iter": 1}\n',
@@ -88,6 +92,7 @@ def write_other_weights(student: Path, folder: Path) -> None:
     torch.save({**weights, first: weights[first] * float('nan')}, folder / 'nan.pth')
     torch.save({**weights, first: weights[first].long()}, folder / 'integers.pth')
     torch.save({'state_dict': weights}, folder / 'no_meta.pth')
+    torch.save({'layer1.0.conv1.weight': torch.zeros(4, 4, 1, 1)}, folder / 'resnet.pth')
 
 
 def write_lock(folder: Path) -> None:

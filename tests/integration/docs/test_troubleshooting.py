@@ -30,6 +30,8 @@ FOREIGN = {
     "KeyError: 'mask'",
     'There is no valid anchor inside the image boundary',
     'interp2d has been removed in SciPy 1.14.0',
+    'Watchdog caught collective operation timeout',
+    'DataLoader worker … is killed by signal: Bus error',
 }
 
 

@@ -166,7 +166,7 @@ def test_convert_checkpoint__refuses_to_write_what_computes_something_else(tmp_p
     assert done.options['norm_eps'] == 1e-12 and done.options['arch']['num_heads'] == 4
     network = tiny(frozenset({REGISTERS}))
     source = save_run(tmp_path / 'run.pth', network)
-    with pytest.raises(ValueError, match='has no network with register tokens'):
+    with pytest.raises(ValueError, match='has no place for register tokens'):
         convert_checkpoint(source, tmp_path / 'x.pth', 'mmpretrain')
     assert not (tmp_path / 'x.pth').exists()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,11 +12,13 @@ import onnxruntime
 import pytest
 import torch
 from helpers.networks import scatter_weights
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from mkd_plugin.interop import deploy
 from mkd_plugin.interop.deploy import export_graph
 from mkd_plugin.interop.open_model import OpenedModel
+from mkd_plugin.interop.student import LoadedStudent
 from mkd_plugin.models.vit import VisionTransformer
 
 ARCH = dict(width=32, depth=2, num_heads=2)
@@ -56,7 +60,7 @@ def test_onnx__says_what_it_takes(tmp_path):
     export_graph(opened(position='learned'), tmp_path / 'a.onnx', 'onnx')
     file = onnx.load(tmp_path / 'a.onnx')
     about = {entry.key: entry.value for entry in file.metadata_props}
-    assert json.loads(about['pixel_mean']) == pytest.approx([value / 255 for value in MEAN])
+    assert json.loads(about['pixel_mean']) == MEAN
     assert json.loads(about['image_hw']) == [32, 16]
     assert file.opset_import[0].version == deploy.OPSET
     dimensions = file.graph.input[0].type.tensor_type.shape.dim
@@ -64,13 +68,56 @@ def test_onnx__says_what_it_takes(tmp_path):
     assert [dimension.dim_value for dimension in dimensions[1:]] == [3, 32, 16]
 
 
-def test_onnx__half_is_half_as_large(tmp_path):
-    model = opened(position='learned')
-    error, bound = export_graph(model, tmp_path / 'half.onnx', 'onnx', half=True)
-    export_graph(model, tmp_path / 'whole.onnx', 'onnx')
+@pytest.fixture
+def narrow_umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize(('target', 'position'), [('onnx', 'learned'), ('torch', 'sincos'), ('torchscript', 'learned')])
+def test_any_size__equals_the_network_resized_to_it(tmp_path, narrow_umask, target, position):
+    model, path = opened(position=position), tmp_path / f'a{deploy.SUFFIXES[target]}'
+    assert export_graph(model, path, target, pool='none', any_size=True)[0] <= 1e-4
+    assert oct(path.stat().st_mode & 0o777) == '0o640'
+    run = deploy.READERS[target](path)
+    for batch, height, width in ((1, 32, 16), (3, 64, 64), (2, 24, 56), (1, 16, 104)):
+        images = torch.rand(batch, 3, height, width)
+        normalised = torch.stack([(images[:, c] * 255 - MEAN[c]) / STD[c] for c in range(3)], dim=1)
+        wanted = resized_by_timm(model.network, height, width)(normalised, taps=('block:-1',)).tokens('block:-1')
+        with torch.no_grad():
+            torch.testing.assert_close(run(images), wanted.detach(), rtol=0, atol=1e-4 * float(wanted.abs().max()))
+
+
+def resized_by_timm(network, height, width):
+    other = VisionTransformer(**{**network.options, 'img_size': (height, width)}).eval()
+    state = network.state_dict()
+    grid = [height // 8, width // 8]
+    state['pos_embed'] = resample_abs_pos_embed(state['pos_embed'], grid, list(network.grid))
+    other.load_state_dict(state)
+    return other
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_size__is_fixed_to_another(tmp_path, network):
+    model, path = opened(**NETWORKS[network]), tmp_path / 'a.pt'
+    export_graph(model, path, 'torchscript', image_hw=(24, 40))
+    images = torch.rand(3, 3, 24, 40)
+    student = LoadedStudent(model.network, MEAN, STD)
+    torch.testing.assert_close(
+        deploy.READERS['torchscript'](path)(images), student.features(images), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_onnx__half_of_any_size(tmp_path):
+    error, bound = export_graph(opened(position='learned'), tmp_path / 'a.onnx', 'onnx', half=True, any_size=True)
     assert 0 < error <= bound == 2e-2
-    weights = onnx.load(tmp_path / 'half.onnx').graph.initializer
-    assert {entry.data_type for entry in weights if len(entry.dims) > 1} == {onnx.TensorProto.FLOAT16}
+    file = onnx.load(tmp_path / 'a.onnx')
+    matrices = {entry.data_type for entry in file.graph.initializer if len(entry.dims) == 2}
+    assert matrices == {onnx.TensorProto.FLOAT16}
+    assert {entry.key: entry.value for entry in file.metadata_props}['image_hw'] == '"any"'
+    dimensions = file.graph.input[0].type.tensor_type.shape.dim
+    assert [dimension.dim_param for dimension in dimensions] == ['batch', '', '8*rows', '8*columns']
 
 
 @pytest.mark.parametrize('target', ['torch', 'torchscript'])
@@ -104,12 +151,36 @@ def test_export__a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
         ('a.pt2', 'torch', dict(half=True), '--half is for --to onnx'),
         ('a.pt2', 'torch', dict(pool='max'), "use 'cls', 'mean' or 'none'"),
         ('a.pt2', 'torch', dict(tap='block:9'), 'out of range'),
+        ('a.pt2', 'torch', dict(tap='projected'), 'has no projection'),
+        ('a.pt2', 'torch', dict(image_hw=(20, 16)), 'The nearest size that can is 16 × 16'),
     ],
 )
 def test_export__wrong_requests(tmp_path, path, target, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         export_graph(opened(position='learned'), tmp_path / path, target, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('relative', ['shared', 'per_block'])
+def test_any_size__refuses_relative_positions(tmp_path, relative):
+    with pytest.raises(
+        ValueError, match='relative position bias, which a graph cannot resize. Give one size with --img-size'
+    ):
+        export_graph(opened(relative_position=relative), tmp_path / 'a.onnx', 'onnx', any_size=True)
+
+
+def test_export__network_without_final_norm(tmp_path):
+    model = replace(opened(position='learned'), final_norm=False)
+    with pytest.raises(ValueError, match="small.pth has no norm after its last block, so there is no 'output'"):
+        export_graph(model, tmp_path / 'a.onnx', 'onnx', tap='output')
+
+
+def test_export__never_replaces_a_folder(tmp_path):
+    (tmp_path / 'a.onnx').mkdir()
+    (tmp_path / 'a.onnx' / 'kept').touch()
+    with pytest.raises(ValueError, match='a.onnx is a folder'):
+        export_graph(opened(position='learned'), tmp_path / 'a.onnx', 'onnx')
+    assert (tmp_path / 'a.onnx' / 'kept').exists()
 
 
 def test_export__missing_package(tmp_path, monkeypatch):

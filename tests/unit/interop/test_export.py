@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.checkpoint_networks import tiny
+from helpers.networks import scatter_weights
 
+from mkd_plugin.interop.convert import convert_checkpoint
 from mkd_plugin.interop.export import (
     DISTILLED,
     FOREIGN_CLASSES,
@@ -21,6 +23,7 @@ from mkd_plugin.interop.export import (
     find_class,
     largest_error,
 )
+from mkd_plugin.models.vit import VisionTransformer
 
 CASES = [
     pytest.param(foreign, features, id=f'{foreign.target}: {foreign.title}, {", ".join(sorted(features)) or "plain"}')
@@ -59,11 +62,19 @@ def test_export_weights__registers_take_the_position_of_cls_into_cls():
 @pytest.mark.parametrize(
     ('target', 'features', 'message'),
     [
-        ('mmpretrain', {REGISTERS}, "'mmpretrain' has no network with register tokens: .* lacks register tokens"),
-        ('mae', {SCALE, SHARED}, "'mae' has no network with a relative .* and layer scale"),
-        ('hf', {REGISTERS, PRE_NORM}, "'hf' has no network with a norm before the first block and register tokens"),
-        ('openclip', {DISTILLED}, "'openclip' has no network with a distillation token"),
-        ('openclip', set(), 'no special parts: the closest, .*, needs .*, which this network does not have'),
+        ('mmpretrain', {REGISTERS}, "'mmpretrain' cannot hold this network: .* has no place for register tokens"),
+        ('mae', {SCALE, SHARED}, "'mae' .* MAE's encoder, has no place for a relative .* and layer scale"),
+        ('hf', {REGISTERS, PRE_NORM}, "'hf' cannot hold this network: its closest class, .*register tokens"),
+        (
+            'openclip',
+            {DISTILLED},
+            'has no place for a distillation token, and needs a norm before the first block',
+        ),
+        (
+            'openclip',
+            set(),
+            "'openclip' .* needs a norm before the first block and a projection, which this network",
+        ),
     ],
 )
 def test_find_class__names_what_the_library_lacks(target, features, message):
@@ -75,6 +86,27 @@ def test_find_class__unknown_target():
     with pytest.raises(ValueError, match="There is no target 'keras': use 'mkd' or one of"):
         find_class('keras', tiny().options)
     assert TARGETS == ('mae', 'timm', 'mmpretrain', 'hf', 'openclip')
+
+
+def test_openclip__file_is_loaded_by_open_clip(tmp_path):
+    open_clip = pytest.importorskip('open_clip')
+    clip = dict(pre_norm=True, norm_eps=1e-5, projection=24, position='learned')
+    network = VisionTransformer(arch=dict(width=32, depth=2, num_heads=2), img_size=32, patch_size=8, **clip).eval()
+    scatter_weights(network).patch_embed.projection.bias.data.zero_()  # CLIP's patches have none
+    about = dict(version='0', backbone=network.options, pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3, teachers=[])
+    state = {f'backbone.{name}': value for name, value in network.state_dict().items()}
+    torch.save(dict(meta=dict(mkd_plugin=about), state_dict=state), tmp_path / 'run.pth')
+    convert_checkpoint(tmp_path / 'run.pth', tmp_path / 'tower.pth', 'openclip')
+    vision = dict(layers=2, width=32, head_width=16, patch_size=8, image_size=32)
+    text = dict(context_length=8, vocab_size=50, width=32, heads=2, layers=1)
+    model = open_clip.CLIP(24, vision, text).eval()
+    keys = open_clip.load_checkpoint(model, str(tmp_path / 'tower.pth'), strict=False)
+    assert keys.unexpected_keys == []
+    assert not any(name.startswith('visual.') for name in keys.missing_keys)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = network(images, taps=('projected',)).tokens('projected')[:, 0]
+        torch.testing.assert_close(model.encode_image(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_export_weights__bias_of_patches_that_clip_cannot_have():

@@ -184,6 +184,13 @@ def test_features__other_size_resizes_the_positions(tmp_path, vit_options):
     assert student.features(images[..., :16, :], pool='none').shape[1] == 1 + 4 * 4  # and back again
 
 
+def test_features__other_size_of_a_network_that_is_not_square(tmp_path, vit_options):
+    options = {**vit_options, 'img_size': (16, 24)}
+    backbone = {**BACKBONE, 'img_size': [16, 24]}
+    student = load_student(save_run(tmp_path / 'run.pth', VisibleViT(**options), backbone=backbone))
+    assert student.features(torch.rand(1, 3, 32, 16), pool='none').shape[1] == 1 + 8 * 4
+
+
 @pytest.mark.parametrize(
     ('images', 'sentence'),
     [
