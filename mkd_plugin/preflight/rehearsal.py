@@ -43,6 +43,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+from mkd_plugin.compat.ops.missing import check_ops
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.preflight.checks import DENSE, LOADERS, check_schedule, datasets_of, without_checkpoints
@@ -250,6 +251,7 @@ def rehearse_training(cfg: Config) -> None:
         if of_meta(error):
             return
         raise
+    check_ops(model)
     check_clipping(cfg.optim_wrapper.get('clip_grad') or {})
     build_optim_wrapper(model, cfg.optim_wrapper)
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or [{}]
