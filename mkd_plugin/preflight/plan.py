@@ -23,7 +23,7 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 from torch import nn
 
-from mkd_plugin.compat.ops.missing import check_ops
+from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller

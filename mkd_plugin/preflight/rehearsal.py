@@ -43,7 +43,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from mkd_plugin.compat.ops.missing import check_ops
+from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.preflight.checks import DENSE, LOADERS, check_schedule, datasets_of, without_checkpoints

@@ -12,7 +12,7 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from mkd_plugin.compat.ops.missing import how_to_compile
+from mkd_plugin.compat.hosts import how_to_compile_ops
 
 AVERAGE = 1  # mmcv's number for pool_mode='avg'; 'max' is 0
 BOXES = 16  # pooled at a time, which bounds the memory
@@ -57,7 +57,7 @@ def grid_of(
     if pool_mode != AVERAGE:
         raise NotImplementedError(
             "roi_align with pool_mode='max' is not in torchvision, which stands in for mmcv's compiled ops: use "
-            f"pool_mode='avg', or {how_to_compile()}"
+            f"pool_mode='avg', or {how_to_compile_ops()}"
         )
     return (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import mkd_plugin  # noqa: F401 - lets mmcv.ops be imported
+
 mmcv_ops = pytest.importorskip('mmcv.ops')
 
 # mmcv's tests/test_ops/test_nms.py

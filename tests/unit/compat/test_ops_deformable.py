@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mkd_plugin  # noqa: F401 - lets mmcv.ops be imported
+
 mmcv_ops = pytest.importorskip('mmcv.ops')
 from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402
     MultiScaleDeformableAttention,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mkd_plugin  # noqa: F401 - lets mmcv.ops be imported
+
 mmcv_ops = pytest.importorskip('mmcv.ops')
 FOCAL = {'sigmoid': mmcv_ops.sigmoid_focal_loss, 'softmax': mmcv_ops.softmax_focal_loss}
 

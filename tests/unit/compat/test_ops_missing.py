@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from torch import nn
 
-from mkd_plugin.compat.ops.missing import check_ops
+from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.compat.patches import STAND_IN
 
 mmcv_ops = pytest.importorskip('mmcv.ops')
