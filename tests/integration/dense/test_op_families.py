@@ -50,11 +50,11 @@ def test_family__takes_a_step_with_the_ops_of_the_page(name):
 @pytest.mark.skipif(COMPILED, reason='mmcv has its compiled ops here')
 @pytest.mark.parametrize('name', REFUSED)
 def test_family__is_refused_before_training(name):
-    """By the rehearsal of ``mkd train``, whose model has no values, and by the dry run's."""
+    """By the rehearsal of ``mkd train``, whose model has no values."""
     host = name.partition('::')[0]
     pytest.importorskip(f'{host}.models')
     _, model = model_config(name)
     cfg = Config(dict(default_scope=host, model=model, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))))
     ops = '.*'.join(sorted(REFUSED[name]))
-    with DefaultScope.overwrite_default_scope(host), pytest.raises(ValueError, match=rf'model\..* needs {ops}'):
+    with DefaultScope.overwrite_default_scope(host), pytest.raises(ValueError, match=rf'model\..* needs .*{ops}'):
         rehearse_training(cfg)
