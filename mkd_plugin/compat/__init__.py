@@ -12,8 +12,8 @@ def install() -> None:
       (:mod:`mkd_plugin.compat.weights`).
     - mmengine's default constructor of optimisers refuses misspelt parts of ``paramwise_cfg``
       (:mod:`mkd_plugin.compat.paramwise`).
-    - ``sys.meta_path`` gets a last finder for ``mmcv._ext``, which serves ``nms`` and ``roi_align`` from torchvision where
-      mmcv has no compiled ops.
+    - ``sys.meta_path`` gets a last finder for ``mmcv._ext``, which serves ops of torch and torchvision where mmcv has no
+      compiled ones (:mod:`mkd_plugin.compat.ops`).
     - mmengine's table of packages gets 'mmseg', where onedl's distribution provides it, so that bases ``mmseg::…`` resolve.
     - Loggers of mmengine that have a log file write environment, config, order of hooks and parameter options to it alone;
       the terminal shows the training. The file is complete.

@@ -91,6 +91,17 @@ def explain_missing_host(module: str | None, what: str) -> str | None:
     return f'{what} needs {module}, which is not installed: run `pip install {source}`.'
 
 
+def how_to_compile_ops() -> str:
+    """Return the commands that install mmcv with its ops."""
+    mmcv = next(host for host in HOSTS if host.module == 'mmcv')
+    installed = mmcv.installed()
+    name = mmcv.onedl if mmcv.onedl in installed else 'mmcv'
+    return (
+        f'install mmcv with compiled ops: `pip uninstall -y {" ".join(installed) or name}`, then `pip install '
+        f'--no-build-isolation --no-binary {name} {name}` (about 16 minutes; torch 2.10 was seen to work, 2.14 not).'
+    )
+
+
 def _check_unambiguous(host: Host, found: dict[str, str]) -> None:
     if len(found) < 2:
         return

@@ -22,7 +22,7 @@ from mmengine.logging import MMLogger
 
 from mkd_plugin.compat.hosts import HOSTS
 
-STAND_IN = Path(__file__).with_name('ops.py')
+STAND_IN = Path(__file__).parent / 'ops' / 'ext.py'
 
 # How the records begin that a log file gets and the terminal does not: environment, config, order of hooks, one line for
 # each parameter, and warnings of mmengine about its own code.
@@ -39,7 +39,7 @@ SETUP = (
 
 
 class OpsFinder(MetaPathFinder):
-    """Find ``mmcv._ext`` in :mod:`mkd_plugin.compat.ops`; as the last finder, it gives way to the real one."""
+    """Find ``mmcv._ext`` in :mod:`mkd_plugin.compat.ops.ext`; as the last finder, it gives way to the real one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

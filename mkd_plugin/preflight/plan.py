@@ -23,6 +23,7 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 from torch import nn
 
+from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.engine.guards import check_next_backward
 from mkd_plugin.engine.teacher_updates import fit_schedule, schedule_of
 from mkd_plugin.models.distiller import MaskedDistiller
@@ -192,12 +193,14 @@ class StepResult:
 def build_for_step(cfg: Config, *, ratio: float = 1.0) -> tuple[nn.Module, Any]:
     """Build model and optimiser on the device for :func:`run_step`; a missing checkpoint leaves random weights.
 
-    ``ratio`` multiplies the learning rate. Raises ValueError if ``load_from`` is the file of another network.
+    ``ratio`` multiplies the learning rate. Raises ValueError if ``load_from`` is the file of another network, or a layer needs
+    an op that mmcv lacks here.
     """
     model_cfg = without_checkpoints(cfg.model.to_dict(), missing_only=True)
     options = {'data_preprocessor': cfg.get('data_preprocessor'), **model_cfg}
     torch.manual_seed(0)
     model: nn.Module = MODELS.build(ConfigDict(options))  # detectors read their options as attributes
+    check_ops(model)
     if hasattr(model, 'init_weights'):
         model.init_weights()  # type: ignore[operator]
     if cfg.get('load_from') and Path(cfg.load_from).is_file():

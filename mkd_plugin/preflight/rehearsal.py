@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from mkd_plugin.checkpoint.read import read_checkpoint
+from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.compat.weights import load_state_dict
 from mkd_plugin.engine.checkpoints import check_resumable
 from mkd_plugin.models.distiller import MaskedDistiller
@@ -243,6 +244,7 @@ def rehearse_training(cfg: Config) -> None:
         if of_meta(error):
             return
         raise
+    check_ops(model)
     check_clipping(cfg.optim_wrapper.get('clip_grad') or {})
     build_optim_wrapper(model, cfg.optim_wrapper)
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or [{}]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from mkd_plugin.compat import ops as ours
+from mkd_plugin.compat.ops import ext as ours
 from mkd_plugin.compat.patches import STAND_IN, OpsFinder, serve_missing_ops
 
 mmcv_ops = pytest.importorskip('mmcv.ops')
@@ -232,18 +232,14 @@ def test_ops__gpu_is_as_cpu(deterministic):
 
 
 def test_ops__others_say_what_they_are_and_how_to_get_them():
-    with pytest.raises(NotImplementedError, match=r'softnms is one of the ops.*--no-build-isolation'):
-        ours.softnms(1, sigma=2)
-    with pytest.raises(NotImplementedError, match=r"pool_mode='max' is not in torchvision.*pool_mode='avg'"):
-        ours.check_pool_mode(0)
+    with pytest.raises(NotImplementedError, match=r'carafe_forward is one of the ops.*--no-build-isolation'):
+        ours.carafe_forward(1, kernel_size=2)
     with pytest.raises(AttributeError, match='__path__'):
         ours.__path__  # noqa: B018
     if not COMPILED:
-        with pytest.raises(NotImplementedError, match='modulated_deform_conv_forward'):
-            mmcv_ops.modulated_deform_conv2d(
-                torch.ones(1, 1, 4, 4), torch.zeros(1, 18, 2, 2), torch.ones(1, 9, 2, 2), torch.ones(1, 1, 3, 3)
-            )
-        with pytest.raises(NotImplementedError, match="pool_mode='max'"):
+        with pytest.raises(NotImplementedError, match='psamask_forward'):
+            mmcv_ops.PSAMask('collect', (3, 3))(torch.ones(1, 9, 4, 4))
+        with pytest.raises(NotImplementedError, match=r"pool_mode='max' is not in torchvision.*pool_mode='avg'"):
             mmcv_ops.roi_align(torch.ones(1, 1, 4, 4), torch.ones(1, 5), 2, 1.0, 0, 'max', True)
 
 
