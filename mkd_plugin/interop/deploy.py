@@ -41,7 +41,7 @@ class AnySizeViT(VisionTransformer):
         patches_BLD = self.patch_embed(images_BCHW)
         if self.pos_embed is not None:
             grid = images_BCHW.shape[2] // self.patch_size, images_BCHW.shape[3] // self.patch_size
-            table_1Dhw = self.pos_embed[:, self.num_placed :].mT.unflatten(2, self.grid)
+            table_1Dhw = self.pos_embed[:, self.num_placed :].mT.reshape(1, -1, *self.grid)
             # as timm resizes a checkpoint's; timm's own function compares sizes, which a graph of any size cannot
             resized_1Dhw = F.interpolate(table_1Dhw.float(), grid, mode='bicubic', antialias=True)
             patches_BLD = patches_BLD + resized_1Dhw.flatten(2).mT.to(patches_BLD.dtype)
