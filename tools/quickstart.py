@@ -120,7 +120,7 @@ class FirstPicture(Hook):
         student = Path(runner.work_dir, f'epoch_{runner.epoch + 1}.pth')
         if student.is_file() and not self.drawn:
             networks = {'teacher0': student.with_name('stage_0.pth'), f'epoch {runner.epoch + 1}': student}
-            with torch.random.fork_rng():  # building a network draws numbers, and the run's must stay the same
+            with torch.random.fork_rng(devices=[]):  # building a network draws numbers, and the run's must stay the same
                 plot_attention(networks, self.images, self.out)
             self.drawn = True
             runner.logger.info(f'The first picture is in {self.out}.')

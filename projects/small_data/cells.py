@@ -62,16 +62,24 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Return all cells, the most telling first: what does not fit into the time is left out at the end."""
-    fashion = [Cell('fashion', percent, method, LONG) for percent in reversed(PERCENT) for method in ('mae', 'dbot')]
-    short = [replace(cell, steps=SHORT) for cell in fashion]
-    digits = [replace(cell, data='digits') for cell in (*fashion, *short)]
-    dmae = [replace(cell, method='dmae') for cell in fashion if cell.method == 'mae']
-    longer = [replace(cell, steps=LONGER) for cell in (fashion[0], fashion[4])]
-    big = [replace(cell, student='big') for cell in (fashion[0], fashion[4])]
-    again = [replace(cell, seed=1) for cell in fashion]
+
+    def row(data: str, *shares: int) -> list[Cell]:
+        return [Cell(data, share, method, LONG) for share in shares for method in ('mae', 'dbot')]
+
+    def shorter(found: list[Cell]) -> list[Cell]:
+        return [replace(cell, steps=SHORT) for cell in found]
+
+    ends, middle = row('fashion', 100, 1), row('fashion', 10)
+    digits, digits_middle = row('digits', 100, 1), row('digits', 10)
+    mae = [cell for cell in (*ends, *middle) if cell.method == 'mae']
     return [
         *(Cell(data, 0, 'random', 0, seed=seed) for data in NAMES for seed in (0, 1)),
-        *(*fashion, *short, *digits, *dmae, *big[:1], *longer, *big[1:], *again),
+        *(*ends, *shorter(ends), *digits, *shorter(digits)),
+        *(*middle, *shorter(middle), *digits_middle, *shorter(digits_middle)),
+        *(replace(cell, method='dmae') for cell in mae),
+        *(replace(cell, student='big') for cell in mae[:2]),
+        *(replace(cell, steps=LONGER) for cell in mae[:2]),
+        *(replace(cell, seed=1) for cell in (*ends, *middle)),
     ]
 
 

@@ -119,10 +119,12 @@ def draw_scores(found: Found, path: Path) -> None:
 def write_page(report: dict[str, Any], page: Path) -> None:
     """Put the tables between the marks of the page, and draw its picture."""
     found = {Cell(**entry['cell']): entry['scores'] for entry in report['cells']}
+    blocks = {f'verdicts {data}': verdict_table(found, data) for data in NAMES}
+    blocks |= {f'scores {data}': score_table(found, data) for data in NAMES}
+    blocks['left out'] = f'The time ended before {len(report["left_out"])} cells: {"; ".join(report["left_out"])}.'
     text = page.read_text()
-    for data in NAMES:
-        for kind, table in (('verdicts', verdict_table), ('scores', score_table)):
-            head, rest = text.split(f'<!-- {kind} {data} -->\n', 1)
-            text = f'{head}<!-- {kind} {data} -->\n\n{table(found, data)}\n\n<!-- end -->{rest.split("<!-- end -->", 1)[1]}'
+    for mark, block in blocks.items():
+        head, rest = text.split(f'<!-- {mark} -->\n', 1)
+        text = f'{head}<!-- {mark} -->\n\n{block}\n\n<!-- end -->{rest.split("<!-- end -->", 1)[1]}'
     write_whole(page, text)
     draw_scores(found, page.with_suffix('') / 'scores.png')

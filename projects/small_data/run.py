@@ -3,9 +3,9 @@
     python projects/small_data/run.py [--fashion DIR] [--work-dir DIR]    # all cells that are not finished
     python projects/small_data/run.py --report-only                       # write the tables again from their report.json
 
-DIR holds the four files of Fashion-MNIST, unpacked; mmpretrain's FashionMNIST downloads them if they are missing. Cells run one at
-a time, on as many threads as OMP_NUM_THREADS says. Rerun the command to resume it. ``--finished`` runs nothing and reports the
-cells that are finished.
+DIR holds the four files of Fashion-MNIST, unpacked; mmpretrain's FashionMNIST downloads them if they are missing. Cells run one
+at a time, on as many threads as OMP_NUM_THREADS says. Rerun the command to resume it. ``--finished`` runs nothing and reports
+the cells that are finished.
 """
 
 from __future__ import annotations
@@ -37,12 +37,7 @@ def parse_args() -> argparse.Namespace:
     add('--fashion', type=Path, default=Path('data/fashion-mnist'), help='Fashion-MNIST (default: %(default)s)')
     add('--digits', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--work-dir', type=Path, default=Path('work_dirs/small_data'), help='results (default: %(default)s)')
-    add(
-        '--page',
-        type=Path,
-        default=ROOT / 'docs/small_data.md',
-        help='page with the tables; report.json is in the folder of its name',
-    )
+    add('--page', type=Path, default=ROOT / 'docs/small_data.md', help='page; its folder has report.json')
     add('--finished', action='store_true', help='run nothing; report the cells that are finished')
     add('--report-only', action='store_true', help='write the tables again from report.json')
     return parser.parse_args()
@@ -58,10 +53,11 @@ def main() -> int:
         jobs = jobs_of(cells(), roots, store)
         if not args.finished:
             run_jobs(list(jobs.values()), store, console=Console())
-        done = [(cell, record) for cell, job in jobs.items() if (record := store.read(job.key))]
-        entries = [dict(cell=asdict(cell), scores=shortened(record.value)) for cell, record in done]
+        done = {cell: record for cell, job in jobs.items() if (record := store.read(job.key))}
+        entries = [dict(cell=asdict(cell), scores=shortened(record.value)) for cell, record in done.items()]
+        left_out = [str(cell) for cell in jobs if cell not in done]
         file.parent.mkdir(parents=True, exist_ok=True)
-        report = dict(version=mkd_plugin.__version__, left_out=len(jobs) - len(done), cells=entries)
+        report = dict(version=mkd_plugin.__version__, left_out=left_out, cells=entries)
         write_whole(file, json.dumps(report, indent=1) + '\n')
     write_page(json.loads(file.read_text()), args.page)
     return 0
