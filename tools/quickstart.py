@@ -120,7 +120,9 @@ class FirstPicture(Hook):
         student = Path(runner.work_dir, f'epoch_{runner.epoch + 1}.pth')
         if student.is_file() and not self.drawn:
             networks = {'teacher0': student.with_name('stage_0.pth'), f'epoch {runner.epoch + 1}': student}
-            with torch.random.fork_rng(devices=[]):  # building a network draws numbers, and the run's must stay the same
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # building a network draws numbers, and the run's must stay the same
                 plot_attention(networks, self.images, self.out)
             self.drawn = True
             runner.logger.info(f'The first picture is in {self.out}.')
@@ -129,8 +131,13 @@ class FirstPicture(Hook):
 def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
     """Return the config of a fine-tuning, without paths."""
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
-    cfg.log_level, cfg.default_hooks.progress.enabled = 'ERROR', False  # one progress bar shows all runs
+    cfg.log_level = 'ERROR'
+    for hook in ('progress', 'curves'):  # one progress bar shows all runs, and nobody looks at forty pictures
+        del cfg.default_hooks[hook]
+    cfg.visualizer.vis_backends = None
     cfg.randomness.seed = 1000 + run.draw  # different from the pre-training's, so that scratch does not equal teacher 0
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.serialize_data = False  # collects garbage for most of a second, to save memory
     cfg.merge_from_dict(args.ft_options)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     return cfg

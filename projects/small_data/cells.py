@@ -115,9 +115,10 @@ def config_of(cell: Cell, roots: dict[str, str], teacher: str | None) -> Config:
     if teacher is not None:
         cfg.model.teachers.mae.update(arch=arch, checkpoint=teacher, seed=None, pixel_mean=mean, pixel_std=std)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=cell.steps)
+    warm_up = max(1, cell.steps // 10)
     cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=cell.steps // 10),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=cell.steps // 10, end=cell.steps),
+        dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warm_up),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up, end=cell.steps),
     ]
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=SHORT)
     cfg.log_processor, cfg.log_level = dict(by_epoch=False), 'ERROR'

@@ -110,8 +110,12 @@ def draw_scores(found: Found, path: Path) -> None:
                     images, draws = zip(*points, strict=True)
                     means, spread = np.mean(draws, axis=1), np.std(draws, axis=1, ddof=1)
                     label = f'{method}, {steps:,} updates'
-                    axes.errorbar(images, means, spread, color=f'C{color}', linestyle=style, label=label, capsize=2)
+                    axes.errorbar(images, means, spread, color=f'C{color}', linestyle=style, marker='o', label=label)
+        ticks = [IMAGES[data] * share // 100 for share in PERCENT]
         axes.set(xscale='log', xlabel='images of the pre-training', ylabel='top-1, per cent', title=name)
+        axes.set(xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
+        axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks], minor=False)
+        axes.minorticks_off()
         axes.legend(fontsize='x-small')
     figure.savefig(path, dpi=110)
 
