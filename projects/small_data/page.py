@@ -125,7 +125,9 @@ def write_page(report: dict[str, Any], page: Path) -> None:
     found = {Cell(**entry['cell']): entry['scores'] for entry in report['cells']}
     blocks = {f'verdicts {data}': verdict_table(found, data) for data in NAMES}
     blocks |= {f'scores {data}': score_table(found, data) for data in NAMES}
-    blocks['left out'] = f'The time ended before {len(report["left_out"])} cells: {"; ".join(report["left_out"])}.'
+    blocks['left out'] = (
+        f'The time ended before {len(report["left_out"])} cells, which [report.json](small_data/report.json) lists.'
+    )
     text = page.read_text()
     for mark, block in blocks.items():
         head, rest = text.split(f'<!-- {mark} -->\n', 1)
