@@ -1,9 +1,10 @@
 """Pre-train dBOT in two stages on the embedded digits, fine-tune each stage's student, and write a report.
 
-    bash tools/quickstart.sh [--work-dir DIR] [--draws N] [--cfg-options KEY=VALUE …]
+    bash tools/quickstart.sh [--full] [--work-dir DIR] [--draws N] [--cfg-options KEY=VALUE …]
 
-Everything is trained by mmengine's runner from the configs below configs/dbot/. The work folder gets report.json, curves.png,
-attention.png and pretrain/ with a checkpoint of each stage. Rerun the command to resume it: finished jobs are skipped.
+Everything is trained by mmengine's runner from the configs below configs/dbot/. The work folder gets first.png within two
+minutes, and at the end report.json, curves.png, attention.png and pretrain/ with a checkpoint of each stage. Rerun the command
+to resume it: finished jobs are skipped.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 from rich.console import Console
@@ -45,13 +47,15 @@ from mkd_plugin.utils.files import write_whole
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 STARTS = {'scratch': None, 'teacher0': 'stage_0.pth', 'stage1': 'stage_1.pth', 'stage2': 'stage_2.pth'}
-COLUMNS = 8  # of attention.png
+COLUMNS = 8  # of the pictures
+EPOCHS = 70  # of both stages, without --full
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add('--full', action='store_true', help='pre-train for two stages of 100 epochs, not 35: about ten minutes')
     add('--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='output folder (default: %(default)s)')
     add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--labels', type=int, nargs='+', default=[2, 10], help='labelled images per class (default: 2 10)')
@@ -84,6 +88,8 @@ def pretrain_config(args: argparse.Namespace) -> Config:
     """Return the config of dBOT's two stages, without paths."""
     cfg = mkd_plugin.get_config('dbot/dbot_digits')
     cfg.randomness.seed = args.seed
+    if not args.full:
+        cfg.train_cfg.max_epochs = EPOCHS
     cfg.merge_from_dict(args.cfg_options)
     return cfg
 
@@ -93,14 +99,45 @@ def pretrain(args: argparse.Namespace, context: JobContext) -> None:
     cfg = pretrain_config(args)
     cfg.work_dir, cfg.resume = str(context.work_dir), True
     cfg.train_dataloader.dataset.data_root = str(args.data_root)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(FirstPicture(args.data_root / 'val', args.work_dir / 'first.png'), 'LOWEST')
+    runner.train()
+
+
+class FirstPicture(Hook):
+    """Draw the attention of the random teacher and of student 1 as soon as the student has its first checkpoint.
+
+    Args:
+        images: Folder with one sub-folder per class.
+        out: The picture.
+    """
+
+    def __init__(self, images: Path, out: Path) -> None:
+        self.images, self.out, self.drawn = images, out, False
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Draw once, after the hook that saves checkpoints."""
+        student = Path(runner.work_dir, f'epoch_{runner.epoch + 1}.pth')
+        if student.is_file() and not self.drawn:
+            networks = {'teacher0': student.with_name('stage_0.pth'), f'epoch {runner.epoch + 1}': student}
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # building a network draws numbers, and the run's must stay the same
+                plot_attention(networks, self.images, self.out)
+            self.drawn = True
+            runner.logger.info(f'The first picture is in {self.out}.')
 
 
 def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
     """Return the config of a fine-tuning, without paths."""
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
-    cfg.log_level, cfg.default_hooks.progress.enabled = 'ERROR', False  # one progress bar shows all runs
+    cfg.log_level = 'ERROR'
+    for hook in ('progress', 'curves'):  # one progress bar shows all runs, and nobody looks at forty pictures
+        del cfg.default_hooks[hook]
+    cfg.visualizer.vis_backends = None
     cfg.randomness.seed = 1000 + run.draw  # different from the pre-training's, so that scratch does not equal teacher 0
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.serialize_data = False  # collects garbage for most of a second, to save memory
     cfg.merge_from_dict(args.ft_options)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     return cfg

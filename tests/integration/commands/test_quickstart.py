@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+import mkd_plugin
+
 ROOT = Path(__file__).resolve().parents[3]
+TOOL = runpy.run_path(str(ROOT / 'tools/quickstart.py'))
 SMALL = [
     'model.backbone.arch.width=32', 'model.backbone.arch.depth=2', 'model.objectives.feature.head.width=32',
     'train_dataloader.dataset.indices=192', 'train_cfg.max_epochs=4',
@@ -77,9 +84,52 @@ def test_quickstart__rerun_skips_finished_jobs(quickstart):
 
 def test_quickstart__pictures_show_something(quickstart):
     folder, _ = quickstart
-    for name in ('attention.png', 'curves.png'):
+    for name in ('first.png', 'attention.png', 'curves.png'):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 200 and len(picture.convert('RGB').getcolors(2**24)) > 50
+
+
+def test_quickstart__first_picture_does_not_change_the_run(quickstart):
+    """It is drawn from the first checkpoint, once, and leaves the random numbers of the run alone."""
+    folder, _ = quickstart
+    job = next(path for path in (folder / 'jobs').iterdir() if path.name.startswith('pretrain'))
+    assert str(folder.name + '/first.png') in (next(job.glob('2*')) / f'{next(job.glob("2*")).name}.log').read_text()
+    hook = TOOL['FirstPicture'](folder.parent / 'digits/val', folder / 'again.png')
+    said, before = [], torch.get_rng_state()
+    runner = SimpleNamespace(work_dir=str(job), epoch=2, logger=SimpleNamespace(info=said.append))
+    hook.after_train_epoch(runner)
+    assert said == []  # epoch 3 has no checkpoint
+    runner.epoch = 3
+    for _ in range(2):
+        hook.after_train_epoch(runner)
+    assert said == [f'The first picture is in {folder / "again.png"}.']
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (folder / 'again.png').read_bytes() == (folder / 'first.png').read_bytes()
+
+
+def test_pretrain_config__full_is_the_shipped_config():
+    options = dict(seed=0, cfg_options={})
+    full, short = (TOOL['pretrain_config'](SimpleNamespace(full=full, **options)) for full in (True, False))
+    assert full.to_dict() == mkd_plugin.get_config('dbot/dbot_digits').to_dict()
+    assert short.train_cfg.max_epochs == 70
+    short.train_cfg.max_epochs = full.train_cfg.max_epochs
+    assert short.to_dict() == full.to_dict()
+
+
+def test_docs__evidence_is_in_the_committed_report():
+    """The rule of docs/quickstart.md, on its report; its table and README's have the report's numbers."""
+    rows = json.loads((ROOT / 'docs/quickstart/report.json').read_text())['rows']
+    found = {(row['start'], row['labels_per_class']): row for row in rows}
+    pages = [(ROOT / name).read_text() for name in ('README.md', 'docs/quickstart.md')]
+    for labels in (2, 10):
+        random = found['teacher0', labels]
+        for start in ('stage1', 'stage2'):
+            row = found[start, labels]
+            assert row['mean'] - random['mean'] > max(row['std'], random['std'])
+        for start in ('scratch', 'teacher0', 'stage1', 'stage2'):
+            row = found[start, labels]
+            cell = re.compile(rf'\|[ *]+{row["mean"]:.1f}\*{{0,2}} ± {row["std"]:.1f} \|')
+            assert all(cell.search(page) for page in pages), (start, labels)
 
 
 def test_quickstart__keeps_the_stages(quickstart):
