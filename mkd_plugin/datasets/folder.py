@@ -176,4 +176,4 @@ class ImageFolder(ReplaceUnreadable, CustomDataset):
         found = ', '.join(f'{count} × {kind}' for kind, count in kinds.most_common(4)) or 'nothing'
         if not kinds.keys().isdisjoint(('.tar', '.tgz', '.gz', '.bz2', '.xz', '.zst')):
             found += ' (for tar shards: train_dataloader.dataset.type=mkd_plugin.ShardDataset)'
-        return f' ({", ".join(sorted(self.extensions))}), but {found}. Give another data_root, or extensions'
+        return f' ({", ".join(sorted(self.extensions))}): it holds {found}. Give another data_root, or extensions'

@@ -65,15 +65,16 @@ def find_images(path: str | Path) -> Images:
         kind = 'ShardDataset' if next(path.glob('*.tar'), None) else 'ImageFolder'
         dataset = dict(type=f'mkd_plugin.{kind}', data_root=str(path.absolute()))
     built = DATASETS.build(dict(dataset, pipeline=[]))
-    edges = []
+    edges: list[int] = []
+    first: str | None = None
     for index in spread(len(built), MEASURED):
         try:
             with Image.open(io.BytesIO(get(built.get_data_info(index)['img_path']))) as image:
                 edges.append(min(image.size))
-        except (OSError, ValueError):  # the run replaces unreadable images, and lists them
-            continue
+        except (OSError, ValueError) as error:  # the run replaces unreadable images, and lists them
+            first = first or str(error)
     if not edges:
-        raise ValueError(f'{path}: none of {min(MEASURED, len(built))} images that were tried can be read.')
+        raise ValueError(f'{path}: none of {min(MEASURED, len(built))} images that were tried can be read; the first: {first}')
     return Images(path, dataset, Data(len(built), int(np.median(edges))))
 
 
