@@ -172,7 +172,7 @@ def test_image_folder__refuses_a_folder_without_images_when_it_is_built(folder, 
     with pytest.raises(ValueError, match='is a file, not a folder'):
         build(folder / 'deep.png')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match=r'has no images \(.*\.jpg.*\), : it holds nothing'):
+    with pytest.raises(ValueError, match=r'has no images \(.*\.jpg.*\): it holds nothing'):
         build(tmp_path / 'empty')
     (tmp_path / 'empty' / 'x.heic').write_text('')
     with pytest.raises(ValueError, match=r'holds 1 × \.heic'):
