@@ -4,6 +4,7 @@ from mkd_plugin.engine.checkpoints import AtomicCheckpointHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.guards import FiniteLossHook, PreemptionHook, UnusedParametersHook
+from mkd_plugin.engine.lazy_scalars import LazyScalarsHook
 from mkd_plugin.engine.metrics import MetricsHook
 from mkd_plugin.engine.optim import FewGroupsConstructor, FreezeHook, LayerDecayConstructor
 from mkd_plugin.engine.progress import ProgressHook
@@ -19,6 +20,7 @@ __all__ = [
     'FewGroupsConstructor',
     'FreezeHook',
     'LayerDecayConstructor',
+    'LazyScalarsHook',
     'MetricsHook',
     'PortableCheckpointHook',
     'PreemptionHook',
