@@ -1,6 +1,5 @@
 """Training: teacher updates, checkpoints and exact resume, guards, metrics, progress, and learning rates by layer."""
 
-from mkd_plugin.engine.checkpoints import AtomicCheckpointHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.guards import FiniteLossHook, PreemptionHook, UnusedParametersHook
@@ -9,6 +8,7 @@ from mkd_plugin.engine.metrics import MetricsHook
 from mkd_plugin.engine.optim import FewGroupsConstructor, FreezeHook, LayerDecayConstructor
 from mkd_plugin.engine.progress import ProgressHook
 from mkd_plugin.engine.provenance import PortableCheckpointHook
+from mkd_plugin.engine.saving import AtomicCheckpointHook
 from mkd_plugin.engine.strategies import ShardedStrategy, StrategyRunner
 from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 

@@ -69,7 +69,9 @@ class LazyMessageHub(MessageHub):
 
     def get_scalar(self, key: str) -> HistoryBuffer:
         """One history, complete. mmengine's timer asks for its own after every step, which must read nothing."""
-        return self._log_scalars[key] if key in self._log_scalars and key not in self.pending else super().get_scalar(key)
+        return (
+            self._log_scalars[key] if key in self._log_scalars and key not in self.pending else super().get_scalar(key)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint holds."""

@@ -16,7 +16,10 @@ from mkd_plugin.engine.lazy_scalars import LazyMessageHub, keep_norm
 from mkd_plugin.engine.metrics import METRICS, read_metrics
 
 INTERVAL, CLIP = 4, {'optim_wrapper.clip_grad': dict(max_norm=0.5), 'optim_wrapper.optimizer.fused': True}
-MOMENTUM = {'model.teachers.boot': dict(_delete_=True, type='MomentumTeacher', momentum=0.9), 'param_scheduler.1.end': 4}
+MOMENTUM = {
+    'model.teachers.boot': dict(_delete_=True, type='MomentumTeacher', momentum=0.9),
+    'param_scheduler.1.end': 4,
+}
 MMENGINES = {'default_hooks.runtime_info': dict(type='mmengine.RuntimeInfoHook')}
 READING = {'item', 'tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', '__index__', '__array__', 'nonzero'}
 READING_OPERATIONS = {'_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', 'equal', '_unique2'}
