@@ -57,8 +57,8 @@ class LazyMessageHub(MessageHub):
         numbers = iter(read_together([value for entries in pending.values() for value, _ in entries]))
         for key, entries in pending.items():
             buffer = self._log_scalars.get(key) or HistoryBuffer()
-            old = zip(buffer.data, ([next(numbers) for _ in entries], [count for _, count in entries]), strict=True)
-            history, counts = (np.append(before, new)[-buffer.max_length :] for before, new in old)
+            history = np.append(buffer.data[0], [next(numbers) for _ in entries])[-buffer.max_length :]
+            counts = np.append(buffer.data[1], [count for _, count in entries])[-buffer.max_length :]
             self._log_scalars[key] = HistoryBuffer(history, counts, buffer.max_length)
 
     @property

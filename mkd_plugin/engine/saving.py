@@ -61,8 +61,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if unknown:
             allowed = [*ALLOWED, 'minutes']
             raise ValueError(f'AtomicCheckpointHook has no option {unknown}. It has {allowed}, as CheckpointHook.')
-        if not minutes > 0:
-            raise ValueError(f'AtomicCheckpointHook: minutes={minutes}: it must be positive, such as 15.')
+        if not isinstance(minutes, int | float) or not minutes > 0:
+            raise ValueError(f'AtomicCheckpointHook: minutes={minutes!r}: it must be a positive number, such as 15.')
         super().__init__(**options)
         self.minutes = minutes
         self.postponed: int | None = None

@@ -171,9 +171,10 @@ def test_checkpoint_hook__resumes_from_the_recent_one_to_the_same_weights(tmp_pa
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
 
 
-def test_checkpoint_hook__refuses_a_time_that_is_none():
-    with pytest.raises(ValueError, match='minutes=0: it must be positive, such as 15'):
-        AtomicCheckpointHook(minutes=0)
+@pytest.mark.parametrize('minutes', [0, -1.5, 'often', float('nan')])
+def test_checkpoint_hook__refuses_a_time_that_is_none(minutes):
+    with pytest.raises(ValueError, match=f'minutes={minutes!r}: it must be a positive number, such as 15'):
+        AtomicCheckpointHook(minutes=minutes)
 
 
 def test_save_checkpoint__copies_while_the_weights_change(tmp_path):
