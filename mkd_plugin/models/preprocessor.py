@@ -83,4 +83,4 @@ class CropPreprocessor(SelfSupDataPreprocessor):
 @cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream in which a device gets its batches."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -9,9 +9,11 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mkd_plugin
 from mkd_plugin.engine.lazy_scalars import LazyMessageHub, keep_norm
 from mkd_plugin.engine.metrics import METRICS, read_metrics
 
@@ -62,6 +64,29 @@ class Trap(Hook):
                 return run_iter(*args)
 
         loop.run_iter = guarded
+
+
+@pytest.fixture
+def recipes_precision(monkeypatch):
+    """mmengine has mixed precision on accelerators only."""
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    wrapper = mkd_plugin.get_config('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k').optim_wrapper
+    return {f'optim_wrapper.{name}': wrapper[name] for name in ('type', 'dtype', 'loss_scale')}
+
+
+class Scaler(Hook):
+    """Gives the wrapper the scaler that it would have on a GPU with ``loss_scale=1.0``."""
+
+    def before_train(self, runner):
+        runner.optim_wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=1.0)
+
+
+def test_run__in_bfloat16_reads_nothing_back_unless_there_is_a_scaler(tmp_path, tiny_run, train, recipes_precision):
+    options = {**CLIP, **recipes_precision}
+    runner = train(tiny_run(tmp_path / 'recipe', interval=INTERVAL, **options), Trap())
+    assert runner.optim_wrapper.cast_dtype == torch.bfloat16 and not runner.optim_wrapper.loss_scaler.is_enabled()
+    with pytest.raises(ReadBack):
+        train(tiny_run(tmp_path / 'scaler', interval=INTERVAL, **options), Trap(), Scaler())
 
 
 @pytest.mark.parametrize('method', [{}, MOMENTUM], ids=['bootstrapped', 'momentum'])
