@@ -72,6 +72,11 @@ def load_config(
     method, _, row = name.partition(':')
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{f"{method}_{row}" if row else Path(name).stem}'
     check_hosts_of(cfg, name)
+    if cfg.get('compile'):
+        raise ValueError(
+            "compile: mmengine's option fails with hooks and wrappers that call the model's methods. Remove it, and add "
+            "dict(type='mkd_plugin.CompileHook') to custom_hooks."
+        )
     check_strategy(cfg)
     check_classes(cfg)
     fit_to_device(cfg)

@@ -17,6 +17,7 @@ ATTEMPTS = 10  # BEiT stops after this many rejected blocks in a row
 DRAWS = 64  # blocks proposed per image
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def draw_blocks(
     uniform_D4B: Tensor, grid: tuple[int, int], *, most: int, min_block: int, min_aspect: float
 ) -> NDArray[np.bool_]:

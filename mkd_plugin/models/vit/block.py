@@ -152,7 +152,7 @@ class Block(nn.Module):
 
 def add_branch(x_BND: Tensor, update_BND: Tensor, kept_2B11: Tensor | None, branch: int) -> Tensor:
     """Add a residual branch, except to images that skip it."""
-    return x_BND + (update_BND if kept_2B11 is None else update_BND * kept_2B11[branch])
+    return x_BND + (update_BND if kept_2B11 is None else update_BND * kept_2B11[branch].to(update_BND.dtype))
 
 
 class DropPath(nn.Module):
@@ -176,12 +176,9 @@ class DropPath(nn.Module):
         """Draw the factors of each block's branches, (2, B, 1, 1): 0 or 1 / survival; None for blocks that skip none."""
         if not self.training or not any(self.rates):
             return [None] * len(self.rates)
-        device, dtype = x_BND.device.type, x_BND.dtype
-        if torch.is_autocast_enabled(device):  # the branches' type
-            dtype = torch.get_autocast_dtype(device)
         survival_K1 = self.survival_K.unsqueeze(1)
         kept_KB = torch.rand(len(survival_K1), len(x_BND), device=x_BND.device) < survival_K1
-        factors_KB = (kept_KB / survival_K1).to(dtype)
+        factors_KB = kept_KB / survival_K1
         return list(factors_KB.view(-1, 2, len(x_BND), 1, 1).unbind())
 
 
