@@ -200,7 +200,7 @@ def kill_at(moment: Moment) -> None:
     """Make this process kill itself when it reaches a certain line for the nth time."""
     from mmengine.fileio import LocalBackend
 
-    from mkd_plugin.engine import AtomicCheckpointHook, checkpoints, teacher_updates
+    from mkd_plugin.engine import AtomicCheckpointHook, checkpoints, saving, teacher_updates
 
     left = [moment.nth]
 
@@ -220,7 +220,7 @@ def kill_at(moment: Moment) -> None:
         'part of a checkpoint': (LocalBackend, 'put', lambda self, data, path: 'stage' not in Path(path).name),
         'part of a stage': (LocalBackend, 'put', lambda self, data, path: 'stage' in Path(path).name),
         'before the rename': (checkpoints, 'move_into_place', lambda *args: True),
-        'before the pointer': (checkpoints, 'point_to', lambda *args: True),
+        'before the pointer': (saving, 'point_to', lambda *args: True),
         'before the deletion': (AtomicCheckpointHook, '_forget', lambda self, steps: bool(steps)),
         'breakpoint': (teacher_updates, 'restart_schedule', lambda *args: True),
     }[moment.aim]

@@ -67,7 +67,7 @@ class Contestant:
         parts = ('optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')  # no accumulation: every step is a whole one
         options = {key: cfg.optim_wrapper[key] for key in parts if key in cfg.optim_wrapper}
         if dtype != torch.float32:
-            options.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
+            options.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False))
         self.optimizer = build_optim_wrapper(self.model, options)
         images = torch.randint(0, 256, (batch_size, *image_shape(self.model)), dtype=torch.uint8, device=device)
         self.batch = dict(zip(('inputs', 'data_samples'), batch_of(cfg, images), strict=True))

@@ -2,6 +2,7 @@
 # _base_.run_visualizer`. This also works in addition to a complete recipe of a host, where a second base must not
 # define `default_hooks`.
 run_hooks = dict(
+    runtime_info=dict(type='mkd_plugin.LazyScalarsHook'),  # mmengine's, without a wait for the device in every step
     teacher_update=dict(type='mkd_plugin.TeacherUpdateHook'),  # momentum teachers and stages; does nothing without them
     checkpoint=dict(type='mkd_plugin.AtomicCheckpointHook'),
     portable=dict(type='mkd_plugin.PortableCheckpointHook'),

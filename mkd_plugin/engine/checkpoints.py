@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mkd_plugin.checkpoint.checksum import check_records
 from mkd_plugin.checkpoint.read import read_description
-from mkd_plugin.engine.run_folder import RUN, is_half_written, run_of
-from mkd_plugin.engine.run_utils import at_optimizer_step
-from mkd_plugin.registry import HOOKS
+from mkd_plugin.engine.run_folder import RUN, run_of
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 
 POINTER = 'last_checkpoint'
+IN_FLIGHT: set[Future[None]] = set()  # what is being written beside training
 UNREADABLE = (OSError, ValueError, BadZipFile)  # what reading a damaged file raises
 LONGEST_PATH = 4096
 DAMAGED = '.damaged'  # ending of a damaged checkpoint that a resumed run has written again
 RESUMED = {'meta': {'epoch', 'iter'}, 'optimizer': set(), 'message_hub': set()}  # what a run needs to go on
-ALLOWED = [name for name in inspect.signature(CheckpointHook.__init__).parameters if name not in ('self', 'kwargs')]
 
 
 def save_atomically(runner: Runner, folder: str | Path, filename: str, **options: Any) -> None:
@@ -37,21 +35,49 @@ def save_atomically(runner: Runner, folder: str | Path, filename: str, **options
     if '://' in str(folder):
         runner.save_checkpoint(str(folder), filename, **options)
         return
-    path, temporary = Path(folder, filename), Path(folder, filename + TEMPORARY)
-    try:
+
+    def write(temporary: Path) -> None:
         runner.save_checkpoint(str(folder), temporary.name, **options)
         barrier()  # some strategies write one part per rank
+
+    with explained(Path(folder, filename), runner.work_dir):
+        write_whole_file(Path(folder, filename), write)
+
+
+def write_whole_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a temporary file, and move it into place once it is complete."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        write(temporary)
         if is_main_process():
             keep_damaged(path)
             move_into_place(temporary, path)
-    except OSError as error:
+    except OSError:
         remove_path(temporary)
+        raise
+
+
+@contextmanager
+def explained(path: str | Path, work_dir: str | Path) -> Iterator[None]:
+    """Let an OSError of writing a checkpoint name the last good one, and say how to go on."""
+    try:
+        yield
+    except OSError as error:
         raise OSError(
             error.errno,
-            f'{path} could not be written ({error.strerror or error}). The last good checkpoint is '
-            f'{last_good(runner.work_dir)}. Free space or make the folder writable, then start the run again '
-            'with resume=True',
+            f'{path} could not be written ({error.strerror or error}). The last good checkpoint is {last_good(work_dir)}. '
+            'Free space or make the folder writable, then start the run again with resume=True',
         ) from error
+
+
+def write_beside(write: Callable[[], None]) -> Future[None]:
+    """Write in a thread of its own, which the interpreter waits for when it exits."""
+    pool = ThreadPoolExecutor(1, 'checkpoint')
+    future = pool.submit(write)
+    pool.shutdown(wait=False)
+    IN_FLIGHT.add(future)
+    future.add_done_callback(IN_FLIGHT.discard)
+    return future
 
 
 def keep_damaged(path: Path) -> None:
@@ -145,6 +171,7 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
 
 def last_good(work_dir: str | Path) -> str:
     """The newest complete checkpoint for a message, or 'none'."""
+    wait(list(IN_FLIGHT))
     try:
         return newest_checkpoint(work_dir) or 'none'
     except ValueError:
@@ -181,92 +208,3 @@ def _read_meta(path: Path) -> dict[str, Any] | None:
     meta = checkpoint.get('meta')
     counted = isinstance(meta, dict) and all(isinstance(meta.get(name), int) for name in ('iter', 'epoch'))
     return meta if counted else None
-
-
-@HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` with atomic writes.
-
-    * A checkpoint is written to a temporary file, flushed to disk and renamed; only then is an old one deleted.
-    * A checkpoint does not contain accumulated gradients. One that is due between two optimiser steps is written at the
-      next step, under its own name (``epoch_3.pth`` then includes a few iterations of epoch 4).
-
-    Args:
-        options: Those of mmengine's ``CheckpointHook``.
-
-    Raises:
-        ValueError: An option is unknown (mmengine's hook ignores it silently).
-        OSError: A checkpoint cannot be written. The message names the last good one, which is kept.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        unknown = sorted(set(options) - set(ALLOWED))
-        if unknown:
-            raise ValueError(f'AtomicCheckpointHook has no option {unknown}. It has {ALLOWED}, as CheckpointHook.')
-        super().__init__(**options)
-        self.postponed: int | None = None
-
-    def before_train(self, runner: Runner) -> None:
-        """Delete the temporary files of a killed run, and no others."""
-        super().before_train(runner)
-        if is_main_process():
-            for folder in {str(self.out_dir), runner.work_dir}:
-                for temporary in Path(folder).glob(f'*{TEMPORARY}') if '://' not in folder else ():
-                    if is_half_written(temporary.name, self.filename_tmpl):
-                        remove_path(temporary)
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Write a checkpoint that is due or was postponed."""
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if self.postponed is not None:
-            self._save_checkpoint_with_step(runner, self.postponed, dict(epoch=runner.epoch, iter=runner.iter + 1))
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        if not at_optimizer_step(runner, meta['iter']):
-            self.postponed = step
-            return
-        kept: list[int] = [*(old for old in getattr(self, 'keep_ckpt_ids', []) if old != step), step]
-        if self.max_keep_ckpts > 0:
-            # includes the one to be deleted: if the run is killed before that, the resumed run deletes it
-            runner.message_hub.update_info('keep_ckpt_ids', kept)
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        options = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
-        backend = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
-        # FlexibleRunner ignores the position in `meta`: within an epoch, by_epoch=True would count the epoch as complete
-        by_epoch = self.by_epoch and meta['epoch'] > runner.epoch
-        save_atomically(runner, self.out_dir, name, meta=meta, by_epoch=by_epoch, **options, **backend)
-        self.postponed = None
-        if is_main_process():
-            point_to(self.last_ckpt, work_dir=runner.work_dir)
-        if self.max_keep_ckpts > 0:
-            self._forget(kept[: -self.max_keep_ckpts])
-            self.keep_ckpt_ids.clear()
-            self.keep_ckpt_ids.extend(kept)  # a deque of length max_keep_ckpts
-
-    def _forget(self, steps: list[int]) -> None:
-        """Delete the checkpoints of these steps."""
-        for step in steps if is_main_process() else []:
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):
-                self.file_backend.rmtree(path)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        super()._save_best_checkpoint(AtomicRunner(runner), metrics)
-
-
-class AtomicRunner:
-    """A runner whose ``save_checkpoint`` is :func:`save_atomically`, to pass to mmengine's own code."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.runner, name)
-
-    def save_checkpoint(self, out_dir: str, filename: str, **options: Any) -> None:
-        """Save atomically; arguments as the runner's."""
-        save_atomically(self.runner, out_dir, filename, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from pathlib import Path
@@ -21,6 +22,7 @@ from mkd_plugin.engine.run_utils import (
     accumulated_iterations,
     at_optimizer_step,
     bare_model,
+    is_due,
     is_training,
     log_interval,
     when_run_ends,
@@ -142,7 +144,7 @@ ADVICE = (
 class FiniteLossHook(Hook):
     """Stops a run with a NaN or infinite loss before it reaches a checkpoint.
 
-    Losses are kept on the device and read together at the log interval and before a checkpoint, so that no step waits. Before
+    Losses are read where the log has a line and before a checkpoint, so that no other step waits for the device. Before
     a checkpoint the weights are checked as well, because a finite loss can have an infinite gradient.
 
     Raises:
@@ -154,19 +156,17 @@ class FiniteLossHook(Hook):
 
     def __init__(self) -> None:
         self.step = 0
-        self.losses: list[tuple[int, Tensor]] = []  # (step, loss) since the last check
+        self.unchecked = 0  # losses since the last check
 
     def before_train(self, runner: Runner) -> None:
         """Start without losses."""
-        self.every, self.losses = log_interval(runner), []
+        self.every, self.unchecked = log_interval(runner), 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Keep the loss, and check at the interval."""
+        """Count the loss, which is in the message hub, and check at the interval."""
         self.step = runner.iter + 1
-        loss = (outputs or {}).get('loss')
-        if isinstance(loss, Tensor):
-            self.losses.append((self.step, loss.detach()))
-        if self.step % self.every == 0:
+        self.unchecked += 'loss' in (outputs or {})
+        if is_due(runner, self.every):
             self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -185,12 +185,10 @@ class FiniteLossHook(Hook):
         self._check(runner)
 
     def _check(self, runner: Runner) -> None:
-        losses, self.losses = self.losses, []
-        if not losses:
-            return
-        values = torch.stack([loss.float().reshape(()) for _, loss in losses]).tolist()
-        for (step, _), value in zip(losses, values, strict=True):
-            if value - value != 0:  # NaN or infinite
+        count, self.unchecked = self.unchecked, 0
+        values = runner.message_hub.get_scalar('train/loss').data[0][-count:] if count else []
+        for step, value in enumerate(values, self.step - count + 1):
+            if not math.isfinite(value):
                 raise FloatingPointError(
                     f'The loss of step {step} is {value}; the run was stopped. The last good checkpoint is '
                     f'{last_good(runner.work_dir)}. {ADVICE}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class MetricsHook(Hook):
     * ``mode='val'``: the evaluator's metrics after so many iterations.
     * ``run``: the run's id, as in its checkpoints.
 
-    NaN and infinity become null. Values come from mmengine's message hub; nothing is read from a device.
+    NaN and infinity become null. Values come from mmengine's message hub, which reads them from the device for a line.
 
     A resumed run continues the file. Lines past the iteration it resumes from, which are repeated, damaged lines, and those
     of other runs are moved to ``metrics.dropped.jsonl``.
@@ -118,7 +119,8 @@ class MetricsHook(Hook):
             self.path = None
 
     def _end(self, runner: Runner, error: BaseException | None) -> None:
-        self._write_train(runner)
+        with suppress(*([] if error is None else [RuntimeError])):  # losses on a device that failed cannot be read
+            self._write_train(runner)
         self.path = None
         if error is not None:
             runner.visualizer.close()  # otherwise TensorBoard loses its last two minutes

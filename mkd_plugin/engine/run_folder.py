@@ -29,7 +29,7 @@ WRITTEN = (
 )  # fmt: skip
 # Files that a killed run leaves half-written: checkpoints, and what utils.files writes.
 HALF_WRITTEN = re.compile(
-    r'(epoch_\d+|iter_\d+|stage_\d+|preempted|best_.+)\.pth\.tmp'
+    r'(epoch_\d+|iter_\d+|stage_\d+|preempted|recent|best_.+)\.pth\.tmp'
     r'|\.(metrics(\.dropped)?\.jsonl|last_checkpoint|curves\.png|run\.json)\.\d+\.tmp'
 )
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

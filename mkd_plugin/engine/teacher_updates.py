@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 from mkd_plugin.engine.checkpoints import save_atomically
 from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, runs_by_epoch
+from mkd_plugin.engine.saving import AtomicCheckpointHook
 from mkd_plugin.engine.strategies import whole_parameters
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages, Teacher
@@ -144,7 +145,10 @@ class TeacherUpdateHook(Hook):
 
 
 def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
-    """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted with them."""
+    """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted with them.
+
+    At the end of a stage, a checkpoint to resume from is written as well.
+    """
     save_atomically(
         runner,
         runner.work_dir,
@@ -153,6 +157,9 @@ def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
         save_param_scheduler=False,
         meta=dict(epoch=epoch, iter=runner.iter),
     )
+    for hook in runner.hooks if stage else []:
+        if isinstance(hook, AtomicCheckpointHook):
+            hook.wanted = hook.interval > 0
 
 
 def redraw(model: MaskedDistiller, *, seed: int) -> None:

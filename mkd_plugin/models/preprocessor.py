@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import torch
 from mmpretrain.models.utils.data_preprocessor import SelfSupDataPreprocessor
 from torch import Tensor
 
@@ -45,9 +47,9 @@ class CropPreprocessor(SelfSupDataPreprocessor):
         """
         inputs = data['inputs']
         if isinstance(inputs, Crops):
-            pixels, table_B4 = self.cast_data([inputs.pixels, inputs.table_B4])
-            images = inputs._replace(pixels=pixels, table_B4=table_B4).images()
-            return {'inputs': self._normalize(images), 'data_samples': data.get('data_samples')}
+            beside = self.device.type == 'cuda' and inputs.pixels.is_cpu
+            images = self._make_images_beside(inputs) if beside else self._make_images(inputs)
+            return {'inputs': images, 'data_samples': data.get('data_samples')}
         first = inputs[0] if isinstance(inputs, list) and inputs else None
         if isinstance(first, Crop) or (isinstance(first, Tensor) and first.dim() == 3):
             raise ValueError(
@@ -56,9 +58,29 @@ class CropPreprocessor(SelfSupDataPreprocessor):
             )
         return super().forward(dict(data), training)
 
+    def _make_images(self, crops: Crops) -> Tensor:
+        """Copy, resize and normalise crops."""
+        pixels, table_B4 = self.cast_data([crops.pixels, crops.table_B4])
+        return self._normalize(crops._replace(pixels=pixels, table_B4=table_B4).images())
+
+    def _make_images_beside(self, crops: Crops) -> Tensor:
+        """Do so in a stream of its own, while the GPU still computes the step before."""
+        copies, step = copy_stream(self.device), torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(copies):
+            images = self._make_images(crops)
+        step.wait_stream(copies)
+        images.record_stream(step)  # the other stream must not use their memory again before the step has
+        return images
+
     def _normalize(self, images: Tensor) -> Tensor:
         """Normalise as the parent does, but in place: on a CPU, allocating memory takes longer than the arithmetic."""
         if self._channel_conversion:
             images = images.flip(1)
         images = images.float()
         return images.sub_(self.mean).div_(self.std) if self._enable_normalize else images
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream in which a device gets its batches."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -74,7 +74,9 @@ def find_images(path: str | Path) -> Images:
         except (OSError, ValueError) as error:  # the run replaces unreadable images, and lists them
             first = first or str(error)
     if not edges:
-        raise ValueError(f'{path}: none of {min(MEASURED, len(built))} images that were tried can be read; the first: {first}')
+        raise ValueError(
+            f'{path}: none of {min(MEASURED, len(built))} images that were tried can be read; the first: {first}'
+        )
     return Images(path, dataset, Data(len(built), int(np.median(edges))))
 
 
