@@ -177,7 +177,7 @@ class DropPath(nn.Module):
         if not self.training or not any(self.rates):
             return [None] * len(self.rates)
         device, dtype = x_BND.device.type, x_BND.dtype
-        if torch.is_autocast_enabled(device):  # the branches' type
+        if device != 'meta' and torch.is_autocast_enabled(device):  # the branches' type
             dtype = torch.get_autocast_dtype(device)
         survival_K1 = self.survival_K.unsqueeze(1)
         kept_KB = torch.rand(len(survival_K1), len(x_BND), device=x_BND.device) < survival_K1
