@@ -115,7 +115,7 @@ class Ours(Contestant):
 
     def step(self) -> Tensor:
         loss = self.model.train_step(dict(self.batch), self.optimizer)['loss']
-        return torch.as_tensor(loss)
+        return torch.as_tensor(loss).detach()
 
 
 class Official(Contestant):
