@@ -1,6 +1,6 @@
 """Measure training on a GPU in one call of at most ten minutes, and write a line of JSON for each result.
 
-    python benchmarks/gpu_benchmark.py [--out FILE] [--official FOLDER] [--sections NAME ...] [--minutes 9.5]
+    python benchmarks/gpu_benchmark.py [--out FILE] [--official FOLDER] [--sections NAME ...] [--minutes 9]
     python benchmarks/gpu_benchmark.py --tiny                  (all of it with tiny networks, on a CPU: seconds)
     python benchmarks/gpu_benchmark.py --report FILE           (the tables of a finished run)
 
@@ -164,7 +164,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--official', type=Path, metavar='FOLDER', help="a checkout of dBOT's official code")
     parser.add_argument('--sections', nargs='+', choices=list(SECTIONS), default=list(SECTIONS), metavar='NAME')
     parser.add_argument('--batch-size', type=int, default=512, help='images of a step (default: 512)')
-    parser.add_argument('--minutes', type=float, default=9.5, help='for all sections together (default: 9.5)')
+    parser.add_argument('--minutes', type=float, default=9.0, help='for all sections together (default: 9)')
     parser.add_argument('--tiny', action='store_true', help='tiny networks on a CPU: tests the benchmark itself')
     parser.add_argument('--report', type=Path, metavar='FILE', help='print the tables of this file and run nothing')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
