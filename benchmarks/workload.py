@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import mkd_plugin
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.protocols import Progress
 
 
 def read_config(name: str) -> Config:
@@ -51,7 +53,10 @@ def build_model(cfg: Config) -> nn.Module:
     """The model as the runner would build it, in training mode."""
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
         options = {'data_preprocessor': cfg.get('data_preprocessor'), **cfg.model}
-        return MODELS.build(without_files(options)).train()
+        model = MODELS.build(without_files(options)).train()
+    if isinstance(model, MaskedDistiller):
+        model.begin_training(Progress(0, 1))  # nothing updates its teachers here, which it would refuse
+    return model
 
 
 def image_shape(model: nn.Module) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ PAGES = [
 RUN_BY = {
     'benchmarks/data_time.py': 'tests/unit/benchmarks/test_data_time.py',
     'benchmarks/check_equality.py': 'tests/integration/commands/test_check_equality.py',
+    'benchmarks/gpu_benchmark.py': 'tests/unit/benchmarks/test_gpu_benchmark.py',
     'benchmarks/load_time.py': 'tests/integration/commands/test_check_equality.py',
     'benchmarks/step_time.py': 'tests/unit/benchmarks/test_step_time.py',
     'projects/paper_claims/run.py': 'tests/integration/projects/test_paper_claims.py',
