@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from mkd_plugin.checkpoint.checksum import check_records
 from mkd_plugin.checkpoint.read import read_description
-from mkd_plugin.engine.run_folder import RUN, run_of
+from mkd_plugin.engine.run_folder import RUN, folder_lost, run_of
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 
 POINTER = 'last_checkpoint'
@@ -63,6 +63,8 @@ def explained(path: str | Path, work_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not Path(work_dir).is_dir():
+            raise folder_lost(Path(work_dir)) from error
         raise OSError(
             error.errno,
             f'{path} could not be written ({error.strerror or error}). The last good checkpoint is {last_good(work_dir)}. '

@@ -85,7 +85,7 @@ def apply_training_options(
         # mmdet hands boxes to RoIAlign in the type of the features, and bfloat16 moves a corner by up to four pixels
         coarse = 'roi_head' in cfg.get('model', {})
         precision: dict[str, Any] = dict(dtype='float16', loss_scale='dynamic')
-        if not coarse:  # without the scaler, which reads from the device in every step
+        if not coarse:  # without a scaler, which would search all gradients in every step
             precision = dict(dtype='bfloat16', loss_scale=dict(enabled=False))
         cfg.optim_wrapper.update(type='AmpOptimWrapper', **precision)
         fit_to_device(cfg)

@@ -2,7 +2,7 @@
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     dtype='bfloat16',  # our choice, as in every recipe here
-    loss_scale=dict(enabled=False),  # a scaler would read from the device in every step
+    loss_scale=dict(enabled=False),  # a scaler would search all gradients in every step
     optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=3.0),
     # no decay on 1-D parameters, cls and learned positions: BEiT's, which MaskDistill follows (Sec. 4.1)

@@ -2,7 +2,7 @@
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     dtype='bfloat16',  # reports of NaN are about fp16; bf16 needs no loss scaling
-    loss_scale=dict(enabled=False),  # a scaler would read from the device in every step
+    loss_scale=dict(enabled=False),  # a scaler would search all gradients in every step
     optimizer=dict(type='AdamW', lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05, fused=True),
     constructor='mkd_plugin.FewGroupsConstructor',  # two groups instead of one per parameter
     paramwise_cfg=dict(flat_decay_mult=0.0))  # no decay on 1-D parameters; cls and mask tokens decay, as in the reference code

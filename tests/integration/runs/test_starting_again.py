@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mmengine.runner import Runner
 
 from mkd_cli.train import main
 from mkd_plugin.checkpoint.read import read_checkpoint
-from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.engine.checkpoints import IN_FLIGHT, newest_checkpoint
 from mkd_plugin.engine.run_folder import RUN, run_of
 from mkd_plugin.engine.run_lock import LOCK
 
@@ -233,6 +234,7 @@ def test_ctrl_c__is_left_alone_where_the_caller_ignores_it(tmp_path, tiny_run, t
 
 
 def deleted(folder: Path) -> None:
+    wait(list(IN_FLIGHT))  # else the first checkpoint may appear in a folder that is being deleted
     shutil.rmtree(folder)
 
 

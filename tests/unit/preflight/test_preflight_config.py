@@ -52,7 +52,7 @@ def test_load_config__precision_is_what_the_device_has(monkeypatch):
     cfg = load_config(str(config), launcher='pytorch')
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
     assert 'model_wrapper_cfg' not in cfg
-    assert cfg.optim_wrapper.loss_scale == dict(enabled=False)  # a scaler reads from the device in every step
+    assert cfg.optim_wrapper.loss_scale == dict(enabled=False)  # it would search all gradients in every step
     plain = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
     apply_training_options(plain, amp=True)
     assert plain.optim_wrapper == dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False))
