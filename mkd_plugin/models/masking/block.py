@@ -117,4 +117,4 @@ class BlockMasking(Masking):
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy from the host without waiting for the device."""
-    return values.to(device) if device.type == 'cpu' else values.pin_memory().to(device, non_blocking=True)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else values.to(device)
