@@ -149,6 +149,13 @@ class Block(nn.Module):
         x_BND = add_branch(x_BND if rows_BR is None else take(x_BND, rows_BR), attention.update_BRD, kept_2B11, 0)
         return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1), attention
 
+    def stop_inside(self, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
+        """Compute only as much of the attention as these kinds of taps need."""
+        x_BND = self.ln1(x_BND)
+        if 'attention' in kinds:
+            return self.attn(x_BND, None, bias_1HNN)  # type: ignore[no-any-return]
+        return self.attn.project(x_BND, values=bool(kinds & {'qkv', 'value'}))
+
 
 def add_branch(x_BND: Tensor, update_BND: Tensor, kept_2B11: Tensor | None, branch: int) -> Tensor:
     """Add a residual branch, except to images that skip it."""
@@ -177,7 +184,7 @@ class DropPath(nn.Module):
         if not self.training or not any(self.rates):
             return [None] * len(self.rates)
         device, dtype = x_BND.device.type, x_BND.dtype
-        if torch.is_autocast_enabled(device):  # the branches' type
+        if device != 'meta' and torch.is_autocast_enabled(device):  # the branches' type
             dtype = torch.get_autocast_dtype(device)
         survival_K1 = self.survival_K.unsqueeze(1)
         kept_KB = torch.rand(len(survival_K1), len(x_BND), device=x_BND.device) < survival_K1
