@@ -58,9 +58,14 @@ def shard_blocks(network: nn.Module, options: dict[str, Any]) -> None:
             register_fsdp_forward_method(block, 'stop_inside')
 
 
+def is_share(value: Any) -> bool:
+    """Whether a value is a process's share of a tensor."""
+    return isinstance(value, DTensor)
+
+
 def share_of(whole: Any, own: Any) -> Any:
     """This process's share of a tensor, if ``own`` is sharded; otherwise the value as it is. Nothing is sent."""
-    if not isinstance(own, DTensor) or isinstance(whole, DTensor) or whole.shape != own.shape:
+    if not is_share(own) or is_share(whole) or whole.shape != own.shape:
         return whole
     whole = whole.detach().to(own.device)
     return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
@@ -68,7 +73,7 @@ def share_of(whole: Any, own: Any) -> Any:
 
 def on_rank_0(tensor: Any) -> Any:
     """Gather a tensor in the main memory of rank 0; None on the others. Every process must call it."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole = tensor.full_tensor() if is_share(tensor) else tensor
     if not is_main_process():
         return None
     return whole.cpu() if isinstance(whole, Tensor) else whole
@@ -82,7 +87,7 @@ def whole_parameters(*modules: nn.Module) -> Iterator[None]:
     for part in parts:
         if DTensor and isinstance(part, FSDPModule):
             part.reshard()  # after a validation the outermost unit is still whole
-        shares += [(part, name, p) for name, p in part.named_parameters(recurse=False) if isinstance(p, DTensor)]
+        shares += [(part, name, p) for name, p in part.named_parameters(recurse=False) if is_share(p)]
     for part, name, share in shares:
         setattr(part, name, nn.Parameter(share.detach().full_tensor(), share.requires_grad))
     try:
@@ -96,7 +101,6 @@ def whole_parameters(*modules: nn.Module) -> Iterator[None]:
 def readable_student(model: MaskedDistiller) -> AbstractContextManager[None]:
     """Context in which teachers follow the student: sharded ones share by share, others with the student gathered."""
     whole = any(
-        teacher.changes and not any(isinstance(p, DTensor) for p in teacher.parameters())
-        for teacher in model.teachers.values()
+        teacher.changes and not any(is_share(p) for p in teacher.parameters()) for teacher in model.teachers.values()
     )
     return whole_parameters(model.backbone) if whole else nullcontext()

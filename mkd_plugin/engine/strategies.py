@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import mmengine
@@ -17,7 +19,8 @@ from torch import nn
 
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.exact_resume import ExactResumeHook
-from mkd_plugin.engine.sharding import on_rank_0, share_of
+from mkd_plugin.engine.shard_files import read_rest, read_shards, write_shards
+from mkd_plugin.engine.sharding import is_share, on_rank_0, share_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.registry import RUNNERS, STRATEGIES
 
@@ -29,8 +32,10 @@ class ShardedStrategy(DDPStrategy):
     """PyTorch's FSDP2 (``fully_shard``): each process holds its share of weights, gradients and optimiser moments.
 
     Every transformer block of student and heads is a unit, gathered while it is computed; the rest of the model is one
-    more. Checkpoints are those of DDP, in
-    one file, and either resumes from the other's. Runs on CPUs too.
+    more. Runs on CPUs too.
+
+    A run resumes from folders (:mod:`.shard_files`) to which each process writes its share, with any number of processes. Stage
+    ends, the best and the last checkpoint are files like DDP's, from which either can resume.
 
     Args:
         shard_teachers: Shard teachers that are ViTs as well. Momentum teachers then follow, and stages promote, share by
@@ -38,13 +43,21 @@ class ShardedStrategy(DDPStrategy):
             Teachers of timm and mmpretrain are always whole.
         param_dtype: 'bfloat16' or 'float16' gathers weights in this type, with half the traffic; gradients are summed in
             float32, and the shares stay float32. Needs ``AmpOptimWrapper`` (``--amp``).
+        sharded_checkpoints: False gathers every checkpoint into one file.
         options: Those of mmengine's ``BaseStrategy``, passed by its runner.
 
     Raises:
         ValueError: This PyTorch has no FSDP2; ``param_dtype`` is unknown, or set without ``AmpOptimWrapper``.
     """
 
-    def __init__(self, *, shard_teachers: bool = True, param_dtype: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        shard_teachers: bool = True,
+        param_dtype: str | None = None,
+        sharded_checkpoints: bool = True,
+        **options: Any,
+    ) -> None:
         if sharding.fully_shard is None:
             raise ValueError(
                 f'ShardedStrategy needs torch >= 2.6, and this is {torch.__version__}. Update torch, or leave the strategy '
@@ -53,6 +66,7 @@ class ShardedStrategy(DDPStrategy):
         if param_dtype not in PRECISIONS:
             raise ValueError(f'param_dtype={param_dtype!r}: use one of {list(PRECISIONS)}.')
         self.shard_teachers, self.param_dtype = shard_teachers, param_dtype
+        self.sharded_checkpoints = sharded_checkpoints
         super().__init__(**options)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
@@ -83,33 +97,64 @@ class ShardedStrategy(DDPStrategy):
         extra_ckpt: dict[str, Any] | None = None,
         callback: Any = None,
     ) -> None:
-        """Gather the state on rank 0, tensor by tensor, and write DDP's checkpoint there; every process must call it."""
+        """Write a folder of shares, or gather the state on rank 0 and write a file; every process must call it."""
+        rest: dict[str, Any] = {'param_schedulers': self.scheduler_state_dict()} if save_param_scheduler else {}
+        rest.update(extra_ckpt or {})
+        meta = rest.setdefault('meta', {})
+        meta.update(seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine=mmengine.__version__)
+        last = meta.get('iter', 0) >= self.dispatch_kwargs.get('max_iters', math.inf)
+        shares = self.sharded_checkpoints and save_optimizer and not last and '://' not in filename
         own = self.model.state_dict()
-        checkpoint: dict[str, Any] = {'state_dict': {name: on_rank_0(own[name]) for name in own if name in self.saved}}
+        weights = {name: own[name] for name in own if name in self.saved}
         if save_optimizer:
-            checkpoint['optimizer'] = self._optimizer_state()
-        if save_param_scheduler:
-            checkpoint['param_schedulers'] = self.scheduler_state_dict()
-        if not is_main_process():
+            state = self.optim_state_dict()  # its inner dicts are the optimiser's own
+            rest['optimizer'] = {**state, 'state': {index: dict(own) for index, own in state['state'].items()}}
+        if shares:
+            self._save_shares(Path(filename), weights, rest, callback)
             return
-        checkpoint.update(extra_ckpt or {})
-        written = dict(seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine=mmengine.__version__)
-        checkpoint.setdefault('meta', {}).update(written)
+        rest['state_dict'] = {name: on_rank_0(value) for name, value in weights.items()}
+        for values in rest['optimizer']['state'].values() if save_optimizer else ():
+            values.update({name: on_rank_0(value) for name, value in values.items()})
+        if is_main_process():
+            if callback is not None:
+                callback(rest)
+            save_checkpoint(rest, filename)
+
+    def _save_shares(self, folder: Path, weights: dict[str, Any], rest: dict[str, Any], callback: Any) -> None:
+        tensors = {f'model.{name}': value for name, value in weights.items()}
+        for index, values in rest['optimizer']['state'].items():
+            for name in [name for name, value in values.items() if is_share(value)]:
+                tensors[f'optimizer.{index}.{name}'] = values[name]
+                values[name] = None
+        rest['state_dict'] = {name: value.to_local() if is_share(value) else value for name, value in weights.items()}
+        if callback is not None:
+            callback(rest)  # its checks see this process's share
+        del rest['state_dict']
+        write_shards(folder, tensors, rest)
+
+    def load_checkpoint(self, filename: str, *, map_location: Any = 'cpu', callback: Any = None, **options: Any) -> Any:
+        """Load this process's share of a checkpoint; a file is read into main memory, whatever ``map_location`` says."""
+        folder = Path(filename)
+        if not folder.is_dir():
+            return super().load_checkpoint(filename, map_location='cpu', callback=callback, **options)
+        self.logger.info(f'Load the shares in {folder}')
+        checkpoint = read_rest(folder)
         if callback is not None:
             callback(checkpoint)
-        save_checkpoint(checkpoint, filename)
-
-    def _optimizer_state(self) -> dict[str, Any]:
-        state = self.optim_state_dict()
-        moments = {
-            index: {name: on_rank_0(value) for name, value in own.items()} for index, own in state['state'].items()
-        }
-        return {**state, 'state': moments}
-
-    def load_checkpoint(self, filename: str, *, map_location: Any = 'cpu', **options: Any) -> dict[str, Any]:
-        """Read a checkpoint into main memory, whatever ``map_location`` says, and keep this process's share."""
-        checkpoint: dict[str, Any] = super().load_checkpoint(filename, map_location='cpu', **options)
+        own = self.model.state_dict()
+        tensors = {f'model.{name}': own[name] for name in own if name in self.saved}
+        if hasattr(self, 'optim_wrapper'):
+            owners = self._owners()
+            for index, values in checkpoint['optimizer']['state'].items():
+                for name in [name for name, value in values.items() if value is None]:
+                    values[name] = tensors[f'optimizer.{index}.{name}'] = torch.empty_like(owners[index].detach())
+        read_shards(folder, tensors)
+        self.load_model_state_dict(own, **options)
         return checkpoint
+
+    def _owners(self) -> list[nn.Parameter]:
+        """The parameters in the order in which the optimiser's state counts them."""
+        return [parameter for group in self.optim_wrapper.param_groups for parameter in group['params']]
 
     def load_model_state_dict(self, state_dict: dict[str, Any], **options: Any) -> None:
         """Load this process's share of the weights; options as of mmengine's strategies."""
@@ -119,7 +164,7 @@ class ShardedStrategy(DDPStrategy):
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load this process's share of the optimiser's moments."""
-        owners = [parameter for group in self.optim_wrapper.param_groups for parameter in group['params']]
+        owners = self._owners()
         shares = {
             index: {name: share_of(value, owners[index]) for name, value in values.items()}
             for index, values in state_dict['state'].items()

@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mkd_plugin.checkpoint.read import read_checkpoint
 from mkd_plugin.datasets import write_digits
 from mkd_plugin.engine import ShardedStrategy, sharding
+from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.engine.shard_files import check_pieces
 from mkd_plugin.preflight.checks import check_strategy
 from mkd_plugin.preflight.config import fit_strategy_to_cpu, load_config
 
@@ -83,6 +85,31 @@ def test_fsdp__is_one_process(run, processes, more):
     assert one['state_dict']['teachers.boot.num_promotions'] == 1
     assert one['optimizer']['param_groups'] == many['optimizer']['param_groups']
     torch.testing.assert_close(many['optimizer']['state'], one['optimizer']['state'], rtol=0, atol=1e-6)
+
+
+def test_fsdp__resumes_on_another_number_of_processes(run, tmp_path):
+    """From the folder of two processes' shares, with one; without a piece it is refused by name."""
+    more = (
+        SAME.format(2)
+        + "custom_hooks += [dict(type='SignalAt', step=9, name='SIGTERM', ranks=[1], priority='VERY_HIGH')]"
+    )
+    folder = run(FSDP, more, codes=(85,))
+    piece = folder / 'preempted.pth' / '__1_0.distcp'
+    away = piece.rename(tmp_path / 'piece')
+    with pytest.raises(ValueError, match='__1_0.distcp is missing. Copy the whole folder again'):
+        check_pieces(piece.parent)
+    warnings = []
+    assert newest_checkpoint(folder, warn=warnings.append) == str(folder / 'epoch_1.pth')
+    assert 'preempted.pth is passed over' in warnings[0] and '__1_0.distcp is missing' in warnings[0]
+    away.rename(piece)
+    digits = Path(Config.fromfile(folder / 'config.py').train_dataloader.dataset.data_root)
+    changed = SAME.format(1) + "default_hooks['exact_resume'] = dict(allow_changed_config=True)"
+    config = ranks.write_config(folder, digits, bases=FSDP, more=changed)
+    found = ranks.train(config, folder, '--resume', '--launcher', 'pytorch', ranks=1)
+    assert found == [0], (folder / 'rank_0.txt').read_text()[-3000:]
+    one, again = (read_checkpoint(path / 'epoch_2.pth') for path in (run(more=SAME.format(1), processes=1), folder))
+    torch.testing.assert_close(dict(again['state_dict']), dict(one['state_dict']), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again['optimizer']['state'], one['optimizer']['state'], rtol=0, atol=1e-6)
 
 
 def test_fsdp__every_weight_teacher_and_moment_is_shared_out(run):
