@@ -14,10 +14,10 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mkd_plugin.checkpoint.checksum import check_records
-from mkd_plugin.checkpoint.read import read_description
+from mkd_plugin.checkpoint.read import RUN_FILE, read_description
 from mkd_plugin.engine.run_folder import RUN, is_half_written, run_of
 from mkd_plugin.engine.run_utils import at_optimizer_step
-from mkd_plugin.engine.shard_files import RUN_FILE, check_pieces
+from mkd_plugin.engine.shard_files import check_pieces
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import is_main_process
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint, read_description
+from mkd_plugin.checkpoint.read import RUN_FILE, CheckpointError, read_checkpoint, read_description
 
-RUN_FILE, INDEX = 'run.pth', '.metadata'
+INDEX = '.metadata'
 # What torch's index of a sharded checkpoint refers to, by module.
 INDEXED = {
     'torch.distributed.checkpoint.metadata': (
@@ -34,7 +34,7 @@ INDEXED = {
 
 def write_shards(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
     """Write this process's share of the tensors, and on rank 0 the rest. Every process must call it."""
-    index: Any = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder), no_dist=not is_distributed())
+    index: Any = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     if is_main_process():
         pieces = {INDEX: 1}
         for piece in index.storage_data.values():
@@ -50,7 +50,9 @@ def read_rest(folder: Path) -> dict[str, Any]:
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, sharded or not, with the saved ones of their names, whatever number of processes wrote them."""
-    dcp.load(tensors, storage_reader=PlainReader(folder), no_dist=not is_distributed())
+    reader = PlainReader(folder)
+    reader.read_metadata()  # raises as it says; torch wraps what is raised within its own call
+    dcp.load(tensors, storage_reader=reader)
 
 
 def check_pieces(folder: Path) -> None:

@@ -42,22 +42,14 @@ class ShardedStrategy(DDPStrategy):
             share. With False every process holds all teachers, and a momentum teacher gathers the student at every step.
             Teachers of timm and mmpretrain are always whole.
         param_dtype: 'bfloat16' or 'float16' gathers weights in this type, with half the traffic; gradients are summed in
-            float32, and the shares stay float32. Needs ``AmpOptimWrapper`` (``--amp``).
-        sharded_checkpoints: False gathers every checkpoint into one file.
+            float32, and the shares stay float32. For GPUs, with ``AmpOptimWrapper`` (``--amp``).
         options: Those of mmengine's ``BaseStrategy``, passed by its runner.
 
     Raises:
         ValueError: This PyTorch has no FSDP2; ``param_dtype`` is unknown, or set without ``AmpOptimWrapper``.
     """
 
-    def __init__(
-        self,
-        *,
-        shard_teachers: bool = True,
-        param_dtype: str | None = None,
-        sharded_checkpoints: bool = True,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, shard_teachers: bool = True, param_dtype: str | None = None, **options: Any) -> None:
         if sharding.fully_shard is None:
             raise ValueError(
                 f'ShardedStrategy needs torch >= 2.6, and this is {torch.__version__}. Update torch, or leave the strategy '
@@ -66,7 +58,6 @@ class ShardedStrategy(DDPStrategy):
         if param_dtype not in PRECISIONS:
             raise ValueError(f'param_dtype={param_dtype!r}: use one of {list(PRECISIONS)}.')
         self.shard_teachers, self.param_dtype = shard_teachers, param_dtype
-        self.sharded_checkpoints = sharded_checkpoints
         super().__init__(**options)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
@@ -103,7 +94,7 @@ class ShardedStrategy(DDPStrategy):
         meta = rest.setdefault('meta', {})
         meta.update(seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine=mmengine.__version__)
         last = meta.get('iter', 0) >= self.dispatch_kwargs.get('max_iters', math.inf)
-        shares = self.sharded_checkpoints and save_optimizer and not last and '://' not in filename
+        shares = save_optimizer and not last and '://' not in filename
         own = self.model.state_dict()
         weights = {name: own[name] for name in own if name in self.saved}
         if save_optimizer:

@@ -114,7 +114,7 @@ class Teacher(nn.Module):
         """Copy the student's initial weights, if needed; called once they are loaded."""
 
     def after_step(self, student: VisionTransformer, progress: Progress) -> None:
-        """Update the teacher; called after every optimiser step."""
+        """Update the teacher; called after every optimiser step. Under FSDP2 the student is sharded if the teacher is."""
 
     def promote(self, student: VisionTransformer) -> None:
         """Replace the teacher by the student at the start of a new stage."""
