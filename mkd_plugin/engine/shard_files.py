@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from mmengine.dist import is_main_process
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mkd_plugin.checkpoint.read import RUN_FILE, CheckpointError, read_checkpoint, read_description
 
@@ -34,7 +36,7 @@ INDEXED = {
 
 def write_shards(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
     """Write this process's share of the tensors, and on rank 0 the rest. Every process must call it."""
-    index: Any = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
+    index: Any = save(tensors, storage_writer=FileSystemWriter(folder))
     if is_main_process():
         pieces = {INDEX: 1}
         for piece in index.storage_data.values():
@@ -52,7 +54,7 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, sharded or not, with the saved ones of their names, whatever number of processes wrote them."""
     reader = PlainReader(folder)
     reader.read_metadata()  # raises as it says; torch wraps what is raised within its own call
-    dcp.load(tensors, storage_reader=reader)
+    load(tensors, storage_reader=reader)
 
 
 def check_pieces(folder: Path) -> None:
@@ -70,7 +72,7 @@ def check_pieces(folder: Path) -> None:
             )
 
 
-class PlainReader(dcp.FileSystemReader):
+class PlainReader(FileSystemReader):
     """Reads the index, which torch unpickles, without running code in it."""
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:

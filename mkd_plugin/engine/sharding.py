@@ -41,7 +41,8 @@ def shard_trained(model: nn.Module, options: dict[str, Any]) -> None:
 
 def shard_teachers(model: MaskedDistiller, options: dict[str, Any]) -> None:
     """Shard the teachers that are ViTs: their frozen weights become parameters that need no gradient."""
-    for network in [module for module in model.teachers.modules() if isinstance(module, VisionTransformer)]:
+    parts = [module for teacher in model.teachers.values() for module in teacher.modules()]
+    for network in [module for module in parts if isinstance(module, VisionTransformer)]:
         for module in network.modules():
             for name in getattr(module, 'frozen_names', ()):
                 weight = nn.Parameter(module._buffers.pop(name), requires_grad=False)
@@ -71,9 +72,14 @@ def share_of(whole: Any, own: Any) -> Any:
     return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
 
 
+def whole_of(value: Any) -> Any:
+    """Gather a tensor on every process, if it is sharded. Every process must call it."""
+    return value.full_tensor() if is_share(value) else value
+
+
 def on_rank_0(tensor: Any) -> Any:
     """Gather a tensor in the main memory of rank 0; None on the others. Every process must call it."""
-    whole = tensor.full_tensor() if is_share(tensor) else tensor
+    whole = whole_of(tensor)
     if not is_main_process():
         return None
     return whole.cpu() if isinstance(whole, Tensor) else whole
@@ -89,7 +95,7 @@ def whole_parameters(*modules: nn.Module) -> Iterator[None]:
             part.reshard()  # after a validation the outermost unit is still whole
         shares += [(part, name, p) for name, p in part.named_parameters(recurse=False) if is_share(p)]
     for part, name, share in shares:
-        setattr(part, name, nn.Parameter(share.detach().full_tensor(), share.requires_grad))
+        setattr(part, name, nn.Parameter(whole_of(share.detach()), share.requires_grad))
     try:
         yield
     finally:

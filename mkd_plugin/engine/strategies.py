@@ -20,7 +20,7 @@ from torch import nn
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.exact_resume import ExactResumeHook
 from mkd_plugin.engine.shard_files import read_rest, read_shards, write_shards
-from mkd_plugin.engine.sharding import is_share, on_rank_0, share_of
+from mkd_plugin.engine.sharding import is_share, on_rank_0, share_of, whole_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.registry import RUNNERS, STRATEGIES
 
@@ -75,6 +75,9 @@ class ShardedStrategy(DDPStrategy):
                 f'param_dtype={self.param_dtype!r} needs mixed precision: add --amp (AmpOptimWrapper) and a device that has '
                 'it, or leave param_dtype out.'
             )
+        if built.clip_grad_kwargs:
+            clip = built.clip_func
+            built.clip_func = lambda *args, **options: whole_of(clip(*args, **options))  # for the log: a plain tensor
         if self.shard_teachers and isinstance(model, MaskedDistiller):
             sharding.shard_teachers(model, self.sharding)
         return built

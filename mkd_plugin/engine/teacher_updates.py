@@ -14,6 +14,7 @@ import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from mkd_plugin.engine.checkpoints import save_atomically
 from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, runs_by_epoch
@@ -128,7 +129,7 @@ class TeacherUpdateHook(Hook):
         with readable_student(self.model):
             self.model.promote_teachers()
         if self.stages.reset_student:
-            with whole_parameters(self.model.backbone, self.model.objectives):
+            with whole_parameters(self.model.backbone, *self.model.objectives.values()):
                 redraw(self.model, seed=runner.seed + stage)
         if self.stages.reset_optimizer:
             runner.optim_wrapper.optimizer.state.clear()
@@ -162,7 +163,8 @@ def redraw(model: MaskedDistiller, *, seed: int) -> None:
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         model.reset_student()
-    for parameter in (*model.backbone.parameters(), *model.objectives.parameters()):
+    parts: list[nn.Module] = [model.backbone, *model.objectives.values()]
+    for parameter in [parameter for part in parts for parameter in part.parameters()]:
         broadcast(parameter.data)
 
 

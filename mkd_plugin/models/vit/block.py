@@ -153,7 +153,7 @@ class Block(nn.Module):
         """Compute only as much of the attention as these kinds of taps need."""
         x_BND = self.ln1(x_BND)
         if 'attention' in kinds:
-            return self.attn(x_BND, None, bias_1HNN)  # type: ignore[no-any-return]
+            return self.attn(x_BND, None, bias_1HNN)
         return self.attn.project(x_BND, values=bool(kinds & {'qkv', 'value'}))
 
 

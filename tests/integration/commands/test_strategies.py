@@ -34,6 +34,7 @@ model['objectives']['relation'] = dict(
     teacher='ema', tap='relation:-1', student='relation:-1', loss=dict(type='SmoothL1Loss'), region='visible')
 custom_hooks += [dict(type='Shares')]
 train_dataloader['batch_size'] = 4 // {}
+optim_wrapper = dict(clip_grad=dict(max_norm=0.5))
 """
 WHOLE_TEACHERS = 'strategy = dict(shard_teachers=False)'
 PREEMPTED = "custom_hooks += [dict(type='SignalAt', step=9, name='SIGTERM', ranks=[1], priority='VERY_HIGH')]"
