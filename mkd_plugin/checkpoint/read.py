@@ -31,6 +31,8 @@ NOT_WEIGHTS = ('optimizer', 'optimizers', 'optimizer_state', 'optimizer_state_di
 FOLDER_FILES = ('model.safetensors', 'pytorch_model.bin')
 FOLDER_INDEXES = tuple(f'{name}.index.json' for name in FOLDER_FILES)
 
+RUN_FILE = 'run.pth'  # what a sharded run's checkpoint, a folder, holds besides tensors
+
 MAX_JSON_BYTES = 2**24  # of a JSON text, whose values take up to 20 times as much memory; names of 100,000 tensors
 MAX_FOLDER_FILES = 1000
 MAX_NAME = 500  # characters of a tensor's name
@@ -86,6 +88,11 @@ def read_checkpoint(
         path = Path(path).expanduser()
         if any((path / name).is_file() for name in (*FOLDER_FILES, *FOLDER_INDEXES)):
             return read_folder(path, lazy=lazy)
+        if (path / RUN_FILE).is_file():
+            raise CheckpointError(
+                f'{path} holds the shares of a run under ShardedStrategy, which alone can resume from it. For everything else '
+                'use a stage_….pth beside it, or the last checkpoint of the finished run.'
+            )
         if not path.is_file():
             raise FileNotFoundError(f'There is no checkpoint {path}.')
     with refusing(path):

@@ -14,8 +14,9 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner
 
 from mkd_plugin.checkpoint.checksum import check_records
-from mkd_plugin.checkpoint.read import read_description
+from mkd_plugin.checkpoint.read import RUN_FILE, read_description
 from mkd_plugin.engine.run_folder import RUN, folder_lost, run_of
+from mkd_plugin.engine.shard_files import check_pieces
 from mkd_plugin.utils.files import TEMPORARY, move_into_place, remove_path, write_whole
 
 POINTER = 'last_checkpoint'
@@ -158,7 +159,7 @@ def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lamb
         found.append((meta['iter'], meta['epoch'], path))
     for *_, path in sorted(found, reverse=True):  # reading a whole file takes long: stop at the first good one
         try:
-            check_records(path)
+            check_records(path / RUN_FILE if path.is_dir() else path)
         except UNREADABLE as error:
             pass_over(path, error)
         else:
@@ -190,7 +191,7 @@ def _candidates(work_dir: Path, last: str) -> Iterator[Path]:
     if pointed is not None and pointed.parent not in folders and not (work_dir / pointed.name).exists():
         folders.append(pointed.parent)
     for folder in folders:
-        yield from sorted(path for path in folder.glob('*.pth') if path.is_file())
+        yield from sorted(folder.glob('*.pth'))
 
 
 def _read_pointer(pointer: Path, warn: Callable[[str], Any]) -> str:
@@ -204,6 +205,9 @@ def _read_pointer(pointer: Path, warn: Callable[[str], Any]) -> str:
 
 def _read_meta(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint's ``meta`` without its tensors; None if the file holds weights only."""
+    if path.is_dir():  # of a sharded run
+        check_pieces(path)
+        path /= RUN_FILE
     checkpoint = read_description(path)
     if not isinstance(checkpoint, dict) or 'optimizer' not in checkpoint:
         return None

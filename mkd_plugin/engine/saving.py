@@ -163,10 +163,16 @@ class AtomicCheckpointHook(CheckpointHook):
         # FlexibleRunner ignores the position in `meta`: within an epoch, by_epoch=True would count the epoch as complete
         options = dict(by_epoch=self.by_epoch and meta['epoch'] > runner.epoch)
         options |= dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
-        state = take_state(runner, meta=meta, **options)
         self.path = self.file_backend.join_path(self.out_dir, name)
-        if state is not None:
-            self.writing = write_beside(partial(self._write, state, self.path, runner.work_dir, outdated))
+        if getattr(getattr(runner, 'strategy', None), 'writes_shares', False):  # each process its own, all of them now
+            save_atomically(runner, self.out_dir, name, meta=meta, **options)
+            if is_main_process():
+                point_to(self.path, work_dir=runner.work_dir)
+                self._forget(outdated)
+        else:
+            state = take_state(runner, meta=meta, **options)
+            if state is not None:
+                self.writing = write_beside(partial(self._write, state, self.path, runner.work_dir, outdated))
         self.wanted, self.saved = False, time.monotonic()
         self.stall = self.saved - began
         self.held += self.stall

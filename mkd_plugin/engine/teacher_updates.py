@@ -14,11 +14,12 @@ import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from mkd_plugin.engine.checkpoints import save_atomically
 from mkd_plugin.engine.run_utils import accumulated_iterations, at_optimizer_step, bare_model, runs_by_epoch
 from mkd_plugin.engine.saving import AtomicCheckpointHook
-from mkd_plugin.engine.strategies import whole_parameters
+from mkd_plugin.engine.sharding import readable_student, whole_parameters
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress, Stages, Teacher
 from mkd_plugin.registry import HOOKS
@@ -102,7 +103,7 @@ class TeacherUpdateHook(Hook):
             return
         done = runner.iter + 1
         if self.every_step and at_optimizer_step(runner, done):
-            with whole_parameters(runner.model):
+            with readable_student(self.model):
                 self.model.after_step(self._progress(runner, done))
         if not self.by_epoch and self.saves_stages and done in self.ends:
             save_stage(runner, self.ends.index(done) + 1, epoch=runner.epoch)
@@ -126,9 +127,10 @@ class TeacherUpdateHook(Hook):
         if not promotions or min(promotions) >= stage - 1:
             return
         runner.optim_wrapper.zero_grad()  # what was accumulated belongs to the student before
-        with whole_parameters(runner.model):
+        with readable_student(self.model):
             self.model.promote_teachers()
-            if self.stages.reset_student:
+        if self.stages.reset_student:
+            with whole_parameters(self.model.backbone, *self.model.objectives.values()):
                 redraw(self.model, seed=runner.seed + stage)
         if self.stages.reset_optimizer:
             runner.optim_wrapper.optimizer.state.clear()
@@ -168,7 +170,8 @@ def redraw(model: MaskedDistiller, *, seed: int) -> None:
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
         model.reset_student()
-    for parameter in model.parameters():
+    parts: list[nn.Module] = [model.backbone, *model.objectives.values()]
+    for parameter in [parameter for part in parts for parameter in part.parameters()]:
         broadcast(parameter.data)
 
 

@@ -114,7 +114,7 @@ class Teacher(nn.Module):
         """Copy the student's initial weights, if needed; called once they are loaded."""
 
     def after_step(self, student: VisionTransformer, progress: Progress) -> None:
-        """Update the teacher; called after every optimiser step, with all parameters unsharded."""
+        """Update the teacher; called after every optimiser step. Under FSDP2 the student is sharded if the teacher is."""
 
     def promote(self, student: VisionTransformer) -> None:
         """Replace the teacher by the student at the start of a new stage."""
@@ -128,7 +128,7 @@ def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
     """Turn every parameter of a teacher's network into a buffer.
 
     A buffer moves with the model and is broadcast when DDP wraps it, but it is never optimised, never waited for by
-    DDP's reducer and never sharded.
+    DDP's reducer. Each module lists the names of its weights as ``frozen_names``: FSDP shards those of ViTs.
 
     Args:
         network: The network, changed in place.
@@ -136,6 +136,7 @@ def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
             from a file.
     """
     for module in network.modules():
+        module.frozen_names = [name for name, _ in module.named_parameters(recurse=False)]  # type: ignore[assignment]
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, parameter.detach(), persistent=in_checkpoints)

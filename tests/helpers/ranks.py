@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
+from mmpretrain.structures import DataSample
+
+from mkd_plugin.models import MaskedDistiller
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context('forkserver')
@@ -56,13 +61,40 @@ class SignalAt(Hook):
                 os.kill(os.getpid(), self.signal)
 
 
+@MODELS.register_module()
+class SameOnAnyRank(MaskedDistiller):
+    """A model in float64 whose masks depend on the image alone, so that any number of processes computes the same."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.double()
+
+    def loss(self, inputs: Any, data_samples: Any = None, **_: Any) -> dict[str, torch.Tensor]:
+        images = (inputs if isinstance(inputs, torch.Tensor) else inputs[0]).double()
+        samples = []
+        for image in images:
+            draw = torch.Generator().manual_seed(int(image.abs().sum() * 1e6))
+            order = torch.rand(self.masking.num_patches, generator=draw).argsort()
+            samples.append(DataSample(mask=order >= self.masking.num_visible))
+        return super().loss(images, samples)
+
+
 @HOOKS.register_module()
 class Shares(Hook):
-    """Writes down how many trainable numbers a process holds between two steps."""
+    """Writes down which numbers a process holds between two steps: of each parameter, and of the moments."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        held = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
-        Path(runner.work_dir, f'share_{runner.rank}').write_text(str(held))
+        states = runner.optim_wrapper.optimizer.state.values()
+        held = dict(runner.model.named_parameters(), moments=[m for state in states for m in state.values() if m.ndim])
+        path = Path(runner.work_dir, f'share_{runner.rank}.json')
+        path.write_text(json.dumps({name: numbers_of(value) for name, value in held.items()}))
+
+
+def numbers_of(value: Any) -> int:
+    """Numbers in this process's share of a tensor, or of a list of them."""
+    if isinstance(value, list):
+        return sum(map(numbers_of, value))
+    return value.to_local().numel() if hasattr(value, 'to_local') else value.numel()
 
 
 @HOOKS.register_module()

@@ -160,6 +160,6 @@ class MomentumTeacher(StudentCopy):
     @torch.no_grad()
     def after_step(self, student: VisionTransformer, progress: Progress) -> None:
         """Move towards the student."""
-        own = dict(self.network.named_buffers())
+        own = self.network.state_dict()  # parameters if they are sharded, buffers if not
         names, weights = zip(*student.named_parameters(), strict=True)
         torch._foreach_lerp_([own[name] for name in names], weights, 1 - self.momentum(progress))

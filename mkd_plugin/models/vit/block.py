@@ -149,6 +149,13 @@ class Block(nn.Module):
         x_BND = add_branch(x_BND if rows_BR is None else take(x_BND, rows_BR), attention.update_BRD, kept_2B11, 0)
         return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1), attention
 
+    def stop_inside(self, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
+        """Compute only as much of the attention as these kinds of taps need."""
+        x_BND = self.ln1(x_BND)
+        if 'attention' in kinds:
+            return self.attn(x_BND, None, bias_1HNN)
+        return self.attn.project(x_BND, values=bool(kinds & {'qkv', 'value'}))
+
 
 def add_branch(x_BND: Tensor, update_BND: Tensor, kept_2B11: Tensor | None, branch: int) -> Tensor:
     """Add a residual branch, except to images that skip it."""

@@ -123,7 +123,7 @@ def run_blocks(
             x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position])
         elif inner:
             block: Block = network.layers[position]  # type: ignore[assignment]
-            attention = stop_inside(block, x_BND, bias_1HNN, {tap.kind for tap in inner})
+            attention = block.stop_inside(x_BND, bias_1HNN, {tap.kind for tap in inner})
         values.update({tap.name: read_inside(tap, attention) for tap in inner})
     return values
 
@@ -136,14 +136,6 @@ def read_between(network: TransformerParts, tap: Tap, x_BND: Tensor, sums: dict[
         return Tokens(x_BND)
     output_BND = network.ln1(x_BND)
     return Tokens(output_BND if network.proj is None or tap.kind == 'output' else network.proj(output_BND))
-
-
-def stop_inside(block: Block, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
-    """Compute only as much of a block's attention as these kinds of taps need."""
-    x_BND = block.ln1(x_BND)
-    if 'attention' in kinds:
-        return block.attn(x_BND, None, bias_1HNN)
-    return block.attn.project(x_BND, values=bool(kinds & {'qkv', 'value'}))
 
 
 def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:

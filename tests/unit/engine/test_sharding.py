@@ -1,0 +1,119 @@
+"""FSDP2 in a group of one process, and folders of shares."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
+from mkd_plugin.engine import sharding
+from mkd_plugin.engine.checkpoints import newest_checkpoint
+from mkd_plugin.engine.shard_files import INDEX, check_pieces, read_rest, read_shards, write_shards
+
+
+@pytest.fixture
+def group():
+    """A gloo group of this process alone."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def gradients(model, images, types=None):
+    """Loss of one step, and the gradients by name."""
+    torch.manual_seed(1)
+    with torch.autocast('cpu', torch.bfloat16, enabled=types is not None):
+        loss = sum(value for name, value in model(images, mode='loss').items() if name.startswith('loss_'))
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name: grad.full_tensor() if sharding.is_share(grad) else grad for name, grad in grads.items()
+    }
+
+
+@pytest.mark.parametrize('tap', ['block:-1', 'relation:-1', 'attention:0'])
+def test_shard_trained__same_step_also_with_taps_inside_blocks(group, build_distiller, images, tap):
+    """Of the relations' last block only queries and keys are computed, without calling the block."""
+    head = {} if tap == 'block:-1' else dict(head=None)
+    objective = dict(tap=tap, student=tap, region='visible', normalize=None, **head)
+    model = build_distiller(objective=objective)
+    sharded = copy.deepcopy(model)
+    options = sharding.shard_options(None)
+    sharding.shard_trained(sharded, options)
+    sharding.shard_teachers(sharded, options)
+    assert all(sharding.is_share(p) for p in sharded.parameters())
+    assert {name for name, _ in sharded.teachers.named_parameters()} >= {'boot.network.layers.0.attn.qkv.weight'}
+    torch.testing.assert_close(gradients(sharded, images), gradients(model, images), rtol=1e-12, atol=1e-12)
+
+
+def test_shard_options__half_precision_is_gathered_and_shares_stay_float32(group, build_distiller, images):
+    model = build_distiller().float()
+    for module in (model.backbone, *model.objectives.feature.heads):  # LayerNorm takes one type on a CPU; CUDA casts
+        module.pos_embed = module.pos_embed.bfloat16()
+    sharded = copy.deepcopy(model)
+    sharding.shard_trained(sharded, sharding.shard_options('bfloat16'))
+    seen = []
+    sharded.backbone.layers[0].ln1.register_forward_pre_hook(lambda module, args: seen.append(module.weight.dtype))
+    loss, grads = gradients(sharded, images.float(), 'bfloat16')
+    assert seen == [torch.bfloat16]
+    assert {p.dtype for p in sharded.parameters()} | {grad.dtype for grad in grads.values()} == {torch.float32}
+    torch.testing.assert_close(loss, gradients(model, images.float(), 'bfloat16')[0], rtol=0.02, atol=0)
+
+
+def test_whole_parameters__keeps_what_is_written(group, build_distiller):
+    model = build_distiller()
+    sharding.shard_trained(model, sharding.shard_options(None))
+    with sharding.whole_parameters(model.backbone):
+        assert not any(sharding.is_share(p) for p in model.backbone.parameters())
+        torch.nn.init.constant_(model.backbone.cls_token, 7.0)
+    assert all(sharding.is_share(p) for p in model.parameters())
+    assert (model.backbone.cls_token.full_tensor() == 7).all()
+
+
+@pytest.fixture
+def shares(tmp_path, group):
+    """A run's folder with one sharded checkpoint."""
+    rest = dict(meta=dict(iter=3, epoch=1), optimizer={}, message_hub={})
+    write_shards(tmp_path / 'epoch_1.pth', {'model.a': torch.arange(6.0), 'model.n': torch.tensor(2)}, rest)
+    return tmp_path / 'epoch_1.pth'
+
+
+def test_read_shards__gives_what_was_written(shares):
+    tensors = {'model.a': torch.zeros(6), 'model.n': torch.tensor(0)}
+    read_shards(shares, tensors)
+    assert tensors['model.a'].tolist() == [0, 1, 2, 3, 4, 5] and tensors['model.n'] == 2
+    assert read_rest(shares)['meta'] == dict(iter=3, epoch=1)
+    assert newest_checkpoint(shares.parent) == str(shares)
+
+
+@pytest.mark.parametrize('piece', ['run.pth', '.metadata', '__0_0.distcp'])
+def test_check_pieces__names_a_missing_or_short_one(shares, piece):
+    os.truncate(shares / piece, 0)
+    with pytest.raises(CheckpointError, match='run.pth' if piece == 'run.pth' else f'its piece {piece} has 0 of'):
+        check_pieces(shares)
+    (shares / piece).unlink()
+    with pytest.raises(CheckpointError, match=f'its piece {piece} is missing. Copy the whole folder again'):
+        check_pieces(shares)
+    with pytest.raises(ValueError, match="none of the checkpoints of .* can be read: .'epoch_1.pth'. are damaged"):
+        newest_checkpoint(shares.parent)
+
+
+def test_read_shards__runs_no_code_of_the_index(shares, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'),)
+
+    (shares / INDEX).write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError, match=r'its piece .metadata is damaged or no index \(posix.mkdir is refused'):
+        read_shards(shares, {'model.a': torch.zeros(6)})
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_read_checkpoint__says_what_a_folder_of_shares_is(shares):
+    with pytest.raises(CheckpointError, match='holds the shares of a run under ShardedStrategy'):
+        read_checkpoint(shares)
