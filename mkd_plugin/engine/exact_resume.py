@@ -308,11 +308,7 @@ def why_not_exact(loader: DataLoader[Any], *, endless: bool) -> str | None:
 
 
 def make_exact(loader: DataLoader[Any], *, seed: int, position: Position, endless: bool) -> ExactLoader:
-    """Rebuild a loader with seeded samples in an order that can start anywhere; arguments as of :class:`ExactBatches`.
-
-    Raises:
-        ValueError: There are fewer samples than a batch needs, and ``drop_last`` leaves none: an epoch would have no step.
-    """
+    """Rebuild a loader with seeded samples in an order that can start anywhere. Raises ValueError if it has no batch."""
     if len(loader) == 0:
         raise ValueError(
             f'train_dataloader: {len(loader.dataset)} samples fill no batch of {loader.batch_size} on every process, and '  # type: ignore[arg-type]
