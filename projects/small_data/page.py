@@ -97,7 +97,7 @@ def table_order(cell: Cell) -> tuple[Any, ...]:
 
 def draw_scores(found: Found, path: Path) -> None:
     """Draw the deciding score over the number of images."""
-    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    figure = Figure(figsize=(9, 4), layout='constrained')
     for axes, (data, name) in zip(figure.subplots(1, 2), NAMES.items(), strict=True):
         level = found.get(Cell(data, 0, 'random', 0))
         if level is not None:
@@ -116,7 +116,13 @@ def draw_scores(found: Found, path: Path) -> None:
         axes.set(xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
         axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks], minor=False)
         axes.minorticks_off()
-        axes.legend(fontsize='x-small')
+    figure.legend(
+        *figure.axes[-1].get_legend_handles_labels(),
+        loc='outside lower center',
+        ncols=5,
+        handlelength=3.5,
+        fontsize='small',
+    )
     figure.savefig(path, dpi=110)
 
 
