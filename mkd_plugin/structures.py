@@ -31,11 +31,13 @@ class Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BND: Tensor, rows_BN: Tensor, inverse_BN: Tensor) -> Tensor:
+        """Take by the permutation."""
         ctx.save_for_backward(rows_BN, inverse_BN)
         return take(x_BND, rows_BN)
 
     @staticmethod
     def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None, None]:
+        """Take by the inverse."""
         rows_BN, inverse_BN = ctx.saved_tensors
         return Permute.apply(grad_BND, inverse_BN, rows_BN), None, None
 

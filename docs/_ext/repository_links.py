@@ -51,7 +51,8 @@ def rewrite(text: str, shown_at: str, lies_at: str) -> str:
         if (ROOT / target).is_dir():
             return f'{opening.removesuffix("](").removeprefix("[")}'  # a folder has no page: keep the words
         if (ROOT / target).is_file():
-            return f'{opening}{posixpath.relpath("../" + target, posixpath.dirname(shown_at) or ".")})'
+            # of absolute paths: relpath looks up others from the working directory, and '../mkd_plugin' is that in a clone
+            return f'{opening}{posixpath.relpath("/" + target, posixpath.dirname("/docs/" + shown_at))})'
         return match[0]
 
     return LINK.sub(replace, text)

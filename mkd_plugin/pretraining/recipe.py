@@ -135,7 +135,7 @@ class Recipe:
 def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[str, Schedule]) -> Recipe:
     """Choose what the user did not; ``schedules`` are the papers', by method. Raises ValueError for what does not fit."""
     reasons: dict[str, str] = {}
-    method = choose_method(request, reasons)
+    method = choose_method(request, machine, reasons)
     student = request.student or choose_student(data, machine, reasons)
     size, patch = choose_size(request, data, machine, reasons)
     schedule, stages = schedules[method], METHODS[method].stages
@@ -172,12 +172,13 @@ def choose(request: Request, data: Data, machine: Machine, schedules: Mapping[st
     )
 
 
-def choose_method(request: Request, reasons: dict[str, str]) -> str:
+def choose_method(request: Request, machine: Machine, reasons: dict[str, str]) -> str:
     """Choose the method by the number of teachers, or check that it takes as many."""
     method = request.method
     if method is None:
-        method = 'maskdistill' if request.teachers else 'dbot'
-        reasons['method'] = 'takes any number of teachers (ours)' if request.teachers else 'needs no teacher (ours)'
+        method = 'maskdistill' if request.teachers else 'dbot' if machine.gpus else 'mae'
+        alone = 'needs no teacher (ours)' if machine.gpus else 'the best of short runs (measured: docs/small_data.md)'
+        reasons['method'] = 'takes any number of teachers (ours)' if request.teachers else alone
     fewest, most = METHODS[method].teachers
     if not fewest <= request.teachers <= most:
         number = str(fewest) if fewest == most else f'{fewest} to {most}'

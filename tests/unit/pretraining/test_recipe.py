@@ -50,6 +50,11 @@ def test_choose__no_plan_is_hopeless(images, machine, short_edge):
     assert found.decoder[0] ** 2 * found.decoder[1] < width**2 * depth / 2  # fewer parameters than the encoder
 
 
+def test_choose__method_by_teachers_and_length():
+    assert [recipe(machine=machine).method for machine in (GPU, CPU)] == ['dbot', 'mae']
+    assert [recipe(machine=machine, teachers=2).method for machine in (GPU, CPU)] == ['maskdistill'] * 2
+
+
 def test_choose__what_the_user_says_wins():
     found = recipe(method='mae', student='s', size=96, epochs=10, batch=256)
     assert (found.method, found.student, found.size, found.batch, found.stages) == ('mae', 's', 96, 256, 1)
