@@ -35,6 +35,13 @@ def test_rewrite__points_to_the_page_that_shows_a_file():
     assert rewrite('[a](https://arxiv.org/abs/1)', page, source) == '[a](https://arxiv.org/abs/1)'
 
 
+def test_rewrite__does_not_depend_on_the_name_of_the_clone(tmp_path, monkeypatch):
+    (tmp_path / 'mkd_plugin').mkdir()
+    monkeypatch.chdir(tmp_path / 'mkd_plugin')
+    link = '[a](../mkd_plugin/structures.py)'
+    assert import_module('repository_links').rewrite(link, 'architecture.md', 'docs/architecture.md') == link
+
+
 def test_methods__are_all_that_have_a_readme():
     methods = import_module('method_pages').METHODS
     assert set(methods) == {path.parent.name for path in ROOT.glob('configs/*/README.md')}
