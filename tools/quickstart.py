@@ -116,16 +116,19 @@ class FirstPicture(Hook):
         self.images, self.out, self.drawn = images, out, False
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Draw once, after the hook that saves checkpoints."""
-        student = Path(runner.work_dir, f'epoch_{runner.epoch + 1}.pth')
-        if student.is_file() and not self.drawn:
-            networks = {'teacher0': student.with_name('stage_0.pth'), f'epoch {runner.epoch + 1}': student}
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # building a network draws numbers, and the run's must stay the same
-                plot_attention(networks, self.images, self.out)
-            self.drawn = True
-            runner.logger.info(f'The first picture is in {self.out}.')
+        """Draw once there is a checkpoint; a thread writes it during the next epoch."""
+        student = next(Path(runner.work_dir).glob('epoch_*.pth'), None)
+        if student is None or self.drawn:
+            return
+        networks = {'teacher0': student.with_name('stage_0.pth'), student.stem.replace('_', ' '): student}
+        with torch.random.fork_rng(devices=[]):  # building a network draws numbers, and the run's must stay the same
+            plot_attention(networks, self.images, self.out)
+        self.drawn = True
+        runner.logger.info(f'The first picture is in {self.out}.')
+
+    def after_run(self, runner: Runner) -> None:
+        """Draw after a run so short that its only checkpoint was written at its end."""
+        self.after_train_epoch(runner)
 
 
 def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:

@@ -171,13 +171,16 @@ class DropPath(nn.Module):
         rates: Probability of skipping a branch, one per block.
     """
 
-    survival_K: Tensor
-
     def __init__(self, rates: Sequence[float]) -> None:
         super().__init__()
         self.rates = tuple(rates)
-        survival_K = 1 - torch.tensor(self.rates).repeat_interleave(2)
-        self.register_buffer('survival_K', survival_K, persistent=False)
+        self.survival_K = 1 - torch.tensor(self.rates).repeat_interleave(2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DropPath:
+        """Move and convert the rates with the network. They are no buffer, because buffers are taken for weights."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.survival_K = fn(self.survival_K)
+        return self
 
     def forward(self, x_BND: Tensor) -> list[Tensor | None]:
         """Draw the factors of each block's branches, (2, B, 1, 1): 0 or 1 / survival; None for blocks that skip none."""

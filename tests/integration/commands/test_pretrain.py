@@ -144,7 +144,7 @@ def test_pretrain__then_look_and_export(folder, tmp_path, capfd, monkeypatch):
     assert main(['pretrain', *arguments]) == 0
     printed = capfd.readouterr().out
     assert 'ViT-Ti/4' in printed
-    assert 'warning: 5 updates a stage' in printed
+    assert 'warning: 10 updates a stage' in printed
     assert 'k-NN (k = 10) on 8 images against 32' in printed
     made = out / 'iter_10.pth'
     assert f'mkd export {made}' in printed

@@ -85,7 +85,7 @@ def test_freeze_hook__embeddings_and_first_blocks_stay(cfg, digits, tmp_path):
     before = {name: w.detach().clone() for name, w in runner.model.named_parameters()}
     modes = []
     runner.model.backbone.register_forward_hook(
-        lambda backbone, inputs, output: modes.append([block.drop_path.training for block in backbone.layers])
+        lambda backbone, inputs, output: modes.append([block.training for block in backbone.layers])
     )
     runner.train()
     stayed = {name for name, w in runner.model.named_parameters() if torch.equal(w, before[name])}
