@@ -96,12 +96,8 @@ def test_quickstart__first_picture_does_not_change_the_run(quickstart):
     assert str(folder.name + '/first.png') in (next(job.glob('2*')) / f'{next(job.glob("2*")).name}.log').read_text()
     hook = TOOL['FirstPicture'](folder.parent / 'digits/val', folder / 'again.png')
     said, before = [], torch.get_rng_state()
-    runner = SimpleNamespace(work_dir=str(job), epoch=2, logger=SimpleNamespace(info=said.append))
-    hook.after_train_epoch(runner)
-    assert said == []  # epoch 3 has no checkpoint
-    runner.epoch = 3
-    for _ in range(2):
-        hook.after_train_epoch(runner)
+    for work_dir in (folder / 'empty', job, job):
+        hook.after_train_epoch(SimpleNamespace(work_dir=str(work_dir), logger=SimpleNamespace(info=said.append)))
     assert said == [f'The first picture is in {folder / "again.png"}.']
     assert torch.equal(torch.get_rng_state(), before)
     assert (folder / 'again.png').read_bytes() == (folder / 'first.png').read_bytes()
