@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpu_benchmark_contestants import backend_for, compile_blocks, draw_crops
+from gpu_benchmark_contestants import backend_for, draw_crops
 from gpu_benchmark_device import BACKENDS, NETWORKS
 from gpu_benchmark_steps import CONFIG, Row, Setup
 from mmengine.config import Config
@@ -23,6 +23,7 @@ from workload import build_model, image_shape, read_config
 
 import mkd_plugin
 from mkd_plugin.datasets.resize import resize_batch
+from mkd_plugin.engine.compile import compile_model
 from mkd_plugin.structures import TokenMask
 
 METHODS = {
@@ -96,7 +97,7 @@ def method_errors(
     wanted_loss, wanted = loss_and_gradients(reference, images)
     tested.masking.forward = lambda *_: moved(masks[0], device)
     if compiled:
-        compile_blocks(tested, device)
+        compile_model(tested, 'blocks', backend_for(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss, found = loss_and_gradients(tested, images.float().to(device))
     apart = {name: (found[name] - wanted[name]).norm() for name in wanted}

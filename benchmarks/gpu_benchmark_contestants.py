@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from workload import build_model, image_shape
 
 from mkd_plugin.datasets.crops import Crop, CropForDevice, FlipOnDevice, collate_crops
-from mkd_plugin.models.vit import Block
+from mkd_plugin.engine.compile import compile_model
 from mkd_plugin.preflight.config import fit_to_device
 
 
@@ -39,12 +39,6 @@ def draw_crops(batch_size: int, device: torch.device) -> dict[str, Any]:
 def backend_for(device: torch.device) -> str:
     """Backend of torch.compile: on a CPU, where only the benchmark itself is tested, one that takes no time."""
     return 'inductor' if device.type == 'cuda' else 'eager'
-
-
-def compile_blocks(model: nn.Module, device: torch.device) -> None:
-    """Compile every transformer block in place, at its first call."""
-    for block in (module for module in model.modules() if isinstance(module, Block)):
-        block.compile(backend=backend_for(device), dynamic=False)
 
 
 def without_result(function: Callable[..., Any]) -> Callable[..., None]:
@@ -96,10 +90,8 @@ class Ours(Contestant):
         fit_to_device(cfg)
         self.device, self.crops = device, crops
         self.model = build_model(cfg).to(device)
-        if compiled == 'loss':
-            self.model.loss = torch.compile(self.model.loss, backend=backend_for(device), dynamic=False)
-        elif compiled == 'blocks':
-            compile_blocks(self.model, device)
+        if compiled is not None:
+            compile_model(self.model, compiled, backend_for(device))
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         if self.optimizer.clip_grad_kwargs and not waits:
             self.optimizer.clip_func = without_result(self.optimizer.clip_func)

@@ -11,7 +11,6 @@ command goes on from there.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.evaluation.images import Preprocessing, open_any
     from mkd_plugin.interop.open_model import open_models
     from mkd_plugin.interop.specs import ModelSpec
+    from mkd_plugin.utils.files import lock_file
 
     check_feature_file(args.out)
     ModelSpec(args.model).check()
@@ -62,13 +62,9 @@ def run(args: argparse.Namespace) -> int:
     images[0]  # raises if it cannot be read, before anything is written
     partial = args.out.with_name(f'{args.out.name}.partial')
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / 'lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
-        except BlockingIOError as error:
-            raise ValueError(
-                f'--out {args.out} is in use: another process is writing it. Name another file.'
-            ) from error
+    with lock_file(partial / 'lock') as lock:
+        if lock is None:
+            raise ValueError(f'--out {args.out} is in use: another process is writing it. Name another file.')
         store = FeatureStore(partial, batch_size=args.batch_size, workers=args.workers, shard=8 * args.batch_size)
         shapes = write_features(args.out, with_progress(store, subject, images, which), images)
         shutil.rmtree(partial)

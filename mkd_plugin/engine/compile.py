@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -38,13 +40,17 @@ class CompileHook(Hook):
         """Check the compiler, then compile in place; the work is done at the first step."""
         model = bare_model(runner)
         check_compiler(self.backend, next(model.parameters()).device)
-        if self.what == 'loss':
-            model.loss = torch.compile(model.loss, backend=self.backend, dynamic=False)
-            return
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
-        for block in blocks:
-            block.compile(backend=self.backend, dynamic=False)
-        runner.logger.info(f'{len(blocks)} blocks will be compiled at the first step.')
+        compile_model(model, self.what, self.backend)
+        runner.logger.info(f'CompileHook: the {self.what} will be compiled at the first step.')
+
+
+def compile_model(model: Any, what: str, backend: str) -> None:
+    """Compile 'blocks' or the 'loss' of a model in place, at the first call."""
+    if what == 'loss':
+        model.loss = torch.compile(model.loss, backend=backend, dynamic=False)
+        return
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        block.compile(backend=backend, dynamic=False)
 
 
 def check_compiler(backend: str, device: torch.device) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor
 from mkd_plugin.analysis.streaming import check_finite
 from mkd_plugin.evaluation.images import LabelledImages
 from mkd_plugin.interop.open_model import OpenedModel
-from mkd_plugin.utils.files import write_whole
+from mkd_plugin.utils.files import lock_file, write_whole
 
 Report = Callable[[float], None]  # called with the fraction that is done, 0 … 1
 
@@ -99,7 +97,7 @@ class FeatureStore:
         key = dict(version=VERSION, subject=subject.identity, data=images.identity(), features=sorted(map(str, which)))
         folder = self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder):
+        with lock_file(folder / 'lock', wait=True):
             write_whole(folder / 'about.json', json.dumps(key, indent=1) + '\n')
             self._extract(subject, images, which, folder, report)
         values = {
@@ -166,11 +164,3 @@ def shape_of(subject: OpenedModel, feature: Feature, images: int) -> tuple[int, 
 def file_of(folder: Path, feature: Feature) -> Path:
     """Return the file of a feature."""
     return folder / f'{feature.tap.replace(":", "_")}_{feature.pool}.npy'
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Wait until no other process uses this folder."""
-    with (folder / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
-        yield

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mkd_plugin.utils.files import plain, write_whole
+from mkd_plugin.utils.files import lock_file, plain, write_whole
 
 RESULT, SECONDS, LOCK = 'result.json', 'seconds.json', 'lock'
 
@@ -79,21 +76,8 @@ class Store:
         write_whole(self.work_dir(key) / SECONDS, json.dumps(round(total, 3)))
         return total
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[int | None]:
-        """Lock a job. Yield the descriptor of the lock file, or None if another process holds the lock.
-
-        The lock is released when every process that inherited the descriptor has ended, even if this one was killed.
-        """
+    def lock(self, key: str) -> AbstractContextManager[int | None]:
+        """Lock a job; see :func:`mkd_plugin.utils.files.lock_file`."""
         folder = self.work_dir(key)
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-            else:
-                yield descriptor
-        finally:
-            os.close(descriptor)
+        return lock_file(folder / LOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -41,6 +42,24 @@ def atomic_write(path: str | Path, mode: Literal['w', 'wb'] = 'w') -> Iterator[I
     except BaseException:
         remove_path(temporary)
         raise
+
+
+@contextmanager
+def lock_file(path: Path, *, wait: bool = False) -> Iterator[int | None]:
+    """Lock a file. Yield its descriptor, or None if another process holds the lock and this one does not ``wait``.
+
+    The lock is released when every process that inherited the descriptor has ended, even if this one was killed.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
