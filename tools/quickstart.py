@@ -48,14 +48,18 @@ warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformable
 
 STARTS = {'scratch': None, 'teacher0': 'stage_0.pth', 'stage1': 'stage_1.pth', 'stage2': 'stage_2.pth'}
 COLUMNS = 8  # of the pictures
-EPOCHS = 70  # of both stages, without --full
+EPOCHS, STEPS = 70, 200  # of both stages of pre-training, and of each fine-tuning; without --full
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--full', action='store_true', help='pre-train for two stages of 100 epochs, not 35: about ten minutes')
+    add(
+        '--full',
+        action='store_true',
+        help='100 epochs a stage, not 35; 400 steps of fine-tuning, not 200; also from scratch',
+    )
     add('--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='output folder (default: %(default)s)')
     add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--labels', type=int, nargs='+', default=[2, 10], help='labelled images per class (default: 2 10)')
@@ -131,6 +135,11 @@ class FirstPicture(Hook):
         self.after_train_epoch(runner)
 
 
+def starts_of(args: argparse.Namespace) -> list[str]:
+    """Return the names of the starts to fine-tune. Teacher 0 is a random network too, so only --full trains from scratch."""
+    return [start for start in STARTS if args.full or start != 'scratch']
+
+
 def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
     """Return the config of a fine-tuning, without paths."""
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
@@ -141,6 +150,8 @@ def finetune_config(args: argparse.Namespace, run: FineTuning) -> Config:
     cfg.randomness.seed = 1000 + run.draw  # different from the pre-training's, so that scratch does not equal teacher 0
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.serialize_data = False  # collects garbage for most of a second, to save memory
+    if not args.full:
+        cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = cfg.param_scheduler[1].end = STEPS
     cfg.merge_from_dict(args.ft_options)
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     return cfg
@@ -179,7 +190,7 @@ def run_finetunings(
     """Fine-tune every start on every draw, in one process per core."""
     jobs = {}
     for labels in args.labels:
-        for run in (FineTuning(start, labels, draw) for start in STARTS for draw in range(args.draws)):
+        for run in (FineTuning(start, labels, draw) for start in starts_of(args) for draw in range(args.draws)):
             config = finetune_config(args, run).to_dict()
             content = dict(config=config, labels=labels, draw=run.draw, start=run.start, pretrained=pretrained)
             key = key_of(f'{run.start}_{labels:02d}_{run.draw}', version=mkd_plugin.__version__, **content)
@@ -201,7 +212,7 @@ def summarize(args: argparse.Namespace, records: dict[FineTuning, Record]) -> li
     """Return mean and standard deviation over the draws for each start and number of labels."""
     rows = []
     for labels in args.labels:
-        for start in STARTS:
+        for start in starts_of(args):
             values = [records[FineTuning(start, labels, draw)].value for draw in range(args.draws)]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             row = dict(start=start, labels_per_class=labels, accuracies=values)
@@ -214,7 +225,7 @@ def result_table(rows: list[dict[str, Any]]) -> Table:
     labels = sorted({row['labels_per_class'] for row in rows})
     cells = {(row['start'], row['labels_per_class']): f'{row["mean"]:.1f} ± {row["std"]:.1f}' for row in rows}
     table = Table('start', *(f'{count} labels per class' for count in labels), title='top-1 on 357 scans, per cent')
-    for start in STARTS:
+    for start in dict.fromkeys(row['start'] for row in rows):
         table.add_row(start, *(cells[start, count] for count in labels))
     return table
 
