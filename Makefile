@@ -38,7 +38,7 @@ docs:  ## build the site into docs/_build/html, with warnings as errors
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html'
 
-quickstart:  ## pre-train and fine-tune on handwritten digits: about ten minutes on two cores
+quickstart:  ## pre-train and fine-tune on handwritten digits: five minutes on two cores
 	bash tools/quickstart.sh
 
 figures:  ## files and lines of every room

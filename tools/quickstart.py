@@ -58,16 +58,18 @@ def parse_args() -> argparse.Namespace:
     add(
         '--full',
         action='store_true',
-        help='100 epochs a stage, not 35; 400 steps of fine-tuning, not 200; also from scratch',
+        help='100 epochs a stage, not 35; 400 steps of fine-tuning, not 200; five draws, and from scratch too',
     )
     add('--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='output folder (default: %(default)s)')
     add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--labels', type=int, nargs='+', default=[2, 10], help='labelled images per class (default: 2 10)')
-    add('--draws', type=int, default=5, help='draws of labels, the same for every start (default: %(default)s)')
+    add('--draws', type=int, help='draws of labels, the same for every start (default: 4, with --full 5)')
     add('--seed', type=int, default=0, help='random seed of the pre-training (default: %(default)s)')
     add('--cfg-options', nargs='+', action=DictAction, default={}, help='changed options of the pre-training config')
     add('--ft-options', nargs='+', action=DictAction, default={}, help='changed options of the fine-tuning config')
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.draws = args.draws or (5 if args.full else 4)
+    return args
 
 
 @dataclass(frozen=True)
