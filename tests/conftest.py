@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from helpers.networks import DBOT, MAE, VIT, scatter_weights
 from helpers.tiny_runs import one_thread, tiny_run, train, written_digits  # noqa: F401 - fixtures for every folder
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it starts in the background
@@ -29,6 +31,23 @@ def own_scope() -> Iterator[None]:
     """A run leaves its host's scope behind, in which the next test would look for plain names."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def own_run_names() -> Iterator[None]:
+    """Number the runs that start in one second: mmengine gives runs of one name the same message hub and visualizer."""
+    started: Counter[str] = Counter()
+    setup_env = Runner.setup_env
+
+    def numbered(runner: Runner, env_cfg: dict[str, Any]) -> None:
+        setup_env(runner, env_cfg)
+        started[second := runner.timestamp] += 1
+        if started[second] > 1:
+            runner._timestamp = f'{second}_{started[second]}'
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, 'setup_env', numbered)
+        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,11 @@ def one_thread_here():
     torch.set_num_threads(threads)
 
 
-RUNS = count()
-
-
 def config(digits: Path, work_dir: Path) -> Any:
     """A run of four epochs of two iterations, which keeps two checkpoints."""
     cfg = kill_resume.build_config(kill_resume.Scenario('epochs', 0), digits, work_dir)
     cfg.train_dataloader.dataset.indices = 2 * kill_resume.BATCH
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
-    # mmengine gives two runs of one name and second the same visualizer, whose folder the second run's copy no longer has
-    cfg.experiment_name = f'fuzz_{next(RUNS)}'
     return cfg
 
 

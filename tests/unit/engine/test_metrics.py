@@ -122,9 +122,7 @@ def test_metrics_hook__a_deleted_work_dir_is_named_and_not_made_again(tmp_path, 
     folder = tmp_path / 'run'
     for interval in (2, 100):  # found by a line of metrics, or by a checkpoint
         with pytest.raises(ValueError, match=rf'work_dir={folder} was deleted or moved'):
-            cfg = tiny_run(folder, interval=interval)
-            cfg.experiment_name = f'deleted_{interval}'  # runs of one second would share mmengine's visualizer
-            train(cfg, at=(8, lambda runner, outputs: shutil.rmtree(folder)))
+            train(tiny_run(folder, interval=interval), at=(8, lambda runner, outputs: shutil.rmtree(folder)))
         assert not folder.exists()
 
 
