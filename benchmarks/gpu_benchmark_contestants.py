@@ -150,7 +150,7 @@ class Official(Contestant):
 
     def step(self) -> Tensor:
         """Take one step, which reads the loss and waits for the device as the loop does; return the loss."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.device.type == 'cuda'):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss, _, _ = self.model(self.images, teacher=self.teacher, mask_ratio=0.75)
         if not np.isfinite(loss.item()):
             raise ValueError('The official loss is not finite.')
