@@ -206,6 +206,7 @@ class TapSpec:
     kind: str  #: 'tokens' or 'relation'
     channels: int  #: Width of a token; for relations, the number of heads
     cls: bool = True  #: Whether a cls token precedes the patches
+    patches: bool = True  #: False for one vector per image, which the region 'cls' reads
     classes: bool = False  #: Whether the tap gives class indices; ``channels`` is then the number of classes
 
 

@@ -128,6 +128,8 @@ class Objective(nn.Module):
             lacking = f"The teacher '{self.teacher}' has" if head.predicts_cls else f'{type(head).__name__} predicts'
             others = self.region.patches or VISIBLE.name
             raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
+        if self.region.patches and not target.patches:
+            raise ValueError(f"'{tap}' of the teacher '{self.teacher}' is one vector per image: use region='cls'.")
         return head, build_normalization(normalize, target.channels)
 
     def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from mkd_plugin.checkpoint.releases import RELEASES, Release
 from mkd_plugin.models.teachers.vit import CLIP_NETWORK
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'teachers.md'
+TRIED = PAGE.parent / 'teachers/tried.json'
+PIXELS = {
+    (0.485, 0.456, 0.406, 0.229, 0.224, 0.225): 'ImageNet',
+    (0.48145466, 0.4578275, 0.40821073, 0.26862954, 0.26130258, 0.27577711): 'CLIP',
+}
 
 HEAD = """<!-- Made by tools/docs/teachers.py from mkd_plugin/checkpoint/releases.yml: change those, not this page. -->
 # Teachers
@@ -35,9 +41,43 @@ missing. `seed=0` instead of `checkpoint=…` draws random weights, as for dBOT'
 | `qkv:i` | queries, keys and values of block i |
 | `relation:i`, `logit:i` | Q·Kᵀ per head, unscaled; over √K |
 
-`ViTTeacher` and `CLIPTeacher` have all of them, `TimmTeacher` has `output` and `block:i`, the others `output`.
+`ViTTeacher` and `CLIPTeacher` have all of them, the others `output`. `TimmTeacher` has `output` and `block:i`, and two taps of
+one vector an image, for objectives with `region='cls'`: `pooled` is what timm's classifier would read (the cls token, a mean,
+or SigLIP's attention pooling), `prefix:j` is the j-th token before the patches, such as a register or a summary of C-RADIO.
 
 ## Released files
+
+"""
+
+TIMM = """
+## Foundation models through timm
+
+`TimmTeacher` takes any model of timm that has `forward_intermediates`. Download a file, and name the model:
+
+```python
+dict(type='TimmTeacher', model='vit_base_patch16_dinov3', checkpoint='dinov3_vitb16.safetensors')         # DINOv3
+dict(type='TimmTeacher', model='vit_base_patch16_siglip_224.v2_webli', checkpoint='siglip2_b16.safetensors')  # SigLIP 2
+dict(type='TimmTeacher', model='vit_pe_core_base_patch16_224', checkpoint='pe_core_b16.safetensors')      # Perception Encoder
+dict(type='TimmTeacher', model='vit_base_patch16_radio_v3', checkpoint='c_radio_v3_b.safetensors')        # C-RADIO
+dict(type='TimmTeacher', model='eva02_base_patch14_224', checkpoint='eva02_b14.safetensors')              # EVA-02
+dict(type='TimmTeacher', model='aimv2_large_patch14_224', checkpoint='aimv2_l14.safetensors')             # AIMv2
+dict(type='TimmTeacher', model='vit_base_patch16_clip_224.metaclip_400m', checkpoint='metaclip_b16.safetensors')  # MetaCLIP
+```
+
+TIPSv2 is not in timm {version}; its files have DINOv2's layout, with a second cls token in place of a register.
+
+- **Size.** A ViT that takes any size gets the one whose grid is the student's: 196 px for a teacher of 14-px patches and a
+  student of 14 × 14 patches. A model that takes one size only gets that, any other the student's; `img_size=` overrides this.
+  A grid that still differs needs `resample='bilinear'`, `'bicubic'` or `'nearest'`.
+- **Pixels.** Mean and standard deviation are those of timm's config; the student's images are converted on the device.
+- **cls.** `region='…+cls'` reads the cls token of the models that have one in the table. The others have `pooled`.
+- **Licences** below are what timm names for the weights of the model's default tag. Other tags can have others, and the
+  publisher's page decides. A restricted one is printed when its file is loaded.
+
+Tried with timm {version} and random weights: `output` and `pooled` equal timm's own result to the last bit. *Input* is the
+side in pixels for a 224-px student of 16-px patches, the numbers of the taps are widths (for blocks also their count), *time*
+is the processor time of a forward pass relative to ViT-B/16.
+`python tools/docs/tried_teachers.py` repeats it.
 
 """
 
@@ -140,9 +180,34 @@ def section(entry: Release) -> str:
     return '\n'.join([*lines, '', '```python', written(config_of(entry)), '```', ''])
 
 
+def tried_table() -> str:
+    """Section on timm, with the table of the models that were tried."""
+    tried = json.loads(TRIED.read_text(encoding='utf-8'))
+    unit = next(entry['seconds'] for entry in tried['models'] if entry['model'] == 'vit_base_patch16_224')
+    lines = [
+        '| model | input | `output` | `block:i` | `pooled` | cls | pixels | licence of the weights | time |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    for entry in tried['models']:
+        taps = entry['taps']
+        cells = [
+            f'`{entry["model"]}`',
+            str(entry['size'][0]),
+            str(taps.get('output', '–')),
+            f'{entry["blocks"]} × {taps["block:-1"]}',
+            str(taps.get('pooled', '–')),
+            'yes' if entry['cls'] else '–',
+            PIXELS.get((*entry['mean'], *entry['std'])) or f'{entry["mean"][0]:g} ± {entry["std"][0]:g}',
+            entry['licence'],
+            f'{entry["seconds"] / unit:.2g}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return TIMM.format(version=tried['timm']) + '\n'.join(lines) + '\n'
+
+
 def page() -> str:
     """The whole page."""
-    return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + OWN
+    return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + tried_table() + OWN
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import timm
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,21 +22,31 @@ from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 RESAMPLE = ('bilinear', 'bicubic', 'nearest')
+RESTRICTED = re.compile(
+    '-nc|noncommercial|research|dinov3|nvidia|apple-a|seer|sapiens|gemma'
+)  # in timm's names of licences
 
 
 @MODELS.register_module()
 class TimmTeacher(Teacher):
-    """Frozen timm model with ``forward_intermediates``, such as Swin, ConvNeXt, ResNet and timm's ViTs.
+    """Frozen timm model with ``forward_intermediates``: ViTs, pyramids and convolutional networks.
 
-    Taps: ``block:i`` (timm's i-th intermediate: a block of a ViT or a stage of a pyramid) and ``output`` (timm's final
-    features, after its norm). There is no cls token; for cls, relations or attention of a plain ViT use
-    :class:`ViTTeacher`, which loads timm's files too.
+    Taps:
+        ``block:i``: timm's i-th intermediate: a block of a ViT, or a stage of a pyramid.
+        ``output``: timm's final features, after its norm.
+        ``pooled``: one vector an image, what timm's classifier would read: the cls token, a mean, or the result of an
+            attention pooling (SigLIP), after the norms that follow. Use it with ``region='cls'``.
+        ``prefix:j``: the j-th of the tokens before the patches (cls, registers), after the norm, likewise.
+
+    ``block:i`` and ``output`` of a ViT have its cls token, if timm returns it with the blocks. For relations or attention
+    of a plain ViT use :class:`ViTTeacher`, which loads timm's files too.
 
     Args:
-        model: Name in timm, for example 'resnet50' or 'swin_base_patch4_window7_224'.
+        model: Name in timm, for example 'resnet50' or 'vit_base_patch16_dinov3'.
         checkpoint: Local file with the model's weights; a classifier in it is dropped.
         seed: Seed for random weights, instead of ``checkpoint``.
-        img_size: Side of the teacher's input, pixels; the student's by default.
+        img_size: Side of the teacher's input, pixels. By default chosen so that the grids match, for a ViT that takes any
+            size; the model's own, if it takes no other; otherwise the student's.
         resample: How to resample taps to the student's grid if it differs: 'bilinear', 'bicubic' (both antialiased) or
             'nearest'.
         options: Further arguments of ``timm.create_model``.
@@ -43,7 +55,8 @@ class TimmTeacher(Teacher):
 
     Raises:
         ValueError: timm has no such model, or it has no intermediates; not exactly one of ``checkpoint`` and ``seed`` is
-            given; the file does not cover the model; a tap's grid differs and ``resample`` is not given.
+            given; the file does not cover the model; timm cannot compute a tap at this size; a tap's grid differs and
+            ``resample`` is not given.
     """
 
     def __init__(
@@ -64,16 +77,17 @@ class TimmTeacher(Teacher):
         if resample not in (None, *RESAMPLE):
             raise ValueError(f"resample='{resample}': use one of {list(RESAMPLE)}, or None if the grids match.")
         self.model_name, self.resample, self.grid = model, resample, student.grid
-        image_hw = student.network.image_hw if img_size is None else (img_size, img_size)
         with torch.random.fork_rng():
             torch.manual_seed(seed or 0)
-            self.network = create(model, {'in_chans': student.network.in_channels, **(options or {})}, image_hw)
+            self.network = create(model, {'in_chans': student.network.in_channels, **(options or {})})
+        image_hw = set_size(self.network, student, img_size)
+        cfg = self.network.pretrained_cfg
         if checkpoint is not None:
             adapt = getattr(sys.modules[type(self.network).__module__], 'checkpoint_filter_fn', None)
             load_module(self.network, checkpoint, adapt=adapt)  # timm's filter renames and resizes tensors
+            tell_licence(model, cfg.get('license'))
         freeze(self.network, in_checkpoints=False)
         self.train()
-        cfg = self.network.pretrained_cfg
         self.view = PixelView(
             student,
             image_hw=image_hw,
@@ -82,80 +96,161 @@ class TimmTeacher(Teacher):
         )
         self.num_intermediates = len(self.network.feature_info)
         self.trial = torch.zeros(1, student.network.in_channels, *student.network.image_hw)
-        self.stops_early = 'stop_early' in inspect.signature(self.network.forward_intermediates).parameters
+        accepted = inspect.signature(self.network.forward_intermediates).parameters
+        self.stops_early = 'stop_early' in accepted
+        self.num_prefix = getattr(self.network, 'num_prefix_tokens', 0)
+        has_cls = self.num_prefix > 0 and getattr(self.network, 'cls_token', True) is not None
+        self.has_cls = has_cls and 'return_prefix_tokens' in accepted
 
     def tap_spec(self, name: str) -> TapSpec:
-        """Describe a tap, from a trial run on an empty image. Raises ValueError for an unknown tap or another grid."""
-        self._index(name)
-        with torch.no_grad():
-            found_BDhw = self._maps(self.view(self.trial), (name,))[name]
-        if tuple(found_BDhw.shape[-2:]) != self.grid and self.resample is None:
-            height, width = found_BDhw.shape[-2:]
+        """Describe a tap, from a trial run on an empty image.
+
+        Raises:
+            ValueError: The tap is unknown, timm cannot compute it, or its grid differs and ``resample`` is not given.
+        """
+        self._check_name(name)
+        try:
+            with torch.no_grad():
+                prefix_BPD, map_BDhw = self._features(self.view(self.trial), (name,))[name]
+        except NoPatches:
+            raise ValueError(
+                f"timm's final features of {self.model_name} are no grid of patches. Use 'pooled' or 'block:-1' instead of "
+                f"'{name}'."
+            ) from None
+        except Exception as error:  # whatever a model of timm raises
+            height, width = self.view.image_hw
+            own = self.network.pretrained_cfg['input_size'][-1]
+            raise ValueError(
+                f"timm's {self.model_name} cannot compute '{name}' of {height} × {width} images "
+                f'({type(error).__name__}: {error}). Try img_size={own} with resample, or another tap or model.'
+            ) from error
+        if map_BDhw is None:
+            return TapSpec('tokens', prefix_BPD.shape[2], patches=False)
+        if tuple(map_BDhw.shape[-2:]) != self.grid and self.resample is None:
+            height, width = map_BDhw.shape[-2:]
             raise ValueError(
                 f"'{name}' of {self.model_name} has a {height} × {width} grid, the student {self.grid[0]} × {self.grid[1]}. "
                 f"Set the teacher's resample to one of {list(RESAMPLE)}, or choose another img_size."
             )
-        return TapSpec('tokens', found_BDhw.shape[1], cls=False)
+        return TapSpec('tokens', map_BDhw.shape[1], cls=self.has_cls)
 
-    def _index(self, name: str) -> int:
-        """Look up the intermediate of a tap; the number of intermediates stands for 'output'."""
+    def _check_name(self, name: str) -> None:
+        """Raise ValueError for a tap that no timm model or not this one has."""
         count = self.num_intermediates
-        if name == 'output':
-            return count
-        found = re.fullmatch(r'block:(-?[0-9]+)', name)
-        if found is None or not -count <= int(found[1]) < count:
+        block, prefix = re.fullmatch(r'block:(-?[0-9]+)', name), re.fullmatch(r'prefix:([0-9]+)', name)
+        found = name in ('output', 'pooled')
+        found |= block is not None and -count <= int(block[1]) < count
+        found |= prefix is not None and int(prefix[1]) < self.num_prefix
+        if not found:
+            tokens = f", 'prefix:j' with j below {self.num_prefix}" if self.num_prefix else ''
             raise ValueError(
-                f"TimmTeacher({self.model_name}) has the taps 'output' and 'block:i' with i in [−{count}, {count}), "
-                f"got '{name}'. To read relations or attention of a plain ViT, use ViTTeacher."
+                f"TimmTeacher({self.model_name}) has the taps 'output', 'pooled'{tokens} and 'block:i' with i in "
+                f"[−{count}, {count}), got '{name}'. To read relations or attention of a plain ViT, use ViTTeacher."
             )
-        return int(found[1]) % count
 
-    def _maps(self, images_BCHW: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """Compute the feature maps (B, D, h, w) of the taps, stopping after the last one."""
-        indices = {name: self._index(name) for name in taps}
-        blocks = sorted({index for index in indices.values() if index < self.num_intermediates})
-        whole = 'output' in taps
-        early = {'stop_early': True} if self.stops_early and not whole else {}
-        wanted = blocks or [self.num_intermediates - 1]
-        result = self.network.forward_intermediates(images_BCHW, wanted, intermediates_only=not whole, **early)
+    def _features(self, images_BCHW: Tensor, taps: Sequence[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Compute cls token (B, 1 or 0, D) and map (B, D, h, w) of each tap, stopping after the last one.
+
+        Taps of one vector an image have no map.
+        """
+        count = self.num_intermediates
+        blocks = {name: int(name[len('block:') :]) % count for name in taps if name.startswith('block:')}
+        whole = len(blocks) < len(taps)
+        wanted = sorted({*blocks.values(), *([count - 1] if whole else [])})
+        given: dict[str, Any] = {'return_prefix_tokens': True} if self.has_cls else {}
+        if self.stops_early and not whole:
+            given['stop_early'] = True
+        result = self.network.forward_intermediates(images_BCHW, indices=wanted, intermediates_only=not whole, **given)
         final, maps = result if whole else (None, result)
-        found = {name: maps[wanted.index(index)] for name, index in indices.items() if name != 'output'}
-        return found if final is None else {**found, 'output': self._as_map(final)}
+        found = {name: self._split(maps[wanted.index(index)]) for name, index in blocks.items()}
+        for name in set(taps) - set(blocks):
+            found[name] = self._final(name, final, self._split(maps[-1])[1])
+        return found
 
-    def _as_map(self, final: Tensor) -> Tensor:
-        """Convert timm's final features (tokens, channels-last or channels-first maps) to (B, D, h, w)."""
-        if final.dim() == 3:
-            patches_BLD = final[:, getattr(self.network, 'num_prefix_tokens', 0) :]
-            return patches_BLD.transpose(1, 2).reshape(len(final), -1, *self.network.patch_embed.grid_size)
-        return final.permute(0, 3, 1, 2) if getattr(self.network, 'output_fmt', 'NCHW') == 'NHWC' else final
+    def _split(self, intermediate: Any) -> tuple[Tensor, Tensor]:
+        """Divide what timm returns for a block into cls token and map."""
+        map_BDhw, prefix_BPD = intermediate if isinstance(intermediate, (tuple, list)) else (intermediate, None)
+        if prefix_BPD is None:
+            return map_BDhw.new_empty(len(map_BDhw), 0, map_BDhw.shape[1]), map_BDhw
+        return prefix_BPD[:, :1], map_BDhw
 
-    def _to_grid(self, map_BDhw: Tensor) -> Tensor:
-        """Convert a feature map to the student's patches, (B, L, D)."""
+    def _final(self, name: str, final: Any, last_BDhw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read a tap from timm's final features (tokens, maps, or a list of them) and the map of the last block."""
+        if name == 'pooled':
+            return self.network.forward_head(final, pre_logits=True).unsqueeze(1), None
+        if name.startswith('prefix:'):
+            return final[:, int(name[len('prefix:') :])].unsqueeze(1), None
+        if isinstance(final, Tensor) and final.dim() == 4:
+            channels_last = getattr(self.network, 'output_fmt', 'NCHW') == 'NHWC'
+            map_BDhw = final.permute(0, 3, 1, 2) if channels_last else final
+            return self._split(map_BDhw)[0], map_BDhw
+        rows, columns = last_BDhw.shape[-2:]
+        first = final.shape[1] - rows * columns if isinstance(final, Tensor) and final.dim() == 3 else -1
+        if not 0 <= first <= max(self.num_prefix, 1):
+            raise NoPatches
+        map_BDhw = final[:, first:].transpose(1, 2).unflatten(2, (rows, columns))
+        return final[:, : int(self.has_cls)], map_BDhw
+
+    def _to_tokens(self, prefix_BPD: Tensor, map_BDhw: Tensor | None) -> Tokens:
+        """Resample a map to the student's patches, and put the cls token before them."""
+        if map_BDhw is None:
+            return Tokens(prefix_BPD)
         if tuple(map_BDhw.shape[-2:]) != self.grid:
             assert self.resample is not None
             smooth = {} if self.resample == 'nearest' else {'antialias': True}
             map_BDhw = F.interpolate(map_BDhw, size=self.grid, mode=self.resample, **smooth)
-        return map_BDhw.flatten(2).transpose(1, 2)
+        patches_BLD = map_BDhw.flatten(2).transpose(1, 2)
+        return Tokens(torch.cat([prefix_BPD, patches_BLD], dim=1) if self.has_cls else patches_BLD)
 
     def forward(
         self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
     ) -> TokenFeatures:
         """Run the model on the intact images."""
-        maps = self._maps(self.view(images_BCHW), taps)
-        return TokenFeatures({name: Tokens(self._to_grid(maps[name])) for name in taps}, num_prefix=0)
+        found = self._features(self.view(images_BCHW), taps)
+        tokens = {name: self._to_tokens(*found[name]) for name in taps}
+        return TokenFeatures(tokens, num_prefix=int(self.has_cls))
 
 
-def create(name: str, options: dict[str, Any], image_hw: tuple[int, int]) -> Any:
-    """Create a timm model without classifier for this image size. Raises ValueError if that is not possible."""
+class NoPatches(Exception):
+    """timm's final features are no grid of patches."""
+
+
+def create(name: str, options: dict[str, Any]) -> Any:
+    """Create a timm model without classifier. Raises ValueError if that is not possible."""
     if not timm.is_model(name):
         near = timm.list_models(f'*{name.split("_")[0]}*')[:5]
         raise ValueError(f"timm {timm.__version__} has no model '{name}'. Did you mean one of {near}?")
     try:
         network: Any = timm.create_model(name, num_classes=0, **options)
-    except TypeError as error:
+    except Exception as error:  # whatever a model of timm raises
         raise ValueError(f'timm.create_model({name!r}) rejects the options {options}: {error}') from error
     if not hasattr(network, 'forward_intermediates'):
         raise ValueError(f"timm's {name} has no forward_intermediates. Use another model, or write your own Teacher.")
-    if hasattr(network, 'set_input_size'):
-        network.set_input_size(img_size=image_hw)
     return network
+
+
+def set_size(network: Any, student: StudentContext, img_size: int | None) -> tuple[int, int]:
+    """Choose the size of a timm model's input (see ``img_size`` of :class:`TimmTeacher`), set it, and return it."""
+    adaptable = hasattr(network, 'set_input_size')
+    reductions = {stage['reduction'] for stage in network.feature_info}
+    image_hw = student.network.image_hw
+    if img_size is not None:
+        image_hw = (img_size, img_size)
+    elif len(reductions) == 1 and adaptable:  # a ViT: all blocks have the grid of the patches
+        (patch,) = reductions
+        image_hw = (student.grid[0] * patch, student.grid[1] * patch)
+    elif network.pretrained_cfg.get('fixed_input_size') and not adaptable:
+        image_hw = network.pretrained_cfg['input_size'][1:]
+    if adaptable:
+        network.set_input_size(img_size=image_hw)
+    return image_hw
+
+
+@lru_cache
+def tell_licence(model: str, licence: str | None) -> None:
+    """Print once that the weights of a model may have a restricted licence."""
+    if licence is not None and RESTRICTED.search(licence.lower()):
+        print_log(
+            f"timm names '{licence}' as the licence of {model}'s weights. Read it before you use or publish a student.",
+            'current',
+        )
