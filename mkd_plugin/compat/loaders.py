@@ -22,7 +22,6 @@ Loader = Callable[..., dict[str, Any]]
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a local file."""
     return read_checkpoint(filename, map_location)
 
 

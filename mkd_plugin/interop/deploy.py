@@ -236,7 +236,6 @@ def write_onnx(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Pat
 
 
 def write_torch(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Path, about: dict[str, str]) -> None:
-    """Write a file of ``torch.export``; ``about`` is an extra file in it."""
     program = torch.export.export(module, (images_BCHW,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={'about.json': json.dumps(about)})
 
@@ -253,7 +252,6 @@ Runner = Callable[[Tensor], Tensor]
 
 
 def read_onnx(path: Path) -> Runner:
-    """Open a file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
@@ -261,7 +259,6 @@ def read_onnx(path: Path) -> Runner:
 
 
 def read_torch(path: Path) -> Runner:
-    """Open a file of ``torch.export``."""
     module: Runner = torch.export.load(path).module()
     return module
 
