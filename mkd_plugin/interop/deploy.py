@@ -258,19 +258,12 @@ def read_onnx(path: Path) -> Runner:
     return lambda images_BCHW: torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: images_BCHW.numpy()})[0]))
 
 
-def read_torch(path: Path) -> Runner:
-    module: Runner = torch.export.load(path).module()
-    return module
-
-
-def read_torchscript(path: Path) -> Runner:
-    """Open a TorchScript archive that this process wrote."""
-    module: Runner = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return module
-
-
 WRITERS = {'onnx': write_onnx, 'torch': write_torch, 'torchscript': write_torchscript}
-READERS = {'onnx': read_onnx, 'torch': read_torch, 'torchscript': read_torchscript}
+READERS: dict[str, Callable[[Path], Runner]] = {
+    'onnx': read_onnx,
+    'torch': lambda path: torch.export.load(path).module(),
+    'torchscript': lambda path: torch.jit.load(str(path)),  # type: ignore[no-untyped-call]
+}
 
 
 def compare(run: Runner, module: Deployed, image_hw: tuple[int, int]) -> float:
