@@ -76,7 +76,6 @@ class AttentionWatch(TorchFunctionMode):
         self.layers = 0  # attention calls so far
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Intercept calls of torch functions."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             self._read(*args, **kwargs)

@@ -65,7 +65,6 @@ class MeanLoss:
 
     @torch.no_grad()
     def value(self) -> float:
-        """The mean loss."""
         return float(self.mean_of(lambda loss: loss.double()))
 
 

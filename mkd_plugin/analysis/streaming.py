@@ -106,7 +106,6 @@ class PerLayer:
         self.layers: dict[str, Any] = {}
 
     def __call__(self, name: str, batch: Tensor) -> None:
-        """Add a batch of one layer."""
         if name not in self.layers:
             self.layers[name] = self._make(name)
         self.layers[name].update(batch)

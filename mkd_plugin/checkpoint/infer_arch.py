@@ -76,7 +76,6 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def block_numbers(tensors: Mapping[str, Tensor]) -> set[int]:
-    """Collect the numbers of the blocks that have tensors."""
     return {int(block[1]) for name in tensors if (block := re.match(r'layers\.([0-9]{1,4})\.', name))}
 
 
@@ -91,7 +90,6 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple
 
 
 def optional_parts(tensors: Mapping[str, Tensor]) -> set[str]:
-    """List the parts of ``OPTIONAL_PARTS`` that the network has."""
     return {part for part, (name, _) in OPTIONAL_PARTS.items() if name in tensors}
 
 

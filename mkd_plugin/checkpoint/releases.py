@@ -58,7 +58,6 @@ class Release:
 
 
 def read_release(name: str, entry: Mapping[str, Any]) -> Release:
-    """Read a release from its entry in ``releases.yml``."""
     options = dict(entry)
     statistics, papers = PIXELS[options.pop('pixels', 'imagenet')], tuple(options.pop('papers', ()))
     return Release(name=name, statistics=statistics, papers=papers, **options)

@@ -53,7 +53,6 @@ class LoadReport:
         return [*self.matched, *self.resized]
 
     def table(self) -> Table:
-        """Return the table for a console."""
         table = Table(box=SIMPLE_HEAD, show_edge=False)
         for column in ('tensors', 'number', 'which'):
             table.add_column(column, justify='right' if column == 'number' else 'left', overflow='fold')

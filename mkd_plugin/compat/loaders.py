@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import io
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -21,8 +20,17 @@ from mkd_plugin.compat.weights import remember_file
 Loader = Callable[..., dict[str, Any]]
 
 
+class SafeTorch:
+    """torch as mmengine's module of loaders sees it: ``load`` runs no code of a file."""
+
+    load = staticmethod(lambda file, map_location=None, **_: read_checkpoint(file, map_location))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a local file."""
+    """Load a local file, or a folder of Hugging Face."""
     return read_checkpoint(filename, map_location)
 
 
@@ -33,79 +41,48 @@ def load_from_http(
     return read_checkpoint(download(filename, model_dir, progress=progress), map_location)
 
 
-def load_from_torchvision(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load ``torchvision://NAME``, whose address is in torchvision's list."""
-    return load_from_http(look_up(filename, mmengine_checkpoint.get_torchvision_models()), map_location)
-
-
-def load_from_openmmlab(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load ``openmmlab://NAME``: mmengine's list has an address, or a file in mmengine's own folder."""
-    scheme, _, name = filename.partition('://')
-    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
-    place = look_up(f'{scheme}://{name}', mmengine_checkpoint.get_external_models())
-    if place.startswith(('http://', 'https://')):
-        return load_from_http(place, map_location)
-    return read_checkpoint(Path(mmengine_checkpoint._get_mmengine_home(), place), map_location)
-
-
-def load_from_mmcls(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load ``mmcls://NAME``: the backbone of a classifier in mmengine's list."""
-    checkpoint = load_from_http(look_up(filename, mmengine_checkpoint.get_mmcls_models()), map_location)
-    return dict(mmengine_checkpoint._process_mmcls_checkpoint(checkpoint))
-
-
 def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> dict[str, Any]:
     """Load ``s3://…`` or ``petrel://…`` through mmengine's client of the object store."""
     content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
     return read_checkpoint(filename, map_location, content=io.BytesIO(content))
 
 
-def load_from_pavi(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load ``pavi://…`` through the client of that model cloud."""
-    from pavi import modelcloud
-
-    model = modelcloud.get(filename.removeprefix('pavi://'))
-    with TemporaryDirectory() as folder:
-        path = Path(folder, model.name)
-        model.download(str(path))
-        return read_checkpoint(path, map_location)
-
-
-LOADERS: dict[tuple[str, ...], Loader] = {
-    ('',): load_from_local,
-    ('http://', 'https://'): load_from_http,
-    ('modelzoo://', 'torchvision://'): load_from_torchvision,
-    ('open-mmlab://', 'openmmlab://'): load_from_openmmlab,
-    ('mmcls://',): load_from_mmcls,
-    (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'): load_from_ceph,
-    ('pavi://',): load_from_pavi,
+# By the names of mmengine's.
+OURS: dict[str, Loader] = {loader.__name__: loader for loader in (load_from_local, load_from_http, load_from_ceph)}
+# mmengine's functions that return the addresses of a scheme.
+LISTS = {
+    **dict.fromkeys(('modelzoo', 'torchvision'), 'get_torchvision_models'),
+    **dict.fromkeys(('open-mmlab', 'openmmlab'), 'get_external_models'),
+    'mmcls': 'get_mmcls_models',
 }
 
 
-def look_up(filename: str, places: Mapping[str, str]) -> str:
-    """Return the address of ``scheme://NAME``. Raises ValueError if the list has no such name."""
-    name = filename.partition('://')[2]
-    if name not in places:
-        close = difflib.get_close_matches(name, places, n=3, cutoff=0.4)
-        raise ValueError(f'{filename}: the list of this scheme has no such name. The closest it has: {close}.')
-    return places[name]
-
-
-def without_script(loader: Loader) -> Loader:
+def safe(loader: Loader) -> Loader:
     """Wrap a loader so that it drops ``meta['config']`` of old files, and notes the file of the tensors.
 
-    mmengine *executes* that text on resume, only to read ``gpu_ids``, which today's runs do not use.
+    mmengine *executes* that text on resume, only to read ``gpu_ids``, which today's runs do not use. The wrapper raises
+    ValueError if the list of the address's scheme has no such name.
     """
 
     @functools.wraps(loader)  # mmengine logs the name
     def load(filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = loader(filename, *args, **kwargs)
+        try:
+            checkpoint = loader(filename, *args, **kwargs)
+        except KeyError as error:
+            scheme, _, name = filename.partition('://')
+            if scheme not in LISTS:
+                raise
+            close = difflib.get_close_matches(name, getattr(mmengine_checkpoint, LISTS[scheme])(), n=3, cutoff=0.4)
+            raise ValueError(
+                f'{filename}: the list of this scheme has no such name. The closest it has: {close}.'
+            ) from error
         meta = checkpoint.get('meta')
         if isinstance(meta, dict):
             meta.pop('config', None)
         remember_file(checkpoint, filename)
         return checkpoint
 
+    load.__module__ = __name__
     return load
 
 
@@ -115,5 +92,8 @@ def install_safe_loader() -> None:
     onedl-mmengine falls back to ``weights_only=False`` when the safe load fails, so that a hostile file can run code through
     ``load_from``, ``--resume`` and ``init_cfg``; upstream's mmengine refuses every ordinary training checkpoint.
     """
-    for prefixes, loader in LOADERS.items():
-        CheckpointLoader.register_scheme(prefixes=prefixes, loader=without_script(loader), force=True)
+    mmengine_checkpoint.torch, mmengine_checkpoint.load_from_http = SafeTorch(), load_from_http
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if loader.__module__ != __name__:
+            ours = safe(OURS.get(loader.__name__, loader))
+            CheckpointLoader.register_scheme(prefixes=prefix, loader=ours, force=True)

@@ -72,7 +72,6 @@ class TerminalFilter(logging.Filter):
         self.logger = logger
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the terminal shows a record."""
         return self.logger.log_file is None or not record.getMessage().startswith(SETUP)
 
 

@@ -139,7 +139,6 @@ def blocks(names: Sequence[str] | set[str]) -> Iterator[str]:
 
 
 def refusal(report: LoadReport, reason: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Return the message for a file of another network."""
     return (
         f'{report.source} is of another network than {report.into}: {reason}.\n'
         f'    the file has {shorten(theirs, 3)}\n'

@@ -1,12 +1,11 @@
-"""Self-attention over a plane of patches: windows, and a trained relative position bias without all logits in memory.
+"""Self-attention over a plane of patches: windows, and a trained relative position bias.
 
-Shape legend beside ``mkd_plugin/structures.py``: h, w rows and columns of patches; W windows; R some of the queries.
+Shape legend beside ``mkd_plugin/structures.py``: h, w rows and columns of patches; W windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from mkd_plugin.models.vit.block import Block, add_branch
 from mkd_plugin.models.vit.relative import spread
 
 Attend = Callable[[Tensor, tuple[int, int]], Tensor]
-CHUNK = 2**20  # logits held at once; they should stay in the cache between two operations
 
 
 class DenseAttention(Attention):
@@ -49,13 +47,14 @@ class DenseAttention(Attention):
         return self.gamma1(self.proj(mixed_BND))
 
     def _mix(self, packed_BNE: Tensor, offsets_Hab: Tensor | None, cls_3H: Tensor | None = None) -> Tensor:
-        """Attend with concatenated queries, keys and values; the mixed values, (B, N, D)."""
+        """Attend with concatenated queries, keys and values; the mixed values, (B, N, D).
+
+        ``offsets_Hab``, (H, 2h − 1, 2w − 1), is the bias by offset between patches; ``cls_3H`` that of cls→patch, patch→cls
+        and cls→cls, if a cls token precedes the patches.
+        """
         q, k, v = self._split(packed_BNE)
-        if offsets_Hab is None:
-            out_BHNK = F.scaled_dot_product_attention(q, k, v)
-        else:
-            out_BHNK = attend_with_bias(q, k, v, offsets_Hab, cls_3H)
-        return out_BHNK.transpose(1, 2).flatten(2)
+        bias_HNN = None if offsets_Hab is None else spread(offsets_Hab, cls_3H).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNN).transpose(1, 2).flatten(2)
 
 
 class DenseBlock(Block):
@@ -110,120 +109,3 @@ def _equal_windows(plane_BhwE: Tensor, size: tuple[int, int], attend: Attend) ->
     cut = plane_BhwE.reshape(batch, count[0], size[0], count[1], size[1], width)
     mixed_WND = attend(cut.transpose(2, 3).reshape(-1, size[0] * size[1], width), size)
     return mixed_WND.view(batch, *count, *size, -1).transpose(2, 3).reshape(batch, rows, columns, -1)
-
-
-def attend_with_bias(
-    q_BHNK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, offsets_Hab: Tensor, cls_3H: Tensor | None
-) -> Tensor:
-    """softmax(q·kᵀ / √K + bias) · v, (B, H, N, K); arguments as of :class:`BiasedAttention`.
-
-    A GPU's fused kernels compute the gradient of the bias. The CPU's do not: without :class:`BiasedAttention` several copies
-    of all logits of a layer would be in memory.
-    """
-    trained = torch.is_grad_enabled() and offsets_Hab.requires_grad and not torch.compiler.is_compiling()
-    if trained and q_BHNK.device.type == 'cpu' and q_BHNK.dtype == offsets_Hab.dtype:
-        result: Tensor = BiasedAttention.apply(q_BHNK, k_BHNK, v_BHNK, offsets_Hab, cls_3H)
-        return result
-    bias_1HNN = spread(offsets_Hab, cls_3H).to(q_BHNK.dtype).unsqueeze(0)
-    return F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=bias_1HNN)
-
-
-class BiasedAttention(torch.autograd.Function):
-    """softmax(q·kᵀ / √K + bias) · v without all logits of a head in memory: they are recomputed for the gradients.
-
-    ``torch.utils.checkpoint`` around the same operations, also in chunks, takes 1.2 to 1.6 times as long on a CPU.
-    The bias is read from its table of offsets chunk by chunk. With the keys in reverse order, the bias of patch (r, c) to all
-    keys is a window of the table that begins at (r, c).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q_BHNK: Tensor, k_BHNK: Tensor, v_BHNK: Tensor, offsets_Hab: Tensor, cls_3H: Tensor | None
-    ) -> Tensor:
-        """Attend, (B, H, N, K). The tokens are cls, if ``cls_3H`` is given, then the patches, row-major.
-
-        ``offsets_Hab``, (H, 2h − 1, 2w − 1), is the bias by offset; ``cls_3H`` that of cls→patch, patch→cls and cls→cls.
-        """
-        ctx.save_for_backward(q_BHNK, k_BHNK, v_BHNK, offsets_Hab, cls_3H)
-        batch, heads, length, width = q_BHNK.shape
-        out_BNHK = q_BHNK.new_empty(batch, length, heads, width)
-        for head in range(heads):
-            keys, values = (tensor[:, head].flip(1) for tensor in (k_BHNK, v_BHNK))
-            bias = HeadBias(offsets_Hab, cls_3H, head)
-            for rows, bias_RN in bias.chunks(batch):
-                out_BNHK[:, rows, head] = _weights(q_BHNK[:, head, rows], keys, bias_RN) @ values
-        return out_BNHK.transpose(1, 2)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BHNK: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the arguments of ``forward``."""
-        q_BHNK, k_BHNK, v_BHNK, offsets_Hab, cls_3H = ctx.saved_tensors
-        batch, heads, length, width = q_BHNK.shape
-        scale = width**-0.5
-        dq, dk, dv = (q_BHNK.new_empty(batch, length, heads, width) for _ in range(3))
-        doffsets, dcls = torch.zeros_like(offsets_Hab), None if cls_3H is None else torch.zeros_like(cls_3H)
-        for head in range(heads):
-            keys, values = (tensor[:, head].flip(1) for tensor in (k_BHNK, v_BHNK))
-            dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-            bias = HeadBias(offsets_Hab, cls_3H, head)
-            for rows, bias_RN in bias.chunks(batch):
-                queries, grad = q_BHNK[:, head, rows], grad_BHNK[:, head, rows]
-                weights_BRN = _weights(queries, keys, bias_RN)
-                dvalues.baddbmm_(weights_BRN.transpose(1, 2), grad)
-                dlogits_BRN = torch._softmax_backward_data(grad @ values.transpose(1, 2), weights_BRN, -1, grad.dtype)
-                dq[:, rows, head] = torch.bmm(dlogits_BRN, keys).mul_(scale)
-                dkeys.baddbmm_(dlogits_BRN.transpose(1, 2), queries, alpha=scale)
-                bias.add_gradient(dlogits_BRN.sum(0), rows, doffsets, dcls)
-            dk[:, :, head], dv[:, :, head] = dkeys.flip(1), dvalues.flip(1)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), doffsets, dcls
-
-
-def _weights(queries_BRK: Tensor, keys_BNK: Tensor, bias_RN: Tensor) -> Tensor:
-    """Attention weights of some of the queries, (B, R, N)."""
-    scale = queries_BRK.shape[-1] ** -0.5
-    logits_BRN = torch.baddbmm(bias_RN, queries_BRK, keys_BNK.transpose(1, 2), alpha=scale)
-    return logits_BRN.softmax(-1)
-
-
-class HeadBias:
-    """One head's bias for keys in reverse order."""
-
-    def __init__(self, offsets_Hab: Tensor, cls_3H: Tensor | None, head: int) -> None:
-        self.head = head
-        self.first = 0 if cls_3H is None else 1  # index of the first patch among the queries
-        self.cls: list[float] = [] if cls_3H is None else cls_3H[:, head].tolist()
-        self.height, self.width = ((size + 1) // 2 for size in offsets_Hab.shape[1:])
-        self.table_ab = offsets_Hab[head].contiguous()
-
-    def chunks(self, batch: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield some queries and their bias to all keys, (R, N), which is valid until the next chunk."""
-        height, width, first = self.height, self.width, self.first
-        length = height * width
-        stride = self.table_ab.stride(0)
-        windows = self.table_ab.as_strided((height, width, height, width), (stride, 1, stride, 1))
-        if first:
-            bias_1N = self.table_ab.new_full((1, length + 1), self.cls[0])
-            bias_1N[0, -1] = self.cls[2]
-            yield slice(0, 1), bias_1N
-        step = max(1, min(height, CHUNK // (batch * width * length)))
-        buffer_RN = self.table_ab.new_full((step * width, length + first), self.cls[1] if first else 0.0)
-        for top in range(0, height, step):
-            end = min(top + step, height)
-            bias_RN = buffer_RN[: (end - top) * width]
-            bias_RN[:, :length].view(end - top, width, height, width).copy_(windows[top:end])
-            yield slice(first + top * width, first + end * width), bias_RN
-
-    def add_gradient(self, dbias_RN: Tensor, rows: slice, doffsets_Hab: Tensor, dcls_3H: Tensor | None) -> None:
-        """Add the gradient of these rows of the bias to the gradients of the tables."""
-        length = self.height * self.width
-        if dcls_3H is not None and rows.start == 0:
-            dcls_3H[0, self.head] += dbias_RN[0, :length].sum()
-            dcls_3H[2, self.head] += dbias_RN[0, length]
-            return
-        if dcls_3H is not None:
-            dcls_3H[1, self.head] += dbias_RN[:, length].sum()
-        top, count = (rows.start - self.first) // self.width, len(dbias_RN) // self.width
-        size = (count + self.height - 1, 2 * self.width - 1)
-        sums = F.fold(dbias_RN[None, :, :length], size, (count, self.width))
-        doffsets_Hab[self.head, top : top + count + self.height - 1] += sums[0, 0]

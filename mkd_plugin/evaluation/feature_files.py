@@ -52,7 +52,6 @@ def check_feature_file(path: Path) -> None:
 
 
 def write_npz(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
-    """Write NumPy's format."""
     values: dict[str, Any] = dict(arrays, names=np.array(names), labels=labels, classes=np.array(classes, dtype=str))
     np.savez(path, **values)
 
@@ -72,7 +71,6 @@ def write_parquet(path: Path, arrays: Arrays, names: Sequence[str], labels: Any,
 
 
 def write_safetensors(path: Path, arrays: Arrays, names: Sequence[str], labels: Any, classes: Sequence[str]) -> None:
-    """Write safetensors."""
     about = {'names': json.dumps(list(names)), 'classes': json.dumps(list(classes))}
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file({**tensors, 'labels': labels}, path, metadata=about)

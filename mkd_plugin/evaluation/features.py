@@ -155,12 +155,10 @@ def pooled(tokens_BND: Tensor, pool: str, prefix: int) -> Tensor:
 
 
 def shape_of(subject: OpenedModel, feature: Feature, images: int) -> tuple[int, ...]:
-    """Return the shape of a feature of so many images."""
     network = subject.network
     tokens = (network.num_prefix + network.grid[0] * network.grid[1],) if feature.pool == 'none' else ()
     return (images, *tokens, network.arch.width)
 
 
 def file_of(folder: Path, feature: Feature) -> Path:
-    """Return the file of a feature."""
     return folder / f'{feature.tap.replace(":", "_")}_{feature.pool}.npy'

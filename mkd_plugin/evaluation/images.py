@@ -136,7 +136,6 @@ def open_images(
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders in ``folder``."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 

@@ -167,7 +167,6 @@ def run_epochs(probes: Probes, train: Features, settings: ProbeSettings, report:
 
 
 def evaluate_heads(probes: Probes, val: Features, which: Sequence[Feature]) -> list[Head]:
-    """Return all heads with their validation accuracy."""
     correct_FR = torch.zeros(probes.bias_FRC.shape[:2], dtype=torch.int64)
     device = probes.bias_FRC.device
     for start in range(0, len(val.labels_N), ROWS):

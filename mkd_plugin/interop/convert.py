@@ -192,7 +192,6 @@ def build_provenance(
     options: Mapping[str, Any],
     release: Release | None,
 ) -> dict[str, Any]:
-    """Describe the origin of a converted file."""
     before = provenance_of(checkpoint)
     pixels: dict[str, Any] = {name: before[name] for name in ('pixel_mean', 'pixel_std') if name in before}
     if release is not None:

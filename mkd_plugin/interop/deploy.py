@@ -236,7 +236,6 @@ def write_onnx(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Pat
 
 
 def write_torch(module: nn.Module, images_BCHW: Tensor, shapes: Shapes, path: Path, about: dict[str, str]) -> None:
-    """Write a file of ``torch.export``; ``about`` is an extra file in it."""
     program = torch.export.export(module, (images_BCHW,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={'about.json': json.dumps(about)})
 
@@ -253,27 +252,18 @@ Runner = Callable[[Tensor], Tensor]
 
 
 def read_onnx(path: Path) -> Runner:
-    """Open a file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images_BCHW: torch.from_numpy(np.asarray(session.run([OUTPUT], {INPUT: images_BCHW.numpy()})[0]))
 
 
-def read_torch(path: Path) -> Runner:
-    """Open a file of ``torch.export``."""
-    module: Runner = torch.export.load(path).module()
-    return module
-
-
-def read_torchscript(path: Path) -> Runner:
-    """Open a TorchScript archive that this process wrote."""
-    module: Runner = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return module
-
-
 WRITERS = {'onnx': write_onnx, 'torch': write_torch, 'torchscript': write_torchscript}
-READERS = {'onnx': read_onnx, 'torch': read_torch, 'torchscript': read_torchscript}
+READERS: dict[str, Callable[[Path], Runner]] = {
+    'onnx': read_onnx,
+    'torch': lambda path: torch.export.load(path).module(),
+    'torchscript': lambda path: torch.jit.load(str(path)),  # type: ignore[no-untyped-call]
+}
 
 
 def compare(run: Runner, module: Deployed, image_hw: tuple[int, int]) -> float:

@@ -48,7 +48,6 @@ class ForeignClass:
 
     @property
     def installed(self) -> bool:
-        """Whether the library can be imported."""
         return find_spec(self.library.package) is not None
 
     def fits(self, features: Features) -> bool:
@@ -57,7 +56,6 @@ class ForeignClass:
 
 
 def read_classes() -> Iterator[ForeignClass]:
-    """Read the table of classes, ``classes.yml``."""
     libraries = {library.package: library for library in (Timm(), MMPretrain(), HuggingFace(), OpenCLIP())}
     for target, entries in TABLE['classes'].items():
         for entry in entries:

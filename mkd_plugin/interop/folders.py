@@ -7,40 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mkd_plugin.interop.export import ForeignClass
+from mkd_plugin.interop.libraries import TABLE
 from mkd_plugin.interop.pixels import SHORT_EDGE
 
 Options = Mapping[str, Any]
-
-CARD = """---
-library_name: {library}
-tags: [vision, feature-extraction, mkd_plugin]
----
-# {title}
-
-A vision transformer of {parameters:,} parameters for images of {height} × {width} px, patches of {patch} px. {pixels}
-Converted by mkd_plugin {version} from `{file}` (sha256 `{sha256}`, {format}).
-
-## Use
-
-```python
-{use}
-```
-
-## Provenance
-
-```json
-{provenance}
-```
-"""
-USE_TRANSFORMERS = """from transformers import AutoImageProcessor, AutoModel
-
-processor, model = AutoImageProcessor.from_pretrained(FOLDER), AutoModel.from_pretrained(FOLDER)
-tokens = model(**processor(images=image, return_tensors='pt')).last_hidden_state"""
-USE_TIMM = """import timm
-
-model = timm.create_model('local-dir:FOLDER', pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-tokens = model.forward_features(transform(image)[None])"""
 
 
 def folder_files(
@@ -69,7 +39,7 @@ def folder_files(
         files['preprocessor_config.json'] = processor_config((height, width), statistics)
     texts = {name: json.dumps(content, indent=2) + '\n' for name, content in files.items()}
     source = provenance['source']
-    texts['README.md'] = CARD.format(
+    texts['README.md'] = TABLE['model_card'].format(
         library=package,
         title=f'{foreign.name} of mkd_plugin',
         parameters=parameters,
@@ -81,7 +51,7 @@ def folder_files(
         width=width,
         patch=options['patch_size'],
         pixels='Its pixel statistics are not known.' if statistics is None else 'Pixel statistics are in the config.',
-        use=USE_TIMM if package == 'timm' else USE_TRANSFORMERS,
+        use=TABLE['uses'][package],
         provenance=json.dumps(provenance, indent=2, default=str),
     )
     return texts

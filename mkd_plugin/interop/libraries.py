@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 Options = Mapping[str, Any]
-TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name('classes.yml').read_text('utf-8'))
+TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name('classes.yml').read_text('utf-8'))
 
 EPS = 1e-6  # of the norms in timm's models
 

@@ -46,7 +46,6 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the network."""
         return self.network.cls_token.device
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:

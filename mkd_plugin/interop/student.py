@@ -76,7 +76,6 @@ class LoadedStudent(nn.Module):
         return self._resized[size].to(self.pixel_mean.device) if size in self._resized else self.backbone
 
     def forward(self, images: AnyImages) -> Tensor:
-        """Return ``features(images)``."""
         return self.features(images)
 
 

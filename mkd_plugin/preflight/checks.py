@@ -255,7 +255,6 @@ def exists(path: str) -> bool:
 
 
 def checkpoints_of(cfg: Config) -> list[tuple[str, str]]:
-    """Return option and path of every ``checkpoint`` of a model."""
     parts = parts_of(cfg.get('model'), 'model')
     return [(option, path) for option, path in parts if option.endswith('.checkpoint') and isinstance(path, str)]
 

@@ -88,7 +88,6 @@ class DryRun:
             self.problems.append(f'{title}: {shown}')
 
     def show_files(self) -> None:
-        """Show what is missing."""
         check_work_dir(self.cfg.get('work_dir') or '.')
         missing = missing_files(self.cfg)
         if not missing:
@@ -108,7 +107,6 @@ class DryRun:
         self.say(f'data: {images:,} images, {steps:,.1f} steps an epoch')
 
     def show_stages(self) -> None:
-        """Show the lengths and learning rates of the stages."""
         check_schedule(self.cfg)
         rate = self.cfg.optim_wrapper.optimizer.lr * self.batch.ratio
         table = Table('stage', 'length', 'peak rate', 'reached at', 'final rate', title='schedule')
@@ -119,13 +117,11 @@ class DryRun:
         self.say(table)
 
     def show_warnings(self) -> None:
-        """Warn of a plan that is hopeless."""
         if hasattr(self.model, 'objectives'):  # a pre-training
             for text in plan_warnings(self.stages, self.batch, self.available, self.model):
                 self.say(f'[yellow]warning[/] {escape(text)}')
 
     def show_batch(self) -> None:
-        """Show the effective batch, and whether the learning rate fits it."""
         batch = self.batch
         self.say(
             f'effective batch: {batch.images} images × {batch.accumulation} accumulated × {batch.processes} processes '
@@ -139,7 +135,6 @@ class DryRun:
             )
 
     def build(self) -> None:
-        """Build model and optimiser; show parameter groups and memory."""
         self.model, self.optim_wrapper = build_for_step(self.cfg, ratio=self.batch.ratio)
         self.say(group_table(self.optim_wrapper.optimizer))
         memory = memory_of(self.model, self.optim_wrapper.optimizer)

@@ -57,7 +57,6 @@ def explain(error: Exception, cfg: Config) -> str | None:
 
 
 def module_of(frame: FrameType) -> str:
-    """Return the name of the module whose code a frame runs."""
     return str(frame.f_globals.get('__name__', ''))
 
 

@@ -80,7 +80,6 @@ class Memory(NamedTuple):
 
 
 def batch_of(cfg: Config, processes: int) -> Batch:
-    """Return the effective batch of a config."""
     scaling = cfg.get('auto_scale_lr') or {}
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
     base, enabled = scaling.get('base_batch_size'), bool(scaling.get('enable', False))
@@ -281,7 +280,6 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the GPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 

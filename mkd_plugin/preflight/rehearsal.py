@@ -226,7 +226,6 @@ class ConstantsOnCpu(TorchFunctionMode):
     """Keep values of tensors that are made of given numbers, such as pixel statistics: constructors read them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch."""
         options = dict(kwargs or {})
         if func in (torch.tensor, torch.linspace):
             options.setdefault('device', 'cpu')

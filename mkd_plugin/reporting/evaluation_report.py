@@ -107,7 +107,6 @@ class Networks:
         self.split: Split | None = None
 
     def subject(self, request: ModelSpec) -> OpenedModel:
-        """Load a network."""
         if self.loaded is None or self.name != request.name:
             self.name, self.loaded, self.split = request.name, self.load(request), None
         return self.loaded

@@ -63,7 +63,6 @@ class EvaluationTable:
         return [*columns, *sorted(remarks), *failed]
 
     def rich(self) -> Table:
-        """Return the table for the terminal."""
         table = Table(title='top-1, per cent', caption=escape('\n'.join(self.notes())), caption_justify='left')
         for name in (*HEAD, *self.checkpoints):
             table.add_column(escape(name), justify='left' if name in HEAD else 'right')
@@ -72,7 +71,6 @@ class EvaluationTable:
         return table
 
     def markdown(self) -> str:
-        """Return the table and its notes as Markdown."""
         titles = [*HEAD, *self.checkpoints]
         ruler = [*['---'] * len(HEAD), *['---:'] * len(self.checkpoints)]
         escaped = [[text.replace('|', '\\|') for text in line] for line in (titles, ruler, *self.lines())]
@@ -100,7 +98,6 @@ def describe_network(about: Mapping[str, Any]) -> str:
 
 
 def number(row: Row) -> str:
-    """Format the number of a row."""
     if math.isnan(row.top1):
         return 'not measured'
     return f'{row.top1:.1f}' if row.std is None else f'{row.top1:.1f} ± {row.std:.1f}'

@@ -189,7 +189,6 @@ class _Run:
                 self.show(', '.join(job.name for job in self.running.values()))
 
     def start(self, job: Job, executor: Executor) -> None:
-        """Hand a job to a worker."""
         self.waiting.remove(job)
         self.running[job.key] = job
         self.show(job.name)
@@ -199,7 +198,6 @@ class _Run:
         self.futures[executor.submit(call)] = job.key
 
     def fail_dependents(self) -> None:
-        """Fail the jobs that depend on a failed job."""
         for job in list(self.waiting):
             failed = [key for key in job.dependencies if key in self.outcome.failures]
             if failed:
@@ -217,7 +215,6 @@ class _Run:
             self.say(job, self.describe(record))
 
     def fail(self, job: Job, failure: JobFailed) -> None:
-        """Record a failure."""
         self.outcome.failures[job.key] = failure
         self.say(job, f'FAILED: {failure}')
 

@@ -80,19 +80,16 @@ class Album:
         return self.save(Image.fromarray(pixels), caption or self.name(index), self.images.names[index])
 
     def save(self, image: Image.Image, caption: str, alt_text: str) -> Picture:
-        """Return a picture of an image."""
         self.count += 1
         path = self.folder / f'{self.count}.webp'
         image.resize((SIDE, SIDE * image.height // image.width), Image.Resampling.NEAREST).save(path, quality=85)
         return Picture(path, caption, alt_text)
 
     def name(self, index: int) -> str:
-        """Return the name of an image."""
         return Path(self.images.names[index]).name
 
 
 def neighbours(album: Album, means_ND: Tensor, rows: int) -> Section:
-    """Show some images with their nearest neighbours."""
     normal_ND = F.normalize(means_ND - means_ND.mean(dim=0), dim=1)
     pictures = []
     for query in spread(len(normal_ND), rows):

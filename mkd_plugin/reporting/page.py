@@ -112,7 +112,6 @@ def environment() -> Environment:
 
 
 def anchor(heading: str) -> str:
-    """The id of a heading."""
     return re.sub(r'\W+', '-', heading.lower()).strip('-')
 
 

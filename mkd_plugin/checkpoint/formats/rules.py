@@ -59,7 +59,6 @@ class Rule:
 
     @cached_property
     def patterns(self) -> tuple[re.Pattern[str] | None, ...]:
-        """Regular expressions of the foreign names."""
         return tuple(None if name is None else re.compile(regex_of(name)) for name in self.names)
 
     @cached_property

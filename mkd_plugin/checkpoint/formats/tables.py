@@ -99,7 +99,6 @@ def read_rules(entries: Iterable[dict[str, Any]], theirs: str = '', ours: str = 
 
 
 def read_format(name: str, entry: dict[str, Any]) -> Format:
-    """Read a format from its entry in ``formats.yml``."""
     adjust, restore = ADJUSTMENTS[entry.get('adjust', 'nothing')]
     return Format(
         name,

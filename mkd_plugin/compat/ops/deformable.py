@@ -1,6 +1,6 @@
 """Deformable attention and convolutions, and convolution at chosen positions.
 
-Multi-scale deformable attention (Zhu et al., 2021) goes level by level through torch's ``grid_sample``. Its shapes: B images, S
+Multi-scale deformable attention (Zhu et al., 2021) is mmcv's own on torch's ``grid_sample``. Its shapes: B images, S
 keys of all levels together, M heads of D channels, Q queries, L levels, P points.
 
 Deformable convolution (Dai et al., 2017), also modulated (Zhu et al., 2019), is torchvision's. Its shapes: input (B, C, H, W),
@@ -9,8 +9,6 @@ passes scratch space (``_``), and options of an algorithm that is not used here.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +20,9 @@ MODULATED = ('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w
 
 
 def ms_deform_attn_forward(*tensors: Tensor, im2col_step: int) -> Tensor:
-    """Return the weighted sums of the values at the points, (B, Q, M·D).
+    """Return the weighted sums of the values at the points, (B, Q, M·D), by mmcv's own function for a CPU.
 
-    The sides of the levels are read from the device, so this waits for it once, unlike a compiled op.
+    The sides of the levels are read from the device, so this waits for it, unlike a compiled op.
 
     Args:
         tensors: Values (B, S, M, D); height and width of each level (L, 2); where it begins in S (L,), which follows from
@@ -32,52 +30,31 @@ def ms_deform_attn_forward(*tensors: Tensor, im2col_step: int) -> Tensor:
             (B, Q, M, L, P).
         im2col_step: Images that a compiled op computes at a time; unused.
     """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # mmcv.ops is imported by now
+
     value, shapes, _, points, weights = tensors
-    total = value.new_zeros((), dtype=torch.promote_types(value.dtype, torch.float32))
-    for side, keys, level in levels_of(shapes):
-        parts = (part.to(total.dtype) for part in (value[:, keys], points[:, :, :, level], weights[:, :, :, level]))
-        total = total + attend(side, *parts)
-    return total.to(value.dtype)
+    value, points, weights = (in_float32(tensor) for tensor in (value, points, weights))
+    return multi_scale_deformable_attn_pytorch(value, shapes.tolist(), points, weights).to(tensors[0].dtype)
 
 
 def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
     """Write the gradients of :func:`ms_deform_attn_forward`.
 
-    A level is computed again when it is its turn, so that only one takes memory.
-
     Args:
         tensors: Those of the forward pass; the gradient of its result; the gradients of values, points and weights.
         im2col_step: Unused.
     """
-    value, shapes, _, points, weights, grad_output, grad_value, grad_points, grad_weights = tensors
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    for side, keys, level in levels_of(shapes):
-        at = (slice(None), slice(None), slice(None), level)
-        parts = [part.detach().to(dtype).requires_grad_() for part in (value[:, keys], points[at], weights[at])]
-        with torch.enable_grad():
-            output = attend(side, *parts)
-        gradients = torch.autograd.grad(output, parts, grad_output.to(dtype))
-        targets = (grad_value[:, keys], grad_points[at], grad_weights[at])
-        for target, gradient in zip(targets, gradients, strict=True):
-            target.copy_(gradient)
+    value, shapes, starts, points, weights, grad_output, *targets = tensors
+    parts = [in_float32(part.detach()).requires_grad_() for part in (value, points, weights)]
+    with torch.enable_grad():
+        output = ms_deform_attn_forward(parts[0], shapes, starts, *parts[1:], im2col_step=im2col_step)
+    for target, gradient in zip(targets, torch.autograd.grad(output, parts, in_float32(grad_output)), strict=True):
+        target.copy_(gradient)
 
 
-def levels_of(shapes: Tensor) -> Iterator[tuple[tuple[int, int], slice, int]]:
-    """Yield height and width of each level, its keys, and its number."""
-    start = 0
-    for level, (height, width) in enumerate(shapes.tolist()):
-        yield (height, width), slice(start, start + height * width), level
-        start += height * width
-
-
-def attend(side: tuple[int, int], value: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """Attend to a level of height and width ``side``: (B, S of it, M, D), (B, Q, M, P, 2), (B, Q, M, P) → (B, Q, M·D)."""
-    images, _, heads, channels = value.shape
-    maps = value.permute(0, 2, 3, 1).reshape(images * heads, channels, *side)
-    grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # from [0, 1] to grid_sample's [-1, 1]
-    sampled = F.grid_sample(maps, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
-    weighted = sampled * weights.transpose(1, 2).flatten(0, 1)[:, None]
-    return weighted.sum(-1).view(images, heads * channels, -1).transpose(1, 2)
+def in_float32(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Convolution:

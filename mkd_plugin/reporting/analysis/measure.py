@@ -98,7 +98,6 @@ class Probe:
             self.tick()
 
     def label(self, layer: str) -> str:
-        """Name of a layer in messages."""
         return f'{self.subject.name}, {layer}'
 
 

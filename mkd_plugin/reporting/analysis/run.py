@@ -59,11 +59,9 @@ class Task:
 
     @property
     def title(self) -> str:
-        """Names of the networks."""
         return self.subject.name if self.other is None else f'{self.subject.name} and {self.other.name}'
 
     def steps(self, images: ImageSet, settings: Settings) -> int:
-        """Expected number of ticks."""
         if self.measurement == 'hessian':
             return LANCZOS_STEPS + TRACE_SAMPLES + 20 * EIGENVALUES
         batches = ceil(len(images) / settings.batch)

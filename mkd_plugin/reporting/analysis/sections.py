@@ -82,7 +82,6 @@ def computed(text: str, report: Report, found: Found) -> str:
 
 
 def panels_of(name: str, title: str, found: Found, report: Report, images: ImageSet | None) -> Iterator[Panel]:
-    """The figures of a section."""
     if name in HEADS:
         return head_panels(found, *HEADS[name], title=title)
     draw: dict[str, Callable[[Found], Iterator[Panel]]] = {
@@ -110,13 +109,11 @@ def head_panels(found: Found, key: str, ylabel: str, *, title: str) -> Iterator[
 
 
 def depth_panel(title: str, ylabel: str, values: Mapping[str, Floats], what: str, **options: bool) -> Panel:
-    """A number of all networks over depth."""
     ends = '; '.join(f'{model} from {of[0]:.3g} to {of[-1]:.3g}' for model, of in values.items())
     return Panel(figures.compare_depths(title, ylabel, values, **options), f'{what} over depth: {ends}.')
 
 
 def map_panels(found: Found, report: Report, images: ImageSet | None) -> Iterator[Panel]:
-    """One figure per network."""
     assert images is not None, 'attention maps are drawn on images'
     for model, maps in found.items():
         height, width = report.models[model]['image_hw']
@@ -139,7 +136,6 @@ def fourier_panels(found: Found) -> Iterator[Panel]:
 
 
 def variance_panels(found: Found) -> Iterator[Panel]:
-    """One figure for all networks."""
     values = {model: np.array(list(layers.values())) for model, layers in found.items()}
     yield depth_panel('variance over the grid', 'variance', values, 'Variance of the feature maps', log=True)
 
@@ -195,7 +191,6 @@ def similarity_panels(found: Found, report: Report) -> Iterator[Panel]:
 
 
 def hessian_panels(found: Found) -> Iterator[Panel]:
-    """The densities of all networks."""
     curves = {model: (np.array(of['curve']['at']), np.array(of['curve']['density'])) for model, of in found.items()}
     largest = ', '.join(f'{model} {max(of["eigenvalues"]):.3g}' for model, of in found.items())
     alt_text = f'Densities of the eigenvalues of the Hessian; the largest: {largest}.'

@@ -33,7 +33,6 @@ class Number:
 
 
 def last_block(layers: Results) -> Any:
-    """Results of the last block."""
     return layers[max((name for name in layers if name.startswith('block:')), key=lambda name: int(name[6:]))]
 
 
@@ -48,7 +47,6 @@ def heads(key: str) -> Callable[[Results], Number]:
 
 
 def highest_frequency(layers: Results) -> Number:
-    """Relative log amplitude of the highest frequency."""
     return Number(last_block(layers)['relative_F'][-1])
 
 

@@ -54,7 +54,6 @@ class Trainings:
         return [Training(task, start, seed) for seed in seeds for task in tasks for start in self.starts]
 
     def job(self, training: Training) -> Job:
-        """A training as a job."""
         return Job(
             name=str(training),
             key=self.key(training),
@@ -65,7 +64,6 @@ class Trainings:
         )
 
     def file(self, training: Training) -> Path:
-        """The config file."""
         task = self.suite.tasks[training.task]
         return task.scratch if task.scratch and self.starts[training.start].path is None else task.config
 
@@ -111,7 +109,6 @@ class Trainings:
         )
 
     def work_dir(self, training: Training) -> Path:
-        """Folder of a training."""
         return self.store.work_dir(self.key(training))
 
     def record(self, training: Training) -> Record | None:

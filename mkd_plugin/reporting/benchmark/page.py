@@ -104,7 +104,6 @@ def findings(report: Report) -> dict[str, str]:
 
 
 def compared(paired: Mapping[str, Any], label: str) -> str:
-    """A difference in words."""
     if abs(paired['mean']) < 0.05:
         return f'{label} is the same'
     word = 'higher' if paired['mean'] > 0 else 'lower'

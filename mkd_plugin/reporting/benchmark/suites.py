@@ -166,7 +166,6 @@ class Settings:
         return Suite(chosen, self.seeds or suite.seeds, suite.prepare, suite.stamp)
 
     def options_of(self, task: str) -> list[str]:
-        """The options for one task."""
         own = []
         for text in self.options:
             name, separator, rest = text.partition(':')

@@ -86,18 +86,22 @@ def test_deformable_attention_of_mmcv__is_on_a_gpu_what_it_is_on_a_cpu(monkeypat
     torch.nn.init.normal_(layer.sampling_offsets.weight)
     torch.nn.init.normal_(layer.attention_weights.weight)
     query, keys, reference = torch.randn(5, 2, 8), torch.randn(30, 2, 8), torch.rand(2, 5, 2, 2)
-    results = []
+    results, calls = [], []
+    served, compiled = multi_scale_deform_attn.ext_module, multi_scale_deform_attn.ext_module.ms_deform_attn_forward
+    monkeypatch.setattr(
+        served, 'ms_deform_attn_forward', lambda *args, **options: calls.append(on_gpu) or compiled(*args, **options)
+    )
     for on_gpu in (False, True):
         if on_gpu:
             monkeypatch.setattr(multi_scale_deform_attn, 'IS_CUDA_AVAILABLE', True)
             monkeypatch.setattr(torch.Tensor, 'is_cuda', property(lambda self: True))
-            monkeypatch.delattr(multi_scale_deform_attn, 'multi_scale_deformable_attn_pytorch')
         layer.zero_grad()
         out = layer(query, value=keys, reference_points=reference, spatial_shapes=SHAPES, level_start_index=STARTS)
         out.square().sum().backward()
         results.append([out.detach(), *(parameter.grad.clone() for parameter in layer.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert calls == [True]
 
 
 # mmcv's tests/test_ops/test_deform_conv.py: a 2 × 2 convolution whose offsets are another's output

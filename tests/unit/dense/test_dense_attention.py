@@ -7,8 +7,7 @@ import torch
 from helpers.networks import scatter_weights
 from torch.nn import functional as F
 
-from mkd_plugin.dense import attention as attention_module
-from mkd_plugin.dense.attention import DenseAttention, attend_with_bias
+from mkd_plugin.dense.attention import DenseAttention
 from mkd_plugin.models.vit.relative import RelativePositionBias, spread, table_length
 
 GRID = (3, 5)
@@ -44,46 +43,11 @@ def random_bias(grid=GRID, heads=2):
     return bias
 
 
-def random_heads(tokens, heads=2):
-    """Queries, keys and values as the layer makes them: not contiguous."""
-    shape = (2, tokens, heads, 4)
-    return tuple(torch.randn(shape, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3))
-
-
 @pytest.mark.parametrize('cls', [True, False], ids=['cls', 'patches'])
 def test_spread__is_the_entry_of_every_pair(cls):
     bias = random_bias()
     found = spread(bias.offsets(GRID), bias.of_cls() if cls else None)
     assert torch.equal(found, pairwise_bias(bias.relative_position_bias_table, GRID, cls))
-
-
-@pytest.mark.parametrize('held', [2**20, 1], ids=['all rows', 'row by row'])
-@pytest.mark.parametrize('cls', [True, False], ids=['cls', 'patches'])
-def test_attend_with_bias__values_and_gradients_are_those_of_an_explicit_softmax(monkeypatch, cls, held):
-    monkeypatch.setattr(attention_module, 'CHUNK', held)
-    bias = random_bias()
-    heads = random_heads(15 + cls)
-    leaves = (*heads, bias.relative_position_bias_table)
-    found = attend_with_bias(*heads, bias.offsets(GRID), bias.of_cls() if cls else None)
-    wanted = explicit(*heads, pairwise_bias(bias.relative_position_bias_table, GRID, cls))
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    direction = torch.randn_like(wanted)
-    found, wanted = (torch.autograd.grad(result, leaves, direction) for result in (found, wanted))
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
-
-
-def test_attend_with_bias__without_gradients_it_is_the_same():
-    bias, heads = random_bias(), random_heads(16)
-    trained = attend_with_bias(*heads, bias.offsets(GRID), bias.of_cls())
-    with torch.no_grad():
-        torch.testing.assert_close(attend_with_bias(*heads, bias.offsets(GRID), bias.of_cls()), trained)
-
-
-def test_attend_with_bias__a_bias_that_is_not_trained_hinders_no_gradient():
-    bias, heads = random_bias().requires_grad_(False), random_heads(16)
-    attend_with_bias(*heads, bias.offsets(GRID), bias.of_cls()).sum().backward()
-    assert all(tensor.grad is not None for tensor in heads)
 
 
 @pytest.mark.parametrize('grid', [(6, 7), (14, 3), (2, 3), (1, 1), (30, 5)])
@@ -168,9 +132,24 @@ def test_windows__are_padded_windows_whose_padding_is_masked(relative):
 
 
 @pytest.mark.parametrize('cls', [True, False], ids=['cls', 'patches'])
-def test_dense_attention__over_all_tokens(cls):
+def test_dense_attention__values_and_gradients_over_all_tokens(cls):
     grid = (5, 7)
     layer = attention(relative=True)
-    x = torch.randn(2, 35 + cls, 16, dtype=torch.float64)
-    bias = pairwise_bias(layer.rel_pos_bias.relative_position_bias_table, grid, cls)
-    torch.testing.assert_close(layer(x, grid), explicit_layer(layer, x, bias), rtol=1e-11, atol=1e-12)
+    table = layer.rel_pos_bias.relative_position_bias_table
+    x = torch.randn(2, 35 + cls, 16, dtype=torch.float64, requires_grad=True)
+    found, wanted = layer(x, grid), explicit_layer(layer, x, pairwise_bias(table, grid, cls))
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    direction = torch.randn_like(wanted)
+    gradients = [torch.autograd.grad(result, (x, table), direction) for result in (found, wanted)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, grid), wanted)
+
+
+def test_dense_attention__a_bias_that_is_not_trained_hinders_no_gradient():
+    layer = attention(relative=True)
+    layer.rel_pos_bias.requires_grad_(False)
+    x = torch.randn(2, 36, 16, dtype=torch.float64, requires_grad=True)
+    layer(x, (5, 7)).sum().backward()
+    assert x.grad.abs().sum() > 0
