@@ -50,7 +50,7 @@ class TransformerDecoder(Head):
         width: int = 512,
         num_heads: int = 16,
         drop_path_rate: float = 0.0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         Arch(width, depth, num_heads)  # checks the sizes

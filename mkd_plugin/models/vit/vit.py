@@ -53,7 +53,7 @@ class VisionTransformer(BaseModule):
         projection: Width of a linear layer after the final norm, read at the tap 'projected' (CLIP); None for no layer.
         distillation_token: Add a second prefix token, with a position (DeiT).
         num_registers: Number of register tokens, without a position (DINOv2).
-        activation_checkpointing: Recompute activations in the backward pass to save memory.
+        activation_checkpointing: Recompute activations in the backward pass to save memory: True, or 'selective'.
         init_cfg: mmengine's ``init_cfg``. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly;
             ``allow_missing=[…]`` lists patterns of keys that may be missing, such as '*.rel_pos_bias.*'.
 
@@ -88,7 +88,7 @@ class VisionTransformer(BaseModule):
         projection: int | None = None,
         distillation_token: bool = False,
         num_registers: int = 0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -130,7 +130,7 @@ class VisionTransformer(BaseModule):
         self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
 
-    def _build_blocks(self, recompute: bool) -> nn.ModuleList:
+    def _build_blocks(self, recompute: bool | str) -> nn.ModuleList:
         return nn.ModuleList(
             self.block_class(
                 width=self.arch.width,
