@@ -124,6 +124,7 @@ class VisionTransformer(BaseModule):
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self._build_positions(position)
         self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
+        self.stream: nn.Module = nn.Identity()  # may set the type of the residual stream
         self.layers = self._build_blocks(activation_checkpointing)
         self.drop_path = DropPath(drop_path_rates(drop_path_rate, self.arch.depth))
         self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
