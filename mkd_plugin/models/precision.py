@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -40,6 +39,8 @@ def use_bfloat16_stream(part: nn.Module) -> list[Any]:
     """Switch the transformers of a part to a bfloat16 stream, and return them."""
     networks: list[Any] = [module for module in part.modules() if hasattr(module, 'stream')]
     for network in networks:
+        if network.layers[0].ln1.weight.is_meta:  # a trial step without values, which has no autocast
+            break
         network.stream = Bfloat16Stream()
         for norm in [module for module in network.modules() if type(module) is nn.LayerNorm]:
             norm.__class__ = StreamNorm  # keeps parameters, which may be buffers
@@ -50,14 +51,15 @@ def use_float8_products(blocks: nn.ModuleList) -> None:
     """Switch the linear layers of blocks to float8. Raises ValueError if a size or the device has no kernel."""
     for linear in [module for module in blocks.modules() if type(module) is nn.Linear]:
         tokens = torch.ones(16, linear.in_features, device=get_device(), dtype=torch.bfloat16)
+        ones = [torch.ones_like(value, device=tokens.device) for value in (linear.weight, linear.bias)]
         try:
-            Float8Linear.forward(copy.deepcopy(linear).to(tokens.device), tokens)  # type: ignore[arg-type]
+            float8_linear(tokens, *ones)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise ValueError(
                 f"precision={{teacher: 'fp8'}}: {tokens.device} has no float8 product for weights {tuple(linear.weight.shape)} "
                 f"({str(error).splitlines()[0]}). Use 'bfloat16', or sizes that 16 divides on Ada, Hopper or later."
             ) from error
-        linear.__class__ = Float8Linear
+        linear.__class__ = nn.Linear if linear.weight.is_meta else Float8Linear
 
 
 class Bfloat16Stream(nn.Module):
@@ -87,17 +89,17 @@ class StreamNorm(nn.LayerNorm):
 
 
 class Float8Linear(nn.Linear):
-    """Linear layer without gradients whose product is float8 (e4m3), with a scale for each token and each output channel.
-
-    Scales are computed in every step, so that weights may change.
-    """
+    """Linear layer without gradients whose product is float8; scales are computed in every step, so weights may change."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; the result is bfloat16."""
-        (rows, row_scale), (weight, weight_scale) = to_float8(input.flatten(0, -2)), to_float8(self.weight)
-        bias, dtype = self.bias.to(torch.bfloat16), torch.bfloat16
-        out = torch._scaled_mm(rows, weight.t(), row_scale, weight_scale.t(), bias=bias, out_dtype=dtype)
-        return out.view(*input.shape[:-1], -1)
+        return float8_linear(input.flatten(0, -2), self.weight, self.bias).view(*input.shape[:-1], -1)
+
+
+def float8_linear(x_RD: Tensor, weight_ED: Tensor, bias_E: Tensor) -> Tensor:
+    """``F.linear`` in float8 (e4m3) with a scale for each token and each output channel; (R, E), bfloat16."""
+    (rows, row_scale), (weight, weight_scale) = to_float8(x_RD), to_float8(weight_ED)
+    return torch._scaled_mm(rows, weight.t(), row_scale, weight_scale.t(), bias_E.bfloat16(), out_dtype=torch.bfloat16)
 
 
 def to_float8(rows_RD: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,9 +107,9 @@ def test_float8_linear__is_linear_but_for_rounding_of_each_row():
     x = torch.randn(64, 48) * torch.logspace(-6, 6, 64, base=2).unsqueeze(1)
     linear = nn.Linear(48, 32)
     nn.init.zeros_(linear.bias)
-    found, wanted = formats.Float8Linear.forward(linear, x.bfloat16()).float(), linear(x)
+    found, wanted = formats.float8_linear(x.bfloat16(), linear.weight, linear.bias).float(), linear(x)
     assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 0.08
-    assert formats.Float8Linear.forward(linear, torch.zeros(16, 48).bfloat16()).eq(0).all()
+    assert formats.float8_linear(torch.zeros(16, 48).bfloat16(), linear.weight, linear.bias).eq(0).all()
 
 
 def test_precision__under_fsdp2_in_one_process_with_recomputation():
@@ -126,6 +126,14 @@ def test_precision__under_fsdp2_in_one_process_with_recomputation():
         torch.testing.assert_close(step(sharded), step(model), rtol=0, atol=0)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_precision__a_trial_on_the_meta_device_runs_without_autocast():
+    """`mkd train` tries a step without values before it builds anything."""
+    with torch.device('meta'):
+        model = MODELS.build(dict(type='MaskedDistiller', precision=BOTH, **copy.deepcopy(DBOT)))
+        model.begin_training(Progress(0, 1))
+        assert model.loss(torch.empty(2, 3, 16, 16))['loss_feature'].is_meta
 
 
 def test_precision__evaluation_of_the_student_stays_float32():
