@@ -21,8 +21,6 @@ from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.models.vit.attention import Attention, attend_by, attend_by_flex
 from mkd_plugin.registry import HOOKS
 
-INFO = 'attention_kernels'  # in the message hub, which checkpoints contain
-
 
 @HOOKS.register_module()
 class AttentionHook(Hook):
@@ -49,7 +47,7 @@ class AttentionHook(Hook):
         if self.flex:
             use_flex(model.backbone, device)
         networks = list(sizes_of(model, runner.train_dataloader.batch_size))
-        chosen: dict[str, str] = dict(runner.message_hub.get_info(INFO, {}))
+        chosen: dict[str, str] = dict(runner.message_hub.get_info('attention_kernels', {}))
         for _, shape, trained in networks:
             if f'{shape}, {trained}' not in chosen:
                 with runner.optim_wrapper.optim_context(model):
@@ -57,7 +55,7 @@ class AttentionHook(Hook):
                 chosen[f'{shape}, {trained}'] = min(times, key=lambda name: times[name])
                 runner.logger.info(f'AttentionHook: {shape}, trained={trained}, seconds by kernel: {times}')
         broadcast_object_list(shared := [chosen])
-        runner.message_hub.update_info(INFO, shared[0])
+        runner.message_hub.update_info('attention_kernels', shared[0])  # which checkpoints contain
         for layers, shape, trained in networks:
             fastest = SDPBackend.__members__[shared[0][f'{shape}, {trained}']]
             for layer in layers:  # the math kernel is for inputs that the fastest does not take

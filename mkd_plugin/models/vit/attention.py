@@ -30,11 +30,10 @@ class AttentionOutput(NamedTuple):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_1HNN: Tensor | None = None, rows_BR: Tensor | None = None) -> Tensor:
     """Compute fused attention with a bias of the logits; ``rows_BR``: the tokens of the queries, None for all."""
-    if bias_1HNN is not None:
-        bias_1HNN = bias_1HNN.to(q.dtype)
-        if rows_BR is not None:
-            bias_1HNN = bias_1HNN[0][:, rows_BR].transpose(0, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HNN)
+    mask = None if bias_1HNN is None else bias_1HNN.to(q.dtype)
+    if mask is not None and rows_BR is not None:
+        mask = mask[0][:, rows_BR].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def attend_by(kernels: list[SDPBackend], *inputs: Any) -> Tensor:

@@ -84,13 +84,13 @@ def test_attention_hook__times_what_this_device_has_without_drawing_the_runs_num
     runner, state = runner_of(build_distiller()), torch.get_rng_state()
     AttentionHook().before_train(runner)
     assert torch.equal(torch.get_rng_state(), state)
-    assert set(runner.message_hub.get_info(hooks.INFO).values()) <= {'MATH', 'FLASH_ATTENTION'}
+    assert set(runner.message_hub.get_info('attention_kernels').values()) <= {'MATH', 'FLASH_ATTENTION'}
     assert all('attend' in vars(one) for one in runner.model.modules() if isinstance(one, Attention))
     for trained in (True, False):
         assert hooks.times_of((2, 2, 5, 8), trained, torch.device('cpu')).keys() == {'MATH', 'FLASH_ATTENTION'}
     runner = runner_of(build_distiller(**BIASED))
     AttentionHook().before_train(runner)
-    assert not runner.message_hub.get_info(hooks.INFO)
+    assert not runner.message_hub.get_info('attention_kernels')
 
 
 def test_attention_hook__composes_with_compiled_blocks(build_distiller):
