@@ -82,7 +82,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         self.student_taps = tuple({tap: None for term in terms.values() for tap in term.student_taps})
         self.requests = self._collect_requests()
         if precision is not None:
-            check_options(set_precision, precision, ['model'])
+            check_options(set_precision, precision, ['model'])  # type: ignore[arg-type]
             set_precision(self, **precision)
         self._steps_not_followed: int | None = 0  # None once something promised to call after_step
 
