@@ -8,14 +8,14 @@ from contextlib import suppress
 from functools import partial
 
 import torch
-from mmengine.dist import broadcast_object_list
+from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.attention import SDPBackend
 from torch.utils.benchmark import Timer
 
-from mkd_plugin.engine.run_utils import bare_model
+from mkd_plugin.engine.run_utils import bare_model, images_per_step
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.models.vit.attention import Attention, attend_by, attend_by_flex
@@ -46,7 +46,7 @@ class AttentionHook(Hook):
         device = next(model.parameters()).device
         if self.flex:
             use_flex(model.backbone, device)
-        networks = list(sizes_of(model, runner.train_dataloader.batch_size))
+        networks = list(sizes_of(model, images_per_step(runner) // get_world_size()))
         chosen: dict[str, str] = dict(runner.message_hub.get_info('attention_kernels', {}))
         for _, shape, trained in networks:
             if f'{shape}, {trained}' not in chosen:
