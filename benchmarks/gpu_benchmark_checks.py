@@ -24,6 +24,7 @@ from workload import build_model, image_shape, read_config
 import mkd_plugin
 from mkd_plugin.datasets.resize import resize_batch
 from mkd_plugin.engine.compile import compile_model
+from mkd_plugin.models.precision import set_precision
 from mkd_plugin.structures import TokenMask
 
 METHODS = {
@@ -71,8 +72,9 @@ def smoke(setup: Setup) -> Iterator[Row]:
 
 
 def method_errors(
-    cfg: Config, device: torch.device, dtype: torch.dtype, *, batch_size: int = 8, compiled: bool = False
-) -> Errors:
+    cfg: Config, device: torch.device, dtype: torch.dtype, *, batch_size: int = 8, compiled: bool = False,
+    precision: Mapping[str, str] | None = None,
+) -> Errors:  # fmt: skip
     """Compare loss and gradients on a device with those on a CPU in float64: the same weights, images and masks.
 
     Args:
@@ -81,6 +83,7 @@ def method_errors(
         dtype: float32, or bfloat16 for autocast.
         batch_size: Images.
         compiled: Whether to compile the blocks.
+        precision: Types of residual streams and teachers of the compared model.
     """
     torch.manual_seed(0)
     cfg.model.backbone.drop_path_rate = 0.0  # drawn by the device
@@ -91,6 +94,8 @@ def method_errors(
         for parameter in reference.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)  # zero biases and unit norms would hide mistakes
     tested = copy.deepcopy(reference).float().to(device)
+    if precision is not None:
+        set_precision(tested, **precision)
     images = torch.randn(batch_size, *image_shape(reference), dtype=torch.float64)
     masks: list[TokenMask] = []
     reference.masking.register_forward_hook(lambda module, args, mask: masks.append(mask))

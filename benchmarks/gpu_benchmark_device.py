@@ -219,5 +219,7 @@ def memory(setup: Setup) -> Iterator[Row]:
     rows = {'ours': partial(row, lambda: Setting(crops=False).build(setup), True)}
     if setup.official is not None:
         rows['official, float16'] = partial(row, lambda: build_official(setup), True)
+    selective = Setting(crops=False, recompute='selective')
+    rows['ours, selective recomputation'] = partial(row, lambda: selective.build(setup), False)
     rows['ours, blocks compiled'] = partial(row, lambda: Setting(crops=False, compiled='blocks').build(setup), False)
     yield from setup.run(rows)

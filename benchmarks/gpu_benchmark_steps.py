@@ -7,18 +7,21 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from gpu_benchmark_contestants import Contestant, Official, Ours
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from timing import pairwise, timed
 from workload import build_model, count_gflops, read_config
+
+from mkd_plugin.engine import AttentionHook
 
 CONFIG = 'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'
 Row = dict[str, Any]
@@ -127,6 +130,9 @@ class Setting:
     crops: bool = True  #: Crops from the host, resized on the device, instead of whole images that are there already
     compiled: str | None = None  #: 'blocks' or 'loss'
     waits: bool = False  #: Whether every step reads the norm of the gradient
+    attention: bool = False  #: Kernels of attention chosen by timing
+    precision: Mapping[str, str] | None = None  #: Types of residual streams and teachers
+    recompute: bool | str = False  #: Activation checkpointing of student and decoder
 
     def build(self, setup: Setup) -> Ours:
         """Build model, optimiser and batch."""
@@ -137,10 +143,29 @@ class Setting:
             own |= dict(type='OptimWrapper') if self.dtype == 'float32' else mixed
             own['constructor'] = f'{"mkd_plugin.FewGroups" if self.joined else "DefaultOptimWrapper"}Constructor'
             cfg.optim_wrapper = {**own, 'optimizer': {**cfg.optim_wrapper.optimizer, 'fused': self.fused}}
+        for part in (cfg.model.backbone, cfg.model.objectives.feature.head):
+            part.activation_checkpointing = self.recompute
+        cfg.model.precision = None if self.precision is None else dict(self.precision)
         options: Any = dict(crops=self.crops, compiled=self.compiled, waits=self.waits)
-        return Ours(cfg, setup.batch_size, setup.device, **options)
+        ours = Ours(cfg, setup.batch_size, setup.device, **options)
+        if self.attention:
+            AttentionHook().before_train(RunnerDouble(ours))
+        if self.precision is not None and setup.tiny:  # a CPU's optimiser wrapper has no autocast
+            ours.step = torch.autocast('cpu', torch.bfloat16)(ours.step)  # type: ignore[method-assign]
+        return ours
 
 
+class RunnerDouble:
+    """What AttentionHook reads of a runner."""
+
+    def __init__(self, ours: Ours) -> None:
+        self.model, self.optim_wrapper = ours.model, ours.optimizer
+        self.message_hub, self.logger = MessageHub('attention'), MMLogger.get_current_instance()
+        self.train_dataloader = SimpleNamespace(batch_size=ours.batch_size)
+
+
+HALF = dict(residual='bfloat16', teacher='bfloat16')
+ALL = Setting(compiled='blocks', attention=True, precision=dict(HALF, teacher='fp8'))
 # One improvement after another, each on top of those before it.
 LADDER = {
     'float32, a group per parameter, AdamW, whole images': Setting('float32', crops=False, waits=True),
@@ -151,7 +176,11 @@ LADDER = {
     "the config's optimiser wrapper": Setting(crops=False),
     'crops resized on the device, as in training': Setting(),
     'compiled blocks': Setting(compiled='blocks'),
-    'compiled loss instead': Setting(compiled='loss'),
+    'kernels of attention chosen by timing': Setting(compiled='blocks', attention=True),
+    'residual streams in bfloat16': Setting(compiled='blocks', attention=True, precision=HALF),
+    'teacher in float8': ALL,
+    'selective recomputation, for memory': replace(ALL, recompute='selective'),
+    'compiled loss instead, without these options': Setting(compiled='loss'),
 }
 
 

@@ -69,12 +69,16 @@ class DenseBlock(Block):
         if not self.training:  # a frozen block skips nothing
             kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, x_BND, grid, window, kept_2B11, use_reentrant=False)
-        return self._run(x_BND, grid, window, kept_2B11)
+            x_BND, update_BND = checkpoint(self._run, x_BND, grid, window, kept_2B11, **self.recompute)
+        else:
+            x_BND, update_BND = self._run(x_BND, grid, window, kept_2B11)
+        return add_branch(x_BND, update_BND, kept_2B11, 1)
 
-    def _run(self, x_BND: Tensor, grid: tuple[int, int], window: int | None, kept_2B11: Tensor | None) -> Tensor:
+    def _run(
+        self, x_BND: Tensor, grid: tuple[int, int], window: int | None, kept_2B11: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         x_BND = add_branch(x_BND, self.attn(self.ln1(x_BND), grid, window), kept_2B11, 0)
-        return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1)
+        return x_BND, self.ffn(self.ln2(x_BND))
 
 
 def in_windows(x_BLE: Tensor, grid: tuple[int, int], window: int, attend: Attend) -> Tensor:

@@ -1,5 +1,6 @@
 """Training: teacher updates, checkpoints and exact resume, guards, metrics, progress, and learning rates by layer."""
 
+from mkd_plugin.engine.attention import AttentionHook
 from mkd_plugin.engine.compile import CompileHook
 from mkd_plugin.engine.curves import CurvesHook
 from mkd_plugin.engine.exact_resume import ExactResumeHook
@@ -15,6 +16,7 @@ from mkd_plugin.engine.teacher_updates import TeacherUpdateHook
 
 __all__ = [
     'AtomicCheckpointHook',
+    'AttentionHook',
     'CompileHook',
     'CurvesHook',
     'ExactResumeHook',

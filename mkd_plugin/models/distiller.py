@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.models.feature_cache import FeatureCache, TeacherRequest
 from mkd_plugin.models.objective import Objective
+from mkd_plugin.models.precision import set_precision
 from mkd_plugin.models.protocols import (
     Balance,
     DistillContext,
@@ -43,6 +44,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         objectives: Name → options of an :class:`Objective` (teacher, tap, normalize, student, head, loss, region,
             weight). Each gives one loss, called ``loss_<name>``.
         balance: Config of a :class:`Balance` that combines the objectives' terms; None adds their means.
+        precision: Options of :func:`set_precision`, ``residual`` and ``teacher``: number formats under bfloat16 autocast.
         data_preprocessor: mmpretrain's ``SelfSupDataPreprocessor`` by default; its mean and std are the student's.
         init_cfg: mmengine's.
 
@@ -62,6 +64,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         teachers: Mapping[str, dict[str, Any]],
         objectives: Mapping[str, dict[str, Any]],
         balance: dict[str, Any] | None = None,
+        precision: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -78,6 +81,9 @@ class MaskedDistiller(BaseSelfSupervisor):
         self.balance: Balance = Balance() if balance is None else build(balance)
         self.student_taps = tuple({tap: None for term in terms.values() for tap in term.student_taps})
         self.requests = self._collect_requests()
+        if precision is not None:
+            check_options(set_precision, precision, ['model'])  # type: ignore[arg-type]
+            set_precision(self, **precision)
         self._steps_not_followed: int | None = 0  # None once something promised to call after_step
 
     def loss(self, inputs: Tensor | Sequence[Tensor], data_samples: Any = None, **_: Any) -> dict[str, Tensor]:

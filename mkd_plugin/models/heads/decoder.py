@@ -50,13 +50,14 @@ class TransformerDecoder(Head):
         width: int = 512,
         num_heads: int = 16,
         drop_path_rate: float = 0.0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         Arch(width, depth, num_heads)  # checks the sizes
         self.embed = nn.Linear(in_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer('pos_embed', sincos_positions(grid, width))
+        self.stream: nn.Module = nn.Identity()  # may set the type of the residual stream
         self.layers = nn.ModuleList(
             Block(width=width, num_heads=num_heads, recompute=activation_checkpointing) for _ in range(depth)
         )
@@ -75,7 +76,7 @@ class TransformerDecoder(Head):
         tokens_BND = self.embed(cls_and_patches(features, taps[0]))
         if features.mask is not None:
             tokens_BND = self._fill_hidden(tokens_BND, features.mask)
-        tokens_BND = tokens_BND + self.pos_embed
+        tokens_BND = self.stream(tokens_BND + self.pos_embed)
         kept = self.drop_path(tokens_BND)
         for block, factors in zip(self.layers[:-1], kept[:-1], strict=True):
             tokens_BND, _ = block(tokens_BND, kept_2B11=factors)

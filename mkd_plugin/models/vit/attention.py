@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.structures import QueryKey, take
@@ -24,6 +26,29 @@ class AttentionOutput(NamedTuple):
     def query_key(self) -> QueryKey:
         """Pair queries with keys, for token relations."""
         return QueryKey(self.q_BHRK, self.k_BHNK)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias_1HNN: Tensor | None = None, rows_BR: Tensor | None = None) -> Tensor:
+    """Compute fused attention with a bias of the logits; ``rows_BR``: the tokens of the queries, None for all."""
+    mask = None if bias_1HNN is None else bias_1HNN.to(q.dtype)
+    if mask is not None and rows_BR is not None:
+        mask = mask[0][:, rows_BR].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attend_by(kernels: list[SDPBackend], *inputs: Any) -> Tensor:
+    """:func:`attend` by some of PyTorch's kernels."""
+    with sdpa_kernel(kernels):
+        return attend(*inputs)
+
+
+def attend_by_flex(flex: Any, q: Tensor, k: Tensor, v: Tensor, bias_1HNN: Tensor, rows_BR: Tensor | None) -> Any:
+    """:func:`attend` by ``flex``, torch's compiled ``flex_attention``, which adds the bias in float32."""
+
+    def add_bias(logit: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return logit + bias_1HNN[0, head, query if rows_BR is None else rows_BR[image, query], key]
+
+    return flex(q, k, v, score_mod=add_bias)
 
 
 class LayerScale(nn.Module):
@@ -52,6 +77,8 @@ class Attention(nn.Module):
         relative_grid: Grid of this layer's own relative position bias; None for no bias.
         layer_scale: Initial value of the update's layer scale; None for no layer scale.
     """
+
+    attend: Callable[..., Tensor] = staticmethod(attend)  # AttentionHook may replace it
 
     def __init__(
         self,
@@ -84,11 +111,7 @@ class Attention(nn.Module):
             (q,) = self._split(self._part_of_qkv(take(x_BND, rows_BR), 0, 1))
             k, v = self._split(self._part_of_qkv(x_BND, 1, 3))
         bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
-        if bias is not None:
-            bias = bias.to(q.dtype)
-            if rows_BR is not None:
-                bias = bias[0][:, rows_BR].transpose(0, 1)
-        out_BHNK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out_BHNK = self.attend(q, k, v, bias, rows_BR)
         return AttentionOutput(self.gamma1(self.proj(out_BHNK.transpose(1, 2).flatten(2))), q, k, v)
 
     def project(self, x_BND: Tensor, *, values: bool) -> AttentionOutput:

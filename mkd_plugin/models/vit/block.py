@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import QuickGELU
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mkd_plugin.models.vit.attention import Attention, AttentionOutput, LayerScale
 from mkd_plugin.models.vit.relative import RelativePositionBias
@@ -78,6 +78,17 @@ class FeedForward(nn.Module):
         return self.gamma2(self.layers(x_BND))
 
 
+def keep_products(scaled: bool) -> Any:
+    """Build the contexts of ``checkpoint`` that keep linear layers and attention; the MLP's result only if it is ``scaled``."""
+
+    def keep(_: Any, operation: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+        linear = operation is torch.ops.aten.addmm.default and (scaled or args[2].shape[0] <= args[2].shape[1])
+        kept = linear or 'attention' in operation.name()
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(keep)  # type: ignore[no-untyped-call]
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each a residual branch with per-image stochastic depth.
 
@@ -89,8 +100,8 @@ class Block(nn.Module):
         activation: Activation of the MLP, a key of ``ACTIVATIONS``.
         layer_scale: Initial value of both branches' layer scale; None for no layer scale.
         relative_grid: Grid of this block's own relative position bias; None for no bias.
-        recompute: Recompute activations in the backward pass (activation checkpointing): about a third more time for a
-            fraction of the memory.
+        recompute: Recompute activations in the backward pass (activation checkpointing): True for all, about a third more
+            time for a fraction of the memory; 'selective' for all but products and attention; False for none.
     """
 
     attention_class: ClassVar[type[Attention]] = Attention
@@ -105,10 +116,15 @@ class Block(nn.Module):
         activation: str = 'gelu',
         layer_scale: float | None = None,
         relative_grid: tuple[int, int] | None = None,
-        recompute: bool = False,
+        recompute: bool | str = False,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        if recompute not in (False, True, 'selective'):
+            raise ValueError(f"activation_checkpointing={recompute!r}: use False, True or 'selective'.")
+        # mmengine's `activation_checkpointing` uses the re-entrant form, which drops the gradients of relation taps
+        self.recompute: dict[str, Any] = dict(use_reentrant=False) if recompute else {}
+        if recompute == 'selective':
+            self.recompute['context_fn'] = partial(keep_products, layer_scale is not None)
         self.ln1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = self.attention_class(
             width=width, num_heads=num_heads, relative_grid=relative_grid, layer_scale=layer_scale
@@ -138,16 +154,19 @@ class Block(nn.Module):
         if not self.training:  # a frozen block skips nothing
             kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
-            # mmengine's `activation_checkpointing` uses the re-entrant form, which drops the gradients of relation taps
-            return checkpoint(self._forward, x_BND, rows_BR, bias_1HNN, kept_2B11, use_reentrant=False)
-        return self._forward(x_BND, rows_BR, bias_1HNN, kept_2B11)
+            given = x_BND, rows_BR, bias_1HNN, kept_2B11
+            x_BND, update_BND, attention = checkpoint(self._branches, *given, **self.recompute)
+        else:
+            x_BND, update_BND, attention = self._branches(x_BND, rows_BR, bias_1HNN, kept_2B11)
+        return add_branch(x_BND, update_BND, kept_2B11, 1), attention
 
-    def _forward(
+    def _branches(
         self, x_BND: Tensor, rows_BR: Tensor | None, bias_1HNN: Tensor | None, kept_2B11: Tensor | None
-    ) -> tuple[Tensor, AttentionOutput]:
+    ) -> tuple[Tensor, Tensor, AttentionOutput]:
+        """Compute the tokens after attention, the MLP's update, which the caller adds, and the output of the attention."""
         attention = self.attn(self.ln1(x_BND), rows_BR, bias_1HNN)
         x_BND = add_branch(x_BND if rows_BR is None else take(x_BND, rows_BR), attention.update_BRD, kept_2B11, 0)
-        return add_branch(x_BND, self.ffn(self.ln2(x_BND)), kept_2B11, 1), attention
+        return x_BND, self.ffn(self.ln2(x_BND)), attention
 
     def stop_inside(self, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
         """Compute only as much of the attention as these kinds of taps need."""

@@ -21,14 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mkd_plugin.models.vit.attention import AttentionOutput
-from mkd_plugin.models.vit.block import Block, DropPath
-from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.structures import QueryKey, TapValue, Tokens
 
 INNER = ('attention', 'qkv', 'relation', 'logit', 'value')
@@ -92,23 +90,12 @@ def end_at_one_block(taps: Sequence[Tap]) -> bool:
     )
 
 
-class TransformerParts(Protocol):
-    """Parts of a network that taps read."""
-
-    layers: nn.ModuleList
-    ln1: nn.Module
-    proj: nn.Linear | None
-    rel_pos_bias: RelativePositionBias | None
-    drop_path: DropPath
-
-
-def run_blocks(
-    network: TransformerParts, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None
-) -> dict[str, TapValue]:
-    """Run the blocks up to the highest tap and read all taps; ``rows_BR``: tokens that the last block computes, or None."""
+def run_blocks(network: Any, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None) -> dict[str, TapValue]:
+    """Run a ViT's blocks up to the highest tap and read all taps; ``rows_BR``: tokens that the last block computes."""
     values: dict[str, TapValue] = {}
     bias_1HNN = None if network.rel_pos_bias is None else network.rel_pos_bias()
     sums: dict[str, Tensor] = {}
+    x_BND = network.stream(x_BND)
     kept = network.drop_path(x_BND)
     last = max(tap.position for tap in taps)
     for position in range(last + 1):
@@ -122,13 +109,12 @@ def run_blocks(
             rows = rows_BR if position == last - 1 else None
             x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position])
         elif inner:
-            block: Block = network.layers[position]  # type: ignore[assignment]
-            attention = block.stop_inside(x_BND, bias_1HNN, {tap.kind for tap in inner})
+            attention = network.layers[position].stop_inside(x_BND, bias_1HNN, {tap.kind for tap in inner})
         values.update({tap.name: read_inside(tap, attention) for tap in inner})
     return values
 
 
-def read_between(network: TransformerParts, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
+def read_between(network: Any, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
     """Read a tap between two blocks."""
     if tap.kind == 'mean':
         return Tokens(sums.pop(tap.name) / (tap.position - tap.first + 1))

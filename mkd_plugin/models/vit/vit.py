@@ -53,7 +53,7 @@ class VisionTransformer(BaseModule):
         projection: Width of a linear layer after the final norm, read at the tap 'projected' (CLIP); None for no layer.
         distillation_token: Add a second prefix token, with a position (DeiT).
         num_registers: Number of register tokens, without a position (DINOv2).
-        activation_checkpointing: Recompute activations in the backward pass to save memory.
+        activation_checkpointing: Recompute activations in the backward pass to save memory: True, or 'selective'.
         init_cfg: mmengine's ``init_cfg``. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly;
             ``allow_missing=[…]`` lists patterns of keys that may be missing, such as '*.rel_pos_bias.*'.
 
@@ -88,7 +88,7 @@ class VisionTransformer(BaseModule):
         projection: int | None = None,
         distillation_token: bool = False,
         num_registers: int = 0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -124,13 +124,14 @@ class VisionTransformer(BaseModule):
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self._build_positions(position)
         self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
+        self.stream: nn.Module = nn.Identity()  # may set the type of the residual stream
         self.layers = self._build_blocks(activation_checkpointing)
         self.drop_path = DropPath(drop_path_rates(drop_path_rate, self.arch.depth))
         self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
         self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
 
-    def _build_blocks(self, recompute: bool) -> nn.ModuleList:
+    def _build_blocks(self, recompute: bool | str) -> nn.ModuleList:
         return nn.ModuleList(
             self.block_class(
                 width=self.arch.width,

@@ -30,9 +30,18 @@ class RunnerDouble:
         self.model, self.logger = model, MMLogger.get_instance('compile', log_level='ERROR')
 
 
-def build(method: str) -> nn.Module:
+# Options that change what blocks compute.
+OPTIONS = dict(
+    selective=dict(activation_checkpointing='selective'), precision=dict(residual='bfloat16', teacher='fp8')
+)  # fmt: skip
+
+
+def build(method: str, selective: dict | None = None, precision: dict | None = None) -> nn.Module:
     cfg, arch = get_config(DIGITS[method]), dict(width=32, depth=12, num_heads=4)
-    cfg.model.backbone.update(arch=arch, drop_path_rate=0.2)
+    cfg.model.backbone.update(arch=arch, drop_path_rate=0.2, **(selective or {}))
+    cfg.model.precision = precision
+    if selective:
+        cfg.model.objectives.feature.head.update(selective)
     for teacher in cfg.model.teachers.values():
         if 'arch' in teacher:
             teacher.arch = arch
@@ -41,34 +50,62 @@ def build(method: str) -> nn.Module:
     return model
 
 
-def losses(model: nn.Module, steps: int) -> list[float]:
+def losses(model: nn.Module, steps: int, amp: bool = False) -> list[float]:
     found = []
     for step in range(steps):
         if step == 2 and 'boot' in model.teachers:
             model.teachers['boot'].promote(model.backbone)
             model.reset_student()
         torch.manual_seed(step)
-        results = model.loss(torch.randn(4, 3, 24, 24))
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            results = model.loss(torch.randn(4, 3, 24, 24))
         total = sum(value for name, value in results.items() if name.startswith('loss_'))
         total.backward()
         found.append(total.item())
     return found
 
 
+def compilations(model: nn.Module, amp: bool = False) -> set[int]:
+    """Numbers of compilations after 2, 3, 4 and 8 steps, the last four with a promotion."""
+    torch._dynamo.reset()
+    counters.clear()
+    counted = CompileCounter()
+    CompileHook(what='blocks', backend=counted).before_train(RunnerDouble(model))
+    before, compiled = counted.frame_count, []
+    for steps in (2, 1, 1, 4):
+        losses(model, steps, amp)
+        compiled.append(counted.frame_count - before)
+    assert not counters['graph_break']
+    return set(compiled)
+
+
 @pytest.mark.parametrize('method', DIGITS)
 def test_compile_hook__blocks_share_few_compilations_and_a_promotion_needs_none(method):
     """Twelve blocks with different rates of drop path, teachers, and a decoder."""
-    torch._dynamo.reset()
-    counters.clear()
-    model, counted = build(method), CompileCounter()
+    model = build(method)
     names = set(model.state_dict())
-    CompileHook(what='blocks', backend=counted).before_train(RunnerDouble(model))
-    before, compiled = counted.frame_count, []
-    for steps in (2, 1, 1, 4):  # the last four with a promotion
-        losses(model, steps)
-        compiled.append(counted.frame_count - before)
-    assert compiled[0] <= 5 and set(compiled) == {compiled[0]}
-    assert not counters['graph_break'] and set(model.state_dict()) == names
+    (compiled,) = compilations(model)
+    assert compiled <= 5 and set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_compile_hook__options_of_memory_and_precision_need_no_more(option):
+    (compiled,) = compilations(build('dbot', **{option: OPTIONS[option]}), amp=option == 'precision')
+    assert compiled <= 5
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_compile_hook__compiled_is_eager_with_options(option):
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build('dbot', **{option: OPTIONS[option]})
+        if compiled:
+            CompileHook(backend='aot_eager').before_train(RunnerDouble(model))
+        loss, amp = losses(model, 1, option == 'precision'), option == 'precision'
+        found.append([torch.tensor(loss), *[p.grad for p in model.parameters()]])
+    torch.testing.assert_close(*found, rtol=0.05 if amp else 1e-4, atol=1e-3 if amp else 1e-6)
 
 
 @pytest.mark.parametrize('what', ['blocks', 'loss'])

@@ -52,12 +52,17 @@ def test_bfloat16__loss_and_gradients_are_those_of_float32_but_for_rounding(buil
     assert found.dtype == torch.float32 and torch.nn.functional.cosine_similarity(wanted, found, dim=0) > 0.99
 
 
-def test_activation_checkpointing__same_loss_and_gradients_in_a_whole_step(build_distiller, images, samples):
+@pytest.mark.parametrize('kind', [True, 'selective'])
+@pytest.mark.parametrize('layer_scale', [None, 0.1])
+def test_activation_checkpointing__same_loss_and_gradients_in_a_whole_step(
+    build_distiller, images, samples, kind, layer_scale
+):
     """Student and decoder together, with drop path, whose random numbers must repeat."""
     gradients = []
-    for again in (False, True):
+    for again in (False, kind):
         torch.manual_seed(0)
-        backbone = dict(DBOT['backbone'], drop_path_rate=0.5, activation_checkpointing=again)
+        options = dict(drop_path_rate=0.5, activation_checkpointing=again, layer_scale=layer_scale)
+        backbone = dict(DBOT['backbone'], **options)
         head = dict(DBOT['objectives']['feature']['head'], activation_checkpointing=again)
         model = build_distiller(backbone=backbone, objective=dict(head=head)).train()
         loss = losses_of(model, images, samples)
