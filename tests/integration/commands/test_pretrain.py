@@ -74,7 +74,7 @@ def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkey
     def fail_twice(cfg, images):
         tried.append(images)
         if len(tried) < 3:
-            raise torch.cuda.OutOfMemoryError
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory") if tried[1:] else torch.OutOfMemoryError
         return 0.1
 
     monkeypatch.setattr(run, 'time_of_step', fail_twice)
@@ -166,6 +166,33 @@ def test_pretrain__then_look_and_export(folder, tmp_path, capfd, monkeypatch):
     assert main(['export', str(made), str(graph), '--to', 'onnx']) == 0
     assert 'ONNX Runtime' in capfd.readouterr().out
     assert graph.stat().st_size > 2**20
+
+
+@pytest.mark.parametrize('student', ['l', 'b'])
+def test_pretrain__a_student_that_does_not_fit_is_refused_before_work_begins(
+    folder, tmp_path, capfd, monkeypatch, student
+):
+    """On a machine with 1.4 GiB: a step of one image of ViT-S needs less, of ViT-B and ViT-L more."""
+    monkeypatch.setattr(run, 'memory_free', lambda: int(1.4 * 2**30))
+    monkeypatch.setattr(run, 'try_steps', None)
+    out = tmp_path / 'out'
+    arguments = [str(folder), '--student', student, '--method', 'mae', '--size', '32', '--epochs', '2', '--batch', '8']
+    assert main(['pretrain', *arguments, '--out', str(out), '--devices', 'cpu']) == 2
+    said = capfd.readouterr().err
+    needed = dict(l='6.2', b='1.8')[student]
+    assert f'--student {student} needs {needed} GiB for a step of one image (weights' in said
+    assert 'and 1.4 GiB are free. --student s fits: 0.4 GiB.' in said
+    assert not out.exists()
+
+
+def test_check_memory__nothing_fits(folder, monkeypatch):
+    monkeypatch.setattr(run, 'memory_free', lambda: 2**20)
+    cfg = config_of(small_recipe('mae', 0), find_images(folder).dataset, {})
+    run.init_default_scope('mmpretrain')
+    with pytest.raises(
+        ValueError, match='--student ti needs 0.1 GiB .* and 0.0 GiB are free. No smaller --student fits'
+    ):
+        run.check_memory(lambda student: cfg, 'ti')
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 
 import pytest
@@ -13,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from mkd_plugin import get_config
 from mkd_plugin.models.protocols import Progress
+from mkd_plugin.preflight.batch import CONTEXT
 from mkd_plugin.preflight.checks import without_checkpoints
 from mkd_plugin.preflight.memory import LiveMemory, memory_free, memory_needed
 from mkd_plugin.preflight.plan import build_for_step, memory_of
@@ -37,31 +37,32 @@ def config_of(name: str, **options) -> Config:
     return cfg
 
 
-def grown_by(cfg: dict, images: int, sender) -> None:
-    """Send by how many bytes a process grew in two steps."""
+def grown_by(cfg: dict, batches: tuple[int, ...], sender) -> None:
+    """Send by how many bytes this process has grown after two steps of each batch."""
     torch.set_num_threads(1)
     init_default_scope('mmpretrain')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model, wrapper = build_for_step(Config(cfg))
-    batch = torch.zeros(images, 3, *model.backbone.image_hw)
     model.begin_training(Progress(0, 2))
-    for _ in range(2):
-        loss, _ = model.parse_losses(model.loss(batch))
-        wrapper.update_params(loss)
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    for images in batches:
+        for _ in range(2):
+            loss, _ = model.parse_losses(model.loss(torch.zeros(images, 3, *model.backbone.image_hw)))
+            wrapper.update_params(loss)
+        sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
-@pytest.mark.parametrize('images', [1, 48])
-def test_memory_needed__is_what_a_process_grows_by(images):
+def test_memory_needed__is_what_a_process_grows_by():
     cfg = config_of('dbot/dbot_digits', **{'model.backbone.arch': dict(width=256, depth=8, num_heads=4)})
-    receiver, sender = multiprocessing.get_context('spawn').Pipe(duplex=False)
-    process = multiprocessing.get_context('spawn').Process(target=grown_by, args=(cfg.to_dict(), images, sender))
+    batches = (1, 48)
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    CONTEXT.set_forkserver_preload(['mkd_plugin.preflight.batch'])
+    process = CONTEXT.Process(target=grown_by, args=(cfg.to_dict(), batches, sender))
     process.start()
     init_default_scope('mmpretrain')
-    estimate = memory_needed(cfg, images).total
-    measured = receiver.recv()
+    for images in batches:
+        estimate, measured = memory_needed(cfg, images).total, receiver.recv()
+        assert estimate / FACTOR <= measured <= estimate * FACTOR, (images, estimate / 2**20, measured / 2**20)
     process.join()
-    assert estimate / FACTOR <= measured <= estimate * FACTOR, (estimate / 2**20, measured / 2**20)
 
 
 @pytest.mark.parametrize(
