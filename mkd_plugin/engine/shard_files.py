@@ -42,15 +42,8 @@ def begin_shards(
 ) -> Callable[[], None]:
     """Copy this process's share of the tensors to main memory, and begin to write it in a thread. Every process must call it.
 
-    Args:
-        folder: Folder of the checkpoint.
-        tensors: Tensors by name, sharded or not.
-        rest: Everything else, which rank 0 writes.
-        group: Group of all processes for the thread alone, with a backend for CPUs such as gloo.
-
-    Returns:
-        A function that waits until all processes have written, and then writes the rest. It raises the OSError of
-        any process.
+    ``group`` is for these threads alone, with a backend for CPUs. Returns a function that waits until all processes have
+    written, and then writes the rest on rank 0; it raises the OSError of any process.
     """
     writing: Any = async_save(tensors, storage_writer=FileSystemWriter(folder), process_group=group)
     kept = copy.deepcopy(rest) if is_main_process() else {}

@@ -1,4 +1,4 @@
-"""The largest batch that fits in memory, and what another batch than the recipe's asks of rate and length."""
+"""The largest batch that fits in memory, and the rate of another batch than the recipe's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from mkd_plugin.preflight.memory import GIB, memory_free
 from mkd_plugin.preflight.plan import Batch, batch_of, build_for_step, fake_batch, run_step
 
 CONTEXT = multiprocessing.get_context('forkserver')
-LARGEST = 16_384  # images; CAPI's, the largest published batch of a masked pre-training with AdamW that we know
-FINE = 16  # the bisection ends within this part of the result
 NO_MEMORY = 'no memory'  # sent by a process that has none
 SAY_SO = ('allocate memory', 'out of memory', 'not enough memory', 'could not create')  # torch and oneDNN
 
@@ -32,31 +30,20 @@ def largest_batch(fits: Callable[[int], bool], most: int) -> int:
         low, high = high, min(2 * high, most)
         if low == most:
             return most
-    while high - low > max(1, low // FINE):
+    while high - low > max(1, low // 16):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
 def find_batch(cfg: Config, *, processes: int, limit: int, say: Callable[[str], Any] = print) -> int:
-    """Find the largest batch of one process, and say how it makes up the recipe's.
+    """Find the images that fit in ``limit`` MiB (0: what is free) of one of ``processes``, up to the recipe's batch; say all.
 
-    Args:
-        cfg: Config of a run.
-        processes: Number of processes that are to train.
-        limit: Memory of a process, MiB; 0 for what is free.
-        say: Called with each line for the user.
-
-    Returns:
-        The number of images; those of the recipe for each process if they fit.
-
-    Raises:
-        ValueError: Not even one image fits, or a step fails for another reason.
+    Raises ValueError if not even one image fits, or a step fails for another reason.
     """
     batch = batch_of(cfg, processes)
     wanted = batch.base or batch.effective
-    share = math.ceil(wanted / processes)
-    memory = limit * 2**20 or memory_free()
+    share, memory = math.ceil(wanted / processes), limit * 2**20 or memory_free()
 
     def fits(images: int) -> bool:
         does = step_fits(cfg, images, memory)
@@ -66,16 +53,15 @@ def find_batch(cfg: Config, *, processes: int, limit: int, say: Callable[[str], 
     found = largest_batch(fits, share)
     if not found:
         raise ValueError(
-            f'Not even one image fits in {memory / GIB:.1f} GiB. Choose a smaller network (model.backbone.arch) or smaller '
+            f'Not even one image fits in {memory / GIB:.2f} GiB. Choose a smaller network (model.backbone.arch) or smaller '
             'images, or shard the network over several GPUs (docs/train.md).'
         )
     parts = next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= found)
-    kept = Batch(share // parts, parts, processes, wanted, scaled=False)
-    say(f'largest batch: {found} images in {memory / GIB:.1f} GiB{" (all that the recipe needs)" * (found == share)}')
+    rate = cfg.optim_wrapper.optimizer.lr * math.sqrt(share * processes / wanted)
+    say(f'largest batch: {found} images in {memory / GIB:.2f} GiB{" (all that the recipe needs)" * (found == share)}')
     say(
-        f'for {kept.effective} images an update on {processes} process{"es" * (processes > 1)}: --cfg-options '
-        f'train_dataloader.batch_size={kept.images} optim_wrapper.accumulative_counts={parts}, rate '
-        f'{cfg.optim_wrapper.optimizer.lr * math.sqrt(kept.effective / wanted):.4g}'
+        f'for {share * processes} images an update on {processes} process{"es" * (processes > 1)}: --cfg-options '
+        f'train_dataloader.batch_size={share // parts} optim_wrapper.accumulative_counts={parts}, rate {rate:.4g}'
     )
     return found
 
@@ -101,11 +87,10 @@ def try_step(cfg: dict[str, Any], images: int, memory: int, sender: Connection) 
     """Run a training step on random images within ``memory`` bytes; send why it failed, or ''."""
     try:
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        if not MMLogger.check_instance_created('batch'):
-            MMLogger.get_instance('batch', log_level='WARNING')
+        MMLogger.get_instance('batch', log_level='WARNING')
+        batch = fake_batch(Config(cfg), images)
         bound_memory(memory)
-        model, optim_wrapper = build_for_step(Config(cfg))
-        run_step(model, optim_wrapper, fake_batch(Config(cfg), images))
+        run_step(*build_for_step(Config(cfg)), batch)
         sender.send('')
     except Exception as error:  # whatever it is, the parent tells it
         sender.send(NO_MEMORY if out_of_memory(error) else str(error) or repr(error))
@@ -128,7 +113,7 @@ def bound_memory(memory: int) -> None:
 
 
 def rate_advice(batch: Batch, rate: float, optimizer: str) -> str | None:
-    """Say what rate and length another batch than the recipe's asks for; None if it is the recipe's or is scaled already.
+    """Say what another batch than the recipe's asks for; None if it is the recipe's, or the rate is scaled already.
 
     docs/train.md has the sources.
     """
@@ -136,12 +121,5 @@ def rate_advice(batch: Batch, rate: float, optimizer: str) -> str | None:
         return None
     ratio = batch.effective / batch.base
     power, rule = (0.5, 'by the root of') if 'Adam' in optimizer else (1.0, 'in proportion to')
-    text = (
-        f"for {batch.effective} images, {ratio:.4g} × the recipe's batch, use optim_wrapper.optimizer.lr="
-        f'{rate * ratio**power:.3g} ({rule} the ratio, the rule for {optimizer})'
-    )
-    if ratio > 1:
-        text += f', and expect to need as many updates, not as many epochs: the same epochs have 1 / {ratio:.3g} of the updates'
-    if batch.effective > LARGEST:
-        text += f'; no published masked pre-training that we know has more than {LARGEST} images'
-    return text
+    advice = f'{ratio:.4g} × the batch: optim_wrapper.optimizer.lr={rate * ratio**power:.3g} ({rule} it, as {optimizer} needs)'
+    return advice + f'; the same epochs have 1 / {ratio:.3g} of the updates: train longer' * (ratio > 1)

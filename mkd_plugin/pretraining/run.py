@@ -135,20 +135,18 @@ def time_of_step(cfg: Config, images: int) -> float:
 
 def check_memory(config: Callable[[str], Config], student: str) -> None:
     """Raise ValueError if a step of one image of a student does not fit; ``config`` gives the run's for a student."""
-    free, sizes = memory_free(), list(STUDENTS)[: list(STUDENTS).index(student) + 1]
-    needed = memory_needed(config(student), 1)
-    if needed.total <= free:
-        return
-    totals = {size: memory_needed(config(size), 1).total for size in sizes[-2::-1]}
-    fits = next(
-        (f'--student {size} fits: {total / GIB:.1f} GiB' for size, total in totals.items() if total <= free), ''
-    )
-    kept = needed.kept
-    raise ValueError(
-        f'--student {student} needs {needed.total / GIB:.1f} GiB for a step of one image (weights {kept.weights / GIB:.1f}, '
-        f'optimiser {kept.optimizer / GIB:.1f}, teachers {kept.teachers / GIB:.1f}, gradients and activations '
-        f'{needed.step / GIB:.1f}), and {free / GIB:.1f} GiB are free. {fits or "No smaller --student fits: free memory"}.'
-    )
+    free = memory_free()
+    for size in list(STUDENTS)[list(STUDENTS).index(student) :: -1]:
+        kept, saved = memory_needed(config(size), 1)
+        total = sum(kept) + saved
+        if size == student:
+            told = f'--student {student} needs {total / GIB:.1f} GiB for a step of one image, {free / GIB:.1f} GiB are free'
+        if total <= free:
+            break
+    else:
+        raise ValueError(f'{told}, and no smaller --student fits: free memory.')
+    if size != student:
+        raise ValueError(f'{told}. --student {size} fits: {total / GIB:.1f} GiB.')
 
 
 def train(config: Path, out: Path, machine: Machine, *, resume: bool, wandb: str | None = None) -> int:

@@ -1,13 +1,14 @@
-"""Write docs/scaling.md from counted models and sourced constants: ``python tools/docs/scaling.py [--picture | --measure]``."""
+"""Write docs/scaling.md from counted models and sourced constants: ``python tools/docs/scaling.py [--count] [--picture] [--measure]``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,7 @@ from mkd_plugin.preflight.memory import AnyValue
 from mkd_plugin.utils.configs import get_config
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'scaling.md'
+COUNTED = PAGE.with_suffix('') / 'counted.json'  # what `--count` counted
 GPUS = (8, 64, 512, 4096)
 NODE = 8  # GPUs
 HOUR, DAY = 3600, 86400
@@ -50,12 +52,12 @@ class Constant:
 
 WORKER = "[benchmarks](benchmarks.md#input-pipeline): the worker's part, from "
 CONSTANTS = {
-    'H100 peak': Constant(798e12, 'FLOP/s', '8192² matrices in bf16, as the goal was set; `gpu_benchmark.py` measures it'),
+    'H100 peak': Constant(798e12, 'FLOP/s', 'H100, 8192² matrices in bf16, as the goal was set; `gpu_benchmark.py` measures it'),
     'A100 peak': Constant(312e12, 'FLOP/s', 'NVIDIA A100 data sheet: dense bf16 and fp16'),
     'V100 peak': Constant(125e12, 'FLOP/s', 'NVIDIA V100 data sheet: fp16'),
     'goal': Constant(0.50, 'of the peak', 'the goal for a whole step', 'choice'),
     'today': Constant(0.25, 'of the peak', 'a review of the code on paper; no GPU has measured it', 'choice'),
-    'launch': Constant(5.0e-6, 's', 'see the text below', 'measured'),
+    'launch': Constant(15e-6, 's', 'see the text below', 'measured'),
     'NVLink': Constant(460e9, 'B/s', 'nccl-tests, all-reduce of 8 H100 SXM: 460–480 GB/s (docs.alayanew.com, 2026)'),
     'network': Constant(400e9, 'B/s', 'a node of 8 H100 with 400 Gb/s for each GPU (Llama 3, arXiv:2407.21783, Sec. 3.3.1)'),
     'recipe batch': Constant(4096, 'images', 'dBOT, Table A1'),
@@ -63,7 +65,7 @@ CONSTANTS = {
     'interruptions': Constant(419 / 54 / 16384, 'a GPU and day', 'Llama 3, Sec. 3.3.4: 419 in 54 days on 16,384 H100'),
     'between checkpoints': Constant(900, 's', 'default of `default_hooks.checkpoint.minutes`', 'choice'),
     'restart': Constant(600, 's', 'queue, imports, first batches: ten minutes', 'choice'),
-    'copying': Constant(1.9e9, 'B/s', 'see the text below', 'measured'),
+    'copying': Constant(1.4e9, 'B/s', 'see the text below', 'measured'),
     'shard image': Constant(31e3, 'B', '[benchmarks](benchmarks.md#input-pipeline): shards of 256 px', 'measured'),
     'file image': Constant(110e3, 'B', 'mean of ImageNet-1K', 'cited'),
     'shard decoding': Constant(1616, 'images/s of a core', WORKER + 'shards', 'measured'),
@@ -76,15 +78,12 @@ def constant(name: str) -> float:
     return CONSTANTS[name].value
 
 
-# Name → config, and what is changed in it. Teachers of the second stage, which are as large as the student.
+# Name → config and size of the student. Of ViT-g, for which dBOT has no recipe, the size is DINOv2's.
 MODELS_OF = {
-    'B/16': ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', {}),
-    'L/16': ('dbot/dbot_vit-large-p16_8xb512-2x800e_in1k', {}),
-    'H/14': ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', {}),
-    'g/14': (
-        'dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k',
-        {'model.backbone.arch': dict(width=1536, depth=40, num_heads=24)},
-    ),
+    'B/16': ('dbot/dbot_vit-base-p16_8xb512-2x800e_in1k', 'b'),
+    'L/16': ('dbot/dbot_vit-large-p16_8xb512-2x800e_in1k', 'l'),
+    'H/14': ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'h'),
+    'g/14': ('dbot/dbot_vit-huge-p14_8xb512-2x800e_in1k', 'g'),
 }
 MAE = 'mae/mae_vit-base-p16_8xb512-1600e_in1k'
 
@@ -97,6 +96,12 @@ class Counted:
     launches: int  #: Operations that are no views, forward and backward
     trained: int  #: Parameters that are trained
     teachers: int  #: Weights of the teachers
+
+
+@cache
+def counted(config: str, arch: str) -> Counted:
+    """Read what was counted of a config whose student has another size."""
+    return Counted(**json.loads(COUNTED.read_text())[f'{config} {arch}'])
 
 
 class Launches(TorchDispatchMode):
@@ -115,9 +120,9 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step(model: Any, images: torch.Tensor) -> None:
-    """Forward in bf16 as recipes run it, and backward."""
-    with torch.autocast('cpu', torch.bfloat16):
+def step(model: Any, images: torch.Tensor, *, half: bool) -> None:
+    """Forward, in bf16 as recipes run it or in float32, and backward."""
+    with torch.autocast('cpu', torch.bfloat16, enabled=half):
         loss, _ = model.parse_losses(model.loss(images))
     loss.backward()
 
@@ -133,24 +138,22 @@ def narrow(depth: int) -> tuple[Any, torch.Tensor]:
     return model, torch.zeros(1, 3, 64, 64)
 
 
-def launches_of(depth: int) -> int:
+def launches_of(depth: int, *, half: bool = True) -> int:
     """Count the operations of a step."""
     model, images = narrow(depth)
     model.zero_grad()
     with Launches() as launches:
-        step(model, images)
+        step(model, images, half=half)
     return launches.count
 
 
-@cache
-def counted(config: str, arch: str | tuple[tuple[str, int], ...] | None = None) -> Counted:
-    """Count a config's step on tensors without values; ``arch`` replaces the student's size."""
+def count(config: str, arch: str) -> Counted:
+    """Count a config's step on tensors without values, with a student of another size."""
     init_default_scope('mmpretrain')
     if not MMLogger.check_instance_created('scaling'):
         MMLogger.get_instance('scaling', log_level='WARNING')
     cfg = get_config(config)
-    if arch is not None:
-        cfg.model.backbone.arch = arch if isinstance(arch, str) else dict(arch)
+    cfg.model.backbone.arch = dict(width=1536, depth=40, num_heads=24) if arch == 'g' else arch
     if 'boot' in cfg.model.teachers:
         cfg.model.teachers.boot.pop('start_depth', None)  # from the second stage on, teachers are whole
     options = {'data_preprocessor': cfg.data_preprocessor, **without_checkpoints(cfg.model.to_dict())}
@@ -167,10 +170,8 @@ def counted(config: str, arch: str | tuple[tuple[str, int], ...] | None = None) 
 
 
 def model_of(name: str) -> Counted:
-    """Count one of ``MODELS_OF``."""
-    config, changes = MODELS_OF[name]
-    arch = changes.get('model.backbone.arch')
-    return counted(config, tuple(arch.items()) if arch else None)
+    """One of ``MODELS_OF``."""
+    return counted(*MODELS_OF[name])
 
 
 @dataclass(frozen=True)
@@ -432,9 +433,10 @@ deviation from the published time. The third column is the share of the peak tha
 LAST = """
 
 `launch` is the host's time for an operation of an eager step, measured on a CPU: a step of one image of 64 px of dBOT with a
-student of width 16, over its operations. Launching on a GPU comes on top, so that the floor is a lower bound. `copying` is
-how fast a checkpoint's share was copied to main memory. `python tools/docs/scaling.py --measure` measures both (one thread of
-an AMD EPYC, Zen 4, shared with other jobs). On a GPU neither has been measured.
+student of width 16 in float32, over its operations; the fastest of 40. A faster host takes less, launching on a GPU
+comes on top. `copying` is how fast a
+checkpoint's share was copied to main memory. `python tools/docs/scaling.py --measure` measures both (one thread of an AMD EPYC,
+Zen 4, shared with other jobs). On a GPU neither has been measured.
 
 Counted from the models, with a whole teacher, forward and backward without the optimiser:
 
@@ -545,11 +547,11 @@ def measure() -> None:
     init_default_scope('mmpretrain')
     (model, images), times = narrow(12), []
     for _ in range(40):
-        start = time.perf_counter()
         model.zero_grad()
-        step(model, images)
+        start = time.perf_counter()
+        step(model, images, half=False)  # a CPU's bf16 takes detours
         times.append(time.perf_counter() - start)
-    print(f'launch: {median(times) / launches_of(12) * 1e6:.2f} µs, {launches_of(12)} operations')
+    print(f'launch: {min(times) / launches_of(12, half=False) * 1e6:.2f} µs')
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     tensors, times = {str(number): torch.ones(2**24) for number in range(16)}, []
     for _ in range(5):
@@ -569,7 +571,12 @@ def main() -> None:
     parser.add_argument(
         '--measure', action='store_true', help='measure what a CPU can measure, and stop (default: off)'
     )
+    parser.add_argument('--count', action='store_true', help='count the models anew, a minute (default: off)')
     args = parser.parse_args()
+    if args.count:
+        wanted = {*MODELS_OF.values(), *((entry.config, entry.arch) for entry in PUBLISHED)}
+        counts = {f'{config} {arch}': asdict(count(config, arch)) for config, arch in sorted(wanted)}
+        COUNTED.write_text(json.dumps(counts, indent=1) + '\n')
     if args.measure:
         measure()
         return

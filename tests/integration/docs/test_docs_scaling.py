@@ -39,9 +39,9 @@ def test_page__one_run_by_hand():
     cell = f'{gradients / 1e9:.2f} GB, {1e3 * 2 * 63 / 64 * gradients / 400e9:.1f} ms, 0.0 ms'
     assert row(page, 'B/16', '64', cell)
     lost = 64 * 419 / 54 / 16384 / 86400 * (450 + 600)
-    stall = 4 * (3 * (encoder + decoder) + encoder) / 64 / 1.9e9 / 900
+    stall = 4 * (3 * (encoder + decoder) + encoder) / 64 / 1.4e9 / 900
     hours = 1600 * 1_281_167 / 4096 * step / (1 - lost - stall) / 3600
-    assert float(row(page, 'B/16', '64')[6].split(' / ')[0]) == pytest.approx(hours, rel=0.01)
+    assert float(row(page, 'B/16', '64')[6].split(' / ')[0]) == pytest.approx(hours, abs=0.06)
 
 
 def test_page__published_times():
@@ -54,8 +54,17 @@ def test_page__published_times():
 
 
 def test_counted__is_what_the_benchmarks_count(script):
+    """Of ViT-B now, and its numbers in the file are those of a new count."""
+    config, arch = script['MODELS_OF']['B/16']
+    assert script['count'](config, arch) == script['model_of']('B/16')
     assert script['model_of']('B/16').flops == pytest.approx(91.68e9, rel=1e-4)
     assert script['counted'](script['MAE'], 'b').flops == pytest.approx(57.14e9, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['L/16', 'H/14', 'g/14'])
+def test_counted__of_the_large_models(script, name):
+    assert script['count'](*script['MODELS_OF'][name]) == script['model_of'](name)
 
 
 def test_constants__each_has_a_source(script):
