@@ -175,7 +175,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _begin(self, runner: Runner, name: str, **options: Any) -> Callable[[Path | str], Any] | None:
         """Copy what this process writes, and return what writes it to a path; None if it writes nothing."""
-        strategy = getattr(runner, 'strategy', None)
+        strategy: Any = getattr(runner, 'strategy', None)
         if hasattr(strategy, 'finish') and '://' not in self.path:
             strategy.beside = True
             try:
@@ -187,7 +187,7 @@ class AtomicCheckpointHook(CheckpointHook):
             return lambda temporary: finish and finish()
         state = take_state(runner, **options)
         backends = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
-        return state and (lambda path: save_checkpoint(state, str(path), **backends))
+        return None if state is None else (lambda path: save_checkpoint(state, str(path), **backends))
 
     def _write(self, write: Callable[[Path | str], Any], path: str, work_dir: str, outdated: list[int]) -> None:
         """Write a checkpoint; in the thread."""
