@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -61,11 +62,12 @@ def run_row(name: str, gpus: int) -> list[str]:
     runs = goal(name, gpus), today(name, gpus)
 
     def both(form: Callable[[Run], str]) -> str:
-        return ' / '.join(form(run) for run in runs)
+        return ' / '.join(dict.fromkeys(form(run) for run in runs))
 
     return [
         name, f'{gpus:,}', f'{runs[0].batch:,}', f'{runs[0].images:g}', both(lambda run: f'{1e3 * run.step:.1f}'), both(bound),
-        both(lambda run: f'{run.hours:,.1f}'), both(lambda run: f'{run.hours * gpus:,.0f}'),
+        both(lambda run: f'{run.hours:,.1f}' if run.hours > 10 else f'{run.hours:.2f}'),
+        both(lambda run: f'{run.hours * gpus:,.0f}'),
     ]  # fmt: skip
 
 
@@ -101,11 +103,9 @@ def draw(path: Path) -> None:
     axes.set_xticks(GPUS, [f'{gpus:,}' for gpus in GPUS])
     axes.set_yticks([0.1, 1, 10, 100], ['6 min', '1 h', '10 h', '100 h'])
     axes.minorticks_off()
-    axes.set(
-        xlabel='H100 GPUs',
-        ylabel='1600 epochs of ImageNet-1K',
-        title='dBOT at half of the peak; dotted: perfect scaling',
-    )
+    axes.set(xlabel='H100 GPUs', ylabel='1600 epochs of ImageNet-1K', title='dBOT, estimated')
+    text = 'solid: 50 % of the peak, CUDA graphs\ndashed: 25 %, eager\ndotted: perfect scaling of the solid lines'
+    axes.text(0.02, 0.04, text, transform=axes.transAxes, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(exist_ok=True)
@@ -162,10 +162,9 @@ deviation from the published time. The third column is the share of the peak tha
 LAST = """
 
 `launch` is the host's time for an operation of an eager step, measured on a CPU: a step of one image of 64 px of dBOT with a
-student of width 16 in float32, over its operations; the fastest of 40. A faster host takes less, launching on a GPU
-comes on top. `copying` is how fast a
-checkpoint's share was copied to main memory. `python tools/docs/scaling.py --measure` measures both (one thread of an AMD EPYC,
-Zen 4, shared with other jobs). On a GPU neither has been measured.
+student of width 16 in float32, over its operations; the fastest of 40. A faster host takes less, and launching on a GPU comes
+on top. `copying` is how fast a checkpoint's share was copied to main memory. `python tools/docs/scaling.py --measure` measures
+both (one thread of an AMD EPYC, Zen 4, shared with other jobs). On a GPU neither has been measured.
 
 Counted from the models, with a whole teacher, forward and backward without the optimiser:
 
@@ -180,6 +179,8 @@ def notes() -> str:
     fast, giant = goal('B/16', most), goal('g/14', most)
     speed, interval = goal('B/16', 8).speed, DAY / HOUR / (most * constant('interruptions'))
     shards, files = (8 * speed / constant(f'{kind} decoding') for kind in ('shard', 'file'))
+    read = GPUS[-2] * speed * constant('shard image')
+    gains = [goal(name, GPUS[-2]).hours / goal(name, most).hours for name in MODELS_OF]
     stall = max(goal(name, gpus).stall for name in MODELS_OF for gpus in GPUS)
     lines = (
         f'**Launches, in eager steps.** A step of ViT-B/16 launches at least {slow[8].model.launches:,} kernels: '
@@ -188,9 +189,9 @@ def notes() -> str:
         f'**The batch.** Even of {fast.batch:,} images, {most} GPUs get {fast.images:g} each.',
         f'**The network, with so few images.** The sum of the gradients of ViT-B takes {1e3 * fast.communication:.1f} ms, '
         f'its step {1e3 * fast.compute:.1f} ms; of ViT-g {1e3 * giant.communication:.0f} and {1e3 * giant.compute:.0f} ms. '
-        f'Between 512 and {most} GPUs little is left to gain.',
-        f'**Decoding.** At {speed:,.0f} images/s, eight GPUs that train ViT-B need {shards:.0f} cores from shards, and '
-        f'{files:.0f} from files.',
+        f'From {GPUS[-2]} to {most} GPUs, runs become {min(gains):.1f} to {max(gains):.1f} times as fast, not eight times.',
+        f'**Reading and decoding.** At {speed:,.0f} images/s, eight GPUs that train ViT-B need {shards:.0f} cores from shards, '
+        f'and {files:.0f} from files. {GPUS[-2]} GPUs read {read / 1e9:.0f} GB/s of shards.',
         f'**Not failures.** {most} GPUs are interrupted every {interval:.0f} hours. With checkpoints every 15 minutes that '
         f'costs {fast.lost:.1%} of the time.',
         f'**Not checkpoints.** They hold training for at most {stall:.2%} of the time.',
@@ -249,25 +250,9 @@ def page() -> str:
         ['constant', 'value', 'unit', 'kind', 'source'],
         [[name, shown(c.value), c.unit, c.kind, c.source] for name, c in CONSTANTS.items()],
     )
-    return (
-        HEAD
-        + notes()
-        + HOW
-        + runs
-        + '\n'
-        + MACHINE
-        + machines
-        + '\n'
-        + CHECK
-        + published
-        + '\n'
-        + caveats()
-        + '\n## Constants\n\n'
-        + constants
-        + LAST
-        + models
-        + '\n'
-    )
+    text = HEAD + notes() + HOW + runs + '\n' + MACHINE + machines + '\n' + CHECK + published + '\n' + caveats()
+    text += '\n## Constants\n\n' + constants + LAST + models + '\n'
+    return re.sub(r'(\d)%', r'\1 %', text)
 
 
 def main() -> None:
