@@ -24,7 +24,7 @@ from mkd_plugin.preflight.plan import Memory, memory_of
 GIB = 2**30
 
 
-class AnyValue(TorchDispatchMode):
+class AnyValue(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers every reading of a value, which a tensor of :class:`FakeTensorMode` does not have: with 1, or False."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +49,8 @@ def memory_needed(cfg: Config, images: int) -> tuple[Memory, int]:
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), AnyValue():
+    any_value = AnyValue()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), any_value:
         warnings.simplefilter('ignore')  # mmengine and torch ask for addresses of tensors that have none
         model: Any = MODELS.build(ConfigDict(options)).train()
         model.begin_training(Progress(0, 2))
