@@ -3,6 +3,7 @@
     mkd train configs/dbot/dbot_digits.py [--work-dir DIR] [--resume [FILE]] [--cfg-options KEY=VALUE ...]
     mkd train dbot:momentum-0.9998          train a row of configs/dbot/ablations.yml
     mkd train CONFIG --dry-run              show what would run and what is missing, and try one step on random images
+    mkd train CONFIG --find-batch           find the largest batch that fits in memory
 
 The arguments are those of the hosts' own tools. To train on several processes, run tools/dist_train.sh or
 tools/slurm_train.sh. `--cfg-options data_root=DIR` sets the folder of all datasets.
@@ -65,9 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '4 on a CPU)',
     )
     parser.add_argument(
+        '--find-batch',
+        nargs='?',
+        type=at_least(1),
+        const=0,
+        metavar='MIB',
+        help='find the largest batch that fits in MIB of memory, without training (default: off; MIB is what is free)',
+    )
+    parser.add_argument(
         '--processes',
         type=at_least(1),
-        help='number of processes that --dry-run assumes (default: those of the launcher)',
+        help='number of processes that --dry-run and --find-batch assume (default: those of the launcher)',
     )
 
 
@@ -83,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
     rank, processes = processes_from_environment(args.launcher)
-    if args.dry_run is not None and rank > 0:
+    if (args.dry_run is not None or args.find_batch is not None) and rank > 0:
         return 0
     apply_training_options(
         cfg, amp=args.amp, validate=not args.no_validate, auto_scale_lr=args.auto_scale_lr, resume=args.resume
@@ -96,6 +105,13 @@ def run(args: argparse.Namespace) -> int:
         from mkd_plugin.preflight.dry_run import dry_run
 
         return dry_run(cfg, processes=args.processes or processes, images=args.dry_run)
+    if args.find_batch is not None:
+        from mkd_plugin.preflight.batch import find_batch
+        from mkd_plugin.preflight.rehearsal import check_for_report
+
+        check_for_report(cfg)
+        find_batch(cfg, processes=args.processes or processes, limit=args.find_batch)
+        return 0
 
     from mkd_plugin.engine.run_folder import check_unused, held
     from mkd_plugin.preflight.annotations import check_annotations, check_samples

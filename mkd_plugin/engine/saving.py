@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -37,8 +38,9 @@ ALLOWED = [name for name in inspect.signature(CheckpointHook.__init__).parameter
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` with atomic writes beside training, and with checkpoints by time.
 
-    * Training waits only while the state is copied to main memory; a thread writes it. The next checkpoint waits for it. If
-      it cannot be written, the run stops at its next step. The log says for how long training was held.
+    * Training waits only while the state is copied to main memory; a thread writes it, of sharded runs one in each process.
+      The next checkpoint waits for it. If it cannot be written, the run stops at its next step. The log says for how
+      long training was held.
     * A checkpoint is written to a temporary file, flushed to disk and renamed; only then is an old one deleted.
     * A checkpoint does not contain accumulated gradients. One that is due between two optimiser steps is written at the
       next step, under its own name (``epoch_3.pth`` then includes a few iterations of epoch 4).
@@ -116,8 +118,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self._finish_writing(runner)
         super().after_train(runner)
         recent = self.file_backend.join_path(self.out_dir, RECENT)
-        if is_main_process() and self.path not in ('', recent) and self.file_backend.exists(recent):
-            self.file_backend.remove(recent)
+        if is_main_process() and self.path not in ('', recent):
+            self._remove(recent)
 
     def _is_time(self) -> bool:
         """Whether the last checkpoint is old, on the clock of the first process."""
@@ -164,28 +166,38 @@ class AtomicCheckpointHook(CheckpointHook):
         options = dict(by_epoch=self.by_epoch and meta['epoch'] > runner.epoch)
         options |= dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
         self.path = self.file_backend.join_path(self.out_dir, name)
-        if getattr(getattr(runner, 'strategy', None), 'writes_shares', False):  # each process its own, all of them now
-            save_atomically(runner, self.out_dir, name, meta=meta, **options)
-            if is_main_process():
-                point_to(self.path, work_dir=runner.work_dir)
-                self._forget(outdated)
-        else:
-            state = take_state(runner, meta=meta, **options)
-            if state is not None:
-                self.writing = write_beside(partial(self._write, state, self.path, runner.work_dir, outdated))
+        write = self._begin(runner, name, meta=meta, **options)
+        if write is not None:
+            self.writing = write_beside(partial(self._write, write, self.path, runner.work_dir, outdated))
         self.wanted, self.saved = False, time.monotonic()
         self.stall = self.saved - began
         self.held += self.stall
 
-    def _write(self, state: dict[str, Any], path: str, work_dir: str, outdated: list[int]) -> None:
+    def _begin(self, runner: Runner, name: str, **options: Any) -> Callable[[Path | str], Any] | None:
+        """Copy what this process writes, and return what writes it to a path; None if it writes nothing."""
+        strategy: Any = getattr(runner, 'strategy', None)
+        if hasattr(strategy, 'finish') and '://' not in self.path:
+            strategy.beside = True
+            try:
+                with explained(self.path, runner.work_dir):
+                    runner.save_checkpoint(str(self.out_dir), name + TEMPORARY, **options)
+            finally:
+                strategy.beside = False
+            finish = strategy.finish
+            return lambda temporary: finish and finish()
+        state = take_state(runner, **options)
+        backends = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
+        return None if state is None else (lambda path: save_checkpoint(state, str(path), **backends))
+
+    def _write(self, write: Callable[[Path | str], Any], path: str, work_dir: str, outdated: list[int]) -> None:
         """Write a checkpoint; in the thread."""
-        options = dict(file_client_args=self.file_client_args, backend_args=self.backend_args)
         if '://' in path:
-            save_checkpoint(state, path, **options)
+            write(path)
         else:
-            write_whole_file(Path(path), lambda temporary: save_checkpoint(state, str(temporary), **options))
-        point_to(path, work_dir=work_dir)
-        self._forget(outdated)
+            write_whole_file(Path(path), write)
+        if is_main_process():
+            point_to(path, work_dir=work_dir)
+            self._forget(outdated)
 
     def _finish_writing(self, runner: Runner) -> None:
         """Wait for the thread, and say for how long the checkpoint held training."""
@@ -203,11 +215,14 @@ class AtomicCheckpointHook(CheckpointHook):
     def _forget(self, steps: list[int]) -> None:
         """Delete the checkpoints of these steps."""
         for step in steps:
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):
-                self.file_backend.rmtree(path)
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
+
+    def _remove(self, path: str) -> None:
+        """Delete a checkpoint, a file or a folder of shares, if it is there."""
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         super()._save_best_checkpoint(AtomicRunner(runner), metrics)

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from mkd_plugin.checkpoint.read import RUN_FILE, CheckpointError, read_checkpoint, read_description
 
@@ -34,14 +37,29 @@ INDEXED = {
 }  # fmt: skip
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Write this process's share of the tensors, and on rank 0 the rest. Every process must call it."""
-    index: Any = save(tensors, storage_writer=FileSystemWriter(folder))
-    if is_main_process():
-        pieces = {INDEX: 1}
-        for piece in index.storage_data.values():
-            pieces[piece.relative_path] = max(pieces.get(piece.relative_path, 0), piece.offset + piece.length)
-        torch.save({**rest, 'pieces': pieces}, folder / RUN_FILE)
+def begin_shards(
+    folder: Path, tensors: dict[str, Tensor], rest: dict[str, Any], group: Any = None
+) -> Callable[[], None]:
+    """Copy this process's share of the tensors to main memory, and begin to write it in a thread. Every process must call it.
+
+    ``group`` is for these threads alone, with a backend for CPUs. Returns a function that waits until all processes have
+    written, and then writes the rest on rank 0; it raises the OSError of any process.
+    """
+    writing: Any = async_save(tensors, storage_writer=FileSystemWriter(folder), process_group=group)
+    kept = copy.deepcopy(rest) if is_main_process() else {}
+
+    def finish() -> None:
+        try:
+            index = writing.result()
+        except CheckpointException as error:
+            raise next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), error) from error
+        if is_main_process():
+            pieces = {INDEX: 1}
+            for piece in index.storage_data.values():
+                pieces[piece.relative_path] = max(pieces.get(piece.relative_path, 0), piece.offset + piece.length)
+            torch.save({**kept, 'pieces': pieces}, folder / RUN_FILE)
+
+    return finish
 
 
 def read_rest(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.runner import FlexibleRunner
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
+from torch.distributed import new_group
 
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.exact_resume import ExactResumeHook
-from mkd_plugin.engine.shard_files import read_rest, read_shards, write_shards
+from mkd_plugin.engine.shard_files import begin_shards, read_rest, read_shards
 from mkd_plugin.engine.sharding import is_share, on_rank_0, share_of, whole_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.registry import RUNNERS, STRATEGIES
@@ -49,7 +51,8 @@ class ShardedStrategy(DDPStrategy):
         ValueError: This PyTorch has no FSDP2; ``param_dtype`` is unknown, or set without ``AmpOptimWrapper``.
     """
 
-    writes_shares = True  # every process takes part in writing a checkpoint
+    beside = False  # whether ``save_checkpoint`` returns once the shares are copied, and leaves the rest to ``finish``
+    finish: Callable[[], None] | None = None  # None after a checkpoint that is a file
 
     def __init__(self, *, shard_teachers: bool = True, param_dtype: str | None = None, **options: Any) -> None:
         if sharding.fully_shard is None:
@@ -67,6 +70,9 @@ class ShardedStrategy(DDPStrategy):
         self.saved = set(model.state_dict())  # sharded teachers become parameters, which are always in a state dict
         self.sharding = sharding.shard_options(self.param_dtype)
         sharding.shard_trained(model, self.sharding)
+        self.writers = new_group(
+            backend='gloo'
+        )  # the thread that writes must not disturb the order of training's messages
         return model
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> BaseOptimWrapper:
@@ -100,6 +106,7 @@ class ShardedStrategy(DDPStrategy):
         meta.update(seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine=mmengine.__version__)
         last = meta.get('iter', 0) >= self.dispatch_kwargs.get('max_iters', math.inf)
         shares = save_optimizer and not last and '://' not in filename
+        self.finish = None
         own = self.model.state_dict()
         weights = {name: own[name] for name in own if name in self.saved}
         if save_optimizer:
@@ -126,7 +133,9 @@ class ShardedStrategy(DDPStrategy):
         if callback is not None:
             callback(rest)  # its checks see this process's share
         del rest['state_dict']
-        write_shards(folder, tensors, rest)
+        self.finish = begin_shards(folder, tensors, rest, self.writers)
+        if not self.beside:
+            self.finish()
 
     def load_checkpoint(self, filename: str, *, map_location: Any = 'cpu', callback: Any = None, **options: Any) -> Any:
         """Load this process's share of a checkpoint; a file is read into main memory, whatever ``map_location`` says."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from mkd_plugin.engine.optim import group_table
 from mkd_plugin.preflight.annotations import check_annotations
+from mkd_plugin.preflight.batch import rate_advice
 from mkd_plugin.preflight.checks import LOADERS, check_schedule, check_work_dir, missing_files, missing_tree
 from mkd_plugin.preflight.mistakes import explain
 from mkd_plugin.preflight.plan import (
@@ -133,6 +134,10 @@ class DryRun:
                 f'{batch.base / batch.images / batch.accumulation:.4g} processes, accumulate '
                 f'{batch.base / batch.images / batch.processes:.4g} steps, or --auto-scale-lr'
             )
+        optimizer = self.cfg.optim_wrapper.optimizer
+        advice = rate_advice(batch, optimizer.lr, str(optimizer.type))
+        if advice:
+            self.say(f'[yellow]note[/] {escape(advice)}')
 
     def build(self) -> None:
         self.model, self.optim_wrapper = build_for_step(self.cfg, ratio=self.batch.ratio)

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ from mkd_plugin.evaluation.images import Preprocessing, class_folders, open_imag
 from mkd_plugin.evaluation.knn import knn_accuracy
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
+from mkd_plugin.preflight.batch import out_of_memory
 from mkd_plugin.preflight.checks import check_work_dir
 from mkd_plugin.preflight.config import fit_to_device, has_bfloat16
+from mkd_plugin.preflight.memory import GIB, memory_free, memory_needed
 from mkd_plugin.preflight.plan import MIN_STAGE, build_for_step, fake_batch, run_step
 from mkd_plugin.preflight.tracking import check_wandb
 from mkd_plugin.pretraining.config import TeacherFile, config_of, schedule_of_method, text_of
-from mkd_plugin.pretraining.recipe import METHODS, Data, Machine, Recipe, Request, choose, fit_to_time, table
+from mkd_plugin.pretraining.recipe import METHODS, STUDENTS, Data, Machine, Recipe, Request, choose, fit_to_time, table
 from mkd_plugin.utils.files import write_whole
 
 CONFIG = 'pretrain.py'  # in the output folder
@@ -108,7 +110,9 @@ def try_steps(cfg: Config, recipe: Recipe, machine: Machine, say: Say) -> None:
         try:
             seconds = time_of_step(cfg, images)
             break
-        except (torch.cuda.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             before = recipe.images_at_once
             recipe.halve()
             say(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
@@ -127,6 +131,22 @@ def time_of_step(cfg: Config, images: int) -> float:
     fit_to_device(cfg)
     model, optim_wrapper = build_for_step(cfg)
     return run_step(model, optim_wrapper, fake_batch(cfg, images)).seconds
+
+
+def check_memory(config: Callable[[str], Config], student: str) -> None:
+    """Raise ValueError if a step of one image of a student does not fit; ``config`` gives the run's for a student."""
+    free = memory_free()
+    for size in list(STUDENTS)[list(STUDENTS).index(student) :: -1]:
+        kept, saved = memory_needed(config(size), 1)
+        total = sum(kept) + saved
+        if size == student:
+            told = f'--student {student} needs {total / GIB:.1f} GiB for a step of one image, {free / GIB:.1f} GiB are free'
+        if total <= free:
+            break
+    else:
+        raise ValueError(f'{told}, and no smaller --student fits: free memory.')
+    if size != student:
+        raise ValueError(f'{told}. --student {size} fits: {total / GIB:.1f} GiB.')
 
 
 def train(config: Path, out: Path, machine: Machine, *, resume: bool, wandb: str | None = None) -> int:
@@ -257,6 +277,13 @@ def plan(
     check_work_dir(out)
     schedules = {name: schedule_of_method(name) for name in METHODS}
     recipe = choose(request, found.data, machine, schedules)
+    init_default_scope('mmpretrain')
+
+    def config_for(student: str) -> Config:
+        tried = choose(replace(request, student=student), found.data, machine, schedules)
+        return config_of(tried, found.dataset, teachers)
+
+    check_memory(config_for, recipe.student)
     cfg = config_of(recipe, found.dataset, teachers)
     if request.epochs is None or machine.gpus:
         try_steps(cfg, recipe, machine, say)

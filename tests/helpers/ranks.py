@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from mmpretrain.structures import DataSample
 
+from mkd_plugin.engine import saving
 from mkd_plugin.models import MaskedDistiller
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,18 @@ def numbers_of(value: Any) -> int:
     if isinstance(value, list):
         return sum(map(numbers_of, value))
     return value.to_local().numel() if hasattr(value, 'to_local') else value.numel()
+
+
+@HOOKS.register_module()
+class SavesOften(Hook):
+    """Lets checkpoints hold training for as long as they do, and notes which were there by time, as folders."""
+
+    def before_train(self, runner: Any) -> None:
+        saving.SHARE = 100.0
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if Path(runner.work_dir, 'recent.pth').is_dir():
+            Path(runner.work_dir, f'recent_{runner.rank}').touch()
 
 
 @HOOKS.register_module()

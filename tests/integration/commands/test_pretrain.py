@@ -17,6 +17,7 @@ from mkd_cli.pretrain import add_arguments
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import ModelSpec
 from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.preflight.memory import memory_needed
 from mkd_plugin.pretraining import run
 from mkd_plugin.pretraining.config import config_of, schedule_of_method, text_of
 from mkd_plugin.pretraining.recipe import METHODS, STUDENTS, Data, Machine, Recipe, Request, choose
@@ -63,6 +64,7 @@ def test_config__every_method_takes_a_step(folder, teacher, method, teachers):
     recipe = small_recipe(method, teachers)
     cfg = config_of(recipe, find_images(folder).dataset, opened)
     assert time_of_step(cfg, 2) > 0
+    assert memory_needed(cfg, 2)[1] > 2 * memory_needed(cfg, 1)[1] * 0.9 > 0
     objectives = [entry for entry in cfg.model.objectives.values() if entry.teacher in opened]
     weights = [entry.get('weight', 1.0) for entry in objectives]
     assert sum(weights) == pytest.approx(2.0 if method == 'hybrid' else min(teachers, 1))
@@ -74,7 +76,7 @@ def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkey
     def fail_twice(cfg, images):
         tried.append(images)
         if len(tried) < 3:
-            raise torch.cuda.OutOfMemoryError
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory") if tried[1:] else torch.OutOfMemoryError
         return 0.1
 
     monkeypatch.setattr(run, 'time_of_step', fail_twice)
@@ -124,6 +126,7 @@ def test_config__teacher_of_timm(folder, tmp_path):
         small_recipe('maskdistill', 1), find_images(folder).dataset, open_teachers([f'timm:resnet10t={path}'])
     )
     assert time_of_step(cfg, 2) > 0
+    assert memory_needed(cfg, 1)[0].teachers > 4 * 4.9e6  # resnet10t has 5.4 million
 
 
 def test_text__reads_back_as_the_same_config(folder, tmp_path):
@@ -166,6 +169,33 @@ def test_pretrain__then_look_and_export(folder, tmp_path, capfd, monkeypatch):
     assert main(['export', str(made), str(graph), '--to', 'onnx']) == 0
     assert 'ONNX Runtime' in capfd.readouterr().out
     assert graph.stat().st_size > 2**20
+
+
+@pytest.mark.parametrize('student', ['l', 'b'])
+def test_pretrain__a_student_that_does_not_fit_is_refused_before_work_begins(
+    folder, tmp_path, capfd, monkeypatch, student
+):
+    """On a machine with 1.4 GiB: a step of one image of ViT-S needs less, of ViT-B and ViT-L more."""
+    monkeypatch.setattr(run, 'memory_free', lambda: int(1.4 * 2**30))
+    monkeypatch.setattr(run, 'try_steps', None)
+    out = tmp_path / 'out'
+    arguments = [str(folder), '--student', student, '--method', 'mae', '--size', '32', '--epochs', '2', '--batch', '8']
+    assert main(['pretrain', *arguments, '--out', str(out), '--devices', 'cpu']) == 2
+    said = capfd.readouterr().err
+    needed = dict(l='5.2', b='1.7')[student]
+    assert f'--student {student} needs {needed} GiB for a step of one image' in said
+    assert 'step of one image, 1.4 GiB are free. --student s fits: 0.4 GiB.' in said
+    assert not out.exists()
+
+
+def test_check_memory__nothing_fits(folder, monkeypatch):
+    monkeypatch.setattr(run, 'memory_free', lambda: 2**20)
+    cfg = config_of(small_recipe('mae', 0), find_images(folder).dataset, {})
+    run.init_default_scope('mmpretrain')
+    with pytest.raises(
+        ValueError, match='--student ti needs 0.1 GiB .* 0.0 GiB are free, and no smaller --student fits'
+    ):
+        run.check_memory(lambda student: cfg, 'ti')
 
 
 @pytest.mark.parametrize(

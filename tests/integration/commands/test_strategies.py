@@ -36,6 +36,11 @@ custom_hooks += [dict(type='Shares')]
 train_dataloader['batch_size'] = 4 // {}
 optim_wrapper = dict(clip_grad=dict(max_norm=0.5))
 """
+BY_TIME = """
+custom_hooks += [dict(type='SavesOften')]
+default_hooks['checkpoint'].update(minutes=1e-4)
+default_hooks['logger'] = dict(interval=2)
+"""
 WHOLE_TEACHERS = 'strategy = dict(shard_teachers=False)'
 PREEMPTED = "custom_hooks += [dict(type='SignalAt', step=9, name='SIGTERM', ranks=[1], priority='VERY_HIGH')]"
 
@@ -73,7 +78,11 @@ def test_strategy_runner__one_process_is_the_ordinary_runners_bit_for_bit(run):
 
 @pytest.mark.parametrize(
     'processes, more',
-    [(2, ''), pytest.param(2, WHOLE_TEACHERS, marks=pytest.mark.slow), pytest.param(4, '', marks=pytest.mark.slow)],
+    [
+        (2, BY_TIME),
+        pytest.param(2, WHOLE_TEACHERS, marks=pytest.mark.slow),
+        pytest.param(4, '', marks=pytest.mark.slow),
+    ],
     ids=['two', 'two with whole teachers', 'four'],
 )
 def test_fsdp__is_one_process(run, processes, more):
@@ -86,6 +95,9 @@ def test_fsdp__is_one_process(run, processes, more):
     assert one['state_dict']['teachers.boot.num_promotions'] == 1
     assert one['optimizer']['param_groups'] == many['optimizer']['param_groups']
     torch.testing.assert_close(many['optimizer']['state'], one['optimizer']['state'], rtol=0, atol=1e-6)
+    if more == BY_TIME:  # written beside training, and deleted as a folder
+        assert (sharded / 'recent_1').exists() and not (sharded / 'recent.pth').exists()
+    assert not list(sharded.glob('*.tmp'))
 
 
 def test_fsdp__resumes_on_another_number_of_processes(run, tmp_path):
@@ -115,8 +127,8 @@ def test_fsdp__resumes_on_another_number_of_processes(run, tmp_path):
 
 def test_fsdp__every_weight_teacher_and_moment_is_shared_out(run):
     """Or the test above would compare DDP with itself."""
-    shares = [json.loads(path.read_text()) for path in run(FSDP, SAME.format(2)).glob('share_*.json')]
-    weights = read_checkpoint(run(FSDP, SAME.format(2)) / 'epoch_2.pth')['state_dict']
+    shares = [json.loads(path.read_text()) for path in run(FSDP, SAME.format(2) + BY_TIME).glob('share_*.json')]
+    weights = read_checkpoint(run(FSDP, SAME.format(2) + BY_TIME) / 'epoch_2.pth')['state_dict']
     trained = {name for name in shares[0] if name.startswith(('backbone.', 'objectives.'))}
     assert {name.removeprefix('backbone.') for name in trained if name.startswith('backbone.')} == {
         name.removeprefix('teachers.ema.network.') for name in shares[0] if name.startswith('teachers.ema.')

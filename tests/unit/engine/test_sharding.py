@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import threading
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.engine.shard_files import INDEX, check_pieces, read_rest, read_shards, write_shards
+from mkd_plugin.engine.shard_files import INDEX, begin_shards, check_pieces, read_rest, read_shards
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_whole_parameters__keeps_what_is_written(group, build_distiller):
 def shares(tmp_path, group):
     """A run's folder with one sharded checkpoint."""
     rest = dict(meta=dict(iter=3, epoch=1), optimizer={}, message_hub={})
-    write_shards(tmp_path / 'epoch_1.pth', {'model.a': torch.arange(6.0), 'model.n': torch.tensor(2)}, rest)
+    begin_shards(tmp_path / 'epoch_1.pth', {'model.a': torch.arange(6.0), 'model.n': torch.tensor(2)}, rest)()
     return tmp_path / 'epoch_1.pth'
 
 
@@ -89,6 +91,42 @@ def test_read_shards__gives_what_was_written(shares):
     assert tensors['model.a'].tolist() == [0, 1, 2, 3, 4, 5] and tensors['model.n'] == 2
     assert read_rest(shares)['meta'] == dict(iter=3, epoch=1)
     assert newest_checkpoint(shares.parent) == str(shares)
+
+
+def test_begin_shards__copies_before_it_returns_and_writes_beside(tmp_path, group, build_distiller, monkeypatch):
+    """On a CPU the weights that are saved are those that are trained."""
+    release, write = threading.Event(), FileSystemWriter.write_data
+
+    def held(self, *args):
+        release.wait(20)
+        return write(self, *args)
+
+    monkeypatch.setattr(FileSystemWriter, 'write_data', held)
+    model = build_distiller()
+    sharding.shard_trained(model, sharding.shard_options(None))
+    weights = {'w': model.backbone.cls_token, 'n': torch.tensor(2)}
+    before, rest = weights['w'].detach().full_tensor().clone(), dict(meta=dict(iter=3))
+    finish = begin_shards(tmp_path / 'x.pth', {name: value.detach() for name, value in weights.items()}, rest)
+    assert not (tmp_path / 'x.pth' / '.metadata').exists()
+    with torch.no_grad():
+        weights['w'].add_(1)
+        weights['n'] += 1
+    rest['meta']['iter'] = 4
+    release.set()
+    finish()
+    found = {'w': torch.zeros_like(before), 'n': torch.tensor(0)}
+    read_shards(tmp_path / 'x.pth', found)
+    assert torch.equal(found['w'], before) and found['n'] == 2 and read_rest(tmp_path / 'x.pth')['meta']['iter'] == 3
+
+
+def test_begin_shards__a_disk_that_is_full_is_an_os_error(tmp_path, group, monkeypatch):
+    def fail(self, *args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(FileSystemWriter, 'write_data', fail)
+    finish = begin_shards(tmp_path / 'x.pth', {'w': torch.zeros(3)}, {})
+    with pytest.raises(OSError, match='No space left'):
+        finish()
 
 
 @pytest.mark.parametrize('piece', ['run.pth', '.metadata', '__0_0.distcp'])
