@@ -149,7 +149,8 @@ def compare_configs(runner: Runner, old: Mapping[str, str]) -> tuple[list[str], 
     if before == now:
         return changes, []
     if reason := why_processes_count(runner):
-        return [f'{line}: {reason}' if line.startswith(PROCESSES) else line for line in changes], []
+        changes.remove(line := f'{PROCESSES}: {before} → {now}')
+        return [f'{line}, which decides the result: {reason}', *changes], []
     changes = [line for line in changes if not line.startswith((f'{PROCESSES}: ', f'{BATCH}: '))]
     images = before * int(old[BATCH])
     if images == now * int(new[BATCH]):
