@@ -77,8 +77,11 @@ def assert_same(one: Path, ranks_of_one: int, other: Path, ranks_of_other: int, 
     assert [found[step][0] for step in steps] == pytest.approx([wanted[step][0] for step in steps], rel=1e-6)
 
 
-@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('more', ['', BLOCKS], ids=['visible patches', 'blocks'])
+@pytest.mark.parametrize(
+    'processes, more',
+    [(2, ''), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, ''), (2, BLOCKS), (4, BLOCKS)))],
+    ids=['two', 'four', 'two with blocks', 'four with blocks'],
+)
 def test_train__any_number_of_processes_sees_the_same(folders, processes, more):
     alone, together = folders.run(1, more), folders.run(processes, more, workers=1)
     assert_same(alone, 1, together, processes, range(STEPS))
