@@ -64,6 +64,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = MirroredRegistry(
     'mkd_plugin optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=ENGINE
 )
 DATASETS = MirroredRegistry('mkd_plugin dataset', parent=root.DATASETS, locations=['mkd_plugin.datasets'])
+DATA_SAMPLERS = MirroredRegistry(
+    'mkd_plugin data sampler', parent=root.DATA_SAMPLERS, locations=['mkd_plugin.datasets']
+)
 TRANSFORMS = MirroredRegistry('mkd_plugin transform', parent=root.TRANSFORMS, locations=['mkd_plugin.datasets'])
 FUNCTIONS = MirroredRegistry('mkd_plugin function', parent=root.FUNCTIONS, locations=['mkd_plugin.datasets.crops'])
 

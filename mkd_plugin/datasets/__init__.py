@@ -4,10 +4,12 @@ from mkd_plugin.datasets.crops import CropForDevice, FlipOnDevice, PackCrops
 from mkd_plugin.datasets.digits import draw_labelled, write_digits
 from mkd_plugin.datasets.folder import ImageFolder
 from mkd_plugin.datasets.loading import LoadAnyImage
+from mkd_plugin.datasets.sampler import ElasticSampler
 from mkd_plugin.datasets.shards import ShardDataset
 
 __all__ = [
     'CropForDevice',
+    'ElasticSampler',
     'FlipOnDevice',
     'ImageFolder',
     'LoadAnyImage',

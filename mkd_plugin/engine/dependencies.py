@@ -1,14 +1,15 @@
 """What the result of a run depends on: recorded in its checkpoints and compared when it is resumed.
 
-===============================================================  =========================
+===============================================================  =======================================================
 changed since the checkpoint                                     then
-===============================================================  =========================
-config, seed, number of processes                                the run is refused
+===============================================================  =======================================================
+config, seed, images of a step                                   the run is refused
+number of processes that share the images of a step              a warning, or refused, with the reason
 number, names, labels, order of the training samples; classes    the run is refused
 content of a teacher's file                                      the run is refused
 versions of this package, torch, timm and the hosts              a warning
 number of threads, in training on a CPU                          a warning
-===============================================================  =========================
+===============================================================  =======================================================
 
 The content of the images is not compared: hashing it would take as long as an epoch of loading.
 """
@@ -22,15 +23,23 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import BatchSampler
 
 from mkd_plugin.checkpoint.read import provenance_of
+from mkd_plugin.datasets.sampler import ElasticSampler
 from mkd_plugin.engine.provenance import changed_teachers, changes_between, config_record, model_files, software
+from mkd_plugin.engine.run_utils import bare_model
+from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.targets import BatchStandardize
 from mkd_plugin.version import __version__
 
 CONFIG, INPUTS = 'mkd_config', 'mkd_inputs'  # keys in a checkpoint's meta
+PROCESSES, BATCH = 'world_size', 'train_dataloader.batch_size'  # entries of a config's record
 SHOWN = 7  # changes listed in a message, so that it has at most 12 lines
 LONGEST = 300  # characters of a change
 
@@ -103,7 +112,7 @@ def changes_since(runner: Runner, checkpoint: Mapping[str, Any]) -> tuple[list[s
     meta, before = checkpoint['meta'], provenance_of(checkpoint)
     old, new = meta.get(INPUTS, {}), inputs_of(runner)
     metainfo = getattr(runner.train_loop.dataloader.dataset, 'metainfo', None) or {}
-    deciding = changes_between(meta[CONFIG], config_record(runner.cfg)) if CONFIG in meta else []
+    deciding, others = compare_configs(runner, meta[CONFIG]) if CONFIG in meta else ([], [])
     deciding = [
         *changed_samples(old, new),
         *changed_classes((meta.get('dataset_meta') or {}).get('classes'), metainfo.get('classes')),
@@ -112,10 +121,42 @@ def changes_since(runner: Runner, checkpoint: Mapping[str, Any]) -> tuple[list[s
     ]
     versions = {**before.get('software', {}), 'mkd_plugin': before.get('version')} if before else {}
     now = {**software(), 'mkd_plugin': __version__}
-    others = [f'{name} {versions[name]} → {now.get(name)}' for name in versions if versions[name] != now.get(name)]
+    others += [f'{name} {versions[name]} → {now.get(name)}' for name in versions if versions[name] != now.get(name)]
     if None not in (old.get('threads'), new['threads']) and old['threads'] != new['threads']:
         others.append(f'threads of torch {old["threads"]} → {new["threads"]}')
     return deciding, others
+
+
+def why_processes_count(runner: Runner) -> str:
+    """Why other processes that share the same images of a step compute something else; '' if they do not."""
+    model, batches = bare_model(runner), runner.train_loop.dataloader.batch_sampler
+    if not isinstance(model, MaskedDistiller):
+        return f'{type(model).__name__} draws for each process'
+    for module in (*model.backbone.modules(), *model.objectives.modules()):  # type: ignore[attr-defined]
+        if isinstance(module, (BatchStandardize, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            return f'{type(module).__name__} uses the images of one process'
+    if type(batches) is not BatchSampler or not isinstance(batches.sampler, (ElasticSampler, InfiniteSampler)):
+        return 'only ElasticSampler and InfiniteSampler keep the order'
+    if isinstance(batches.sampler, ElasticSampler) and batches.sampler.round_up == batches.drop_last:
+        return 'round_up of the sampler must be the opposite of drop_last'
+    return ''
+
+
+def compare_configs(runner: Runner, old: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """One line per change of the config: those that decide the result, and the others."""
+    new = config_record(runner.cfg)
+    changes, before, now = changes_between(old, new), int(old[PROCESSES]), int(new[PROCESSES])
+    if before == now:
+        return changes, []
+    if reason := why_processes_count(runner):
+        return [f'{line}: {reason}' if line.startswith(PROCESSES) else line for line in changes], []
+    changes = [line for line in changes if not line.startswith((f'{PROCESSES}: ', f'{BATCH}: '))]
+    images = before * int(old[BATCH])
+    if images == now * int(new[BATCH]):
+        return changes, [f'number of processes {before} → {now}']
+    advice = f'a number of processes that divides {images}' if images % now else f'{BATCH}={images // now}'
+    wrong = f'images of a step: {before} × {old[BATCH]} → {now} × {new[BATCH]}. To keep {images}, use {advice}'
+    return [wrong, *changes], []
 
 
 def changed_samples(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from mkd_plugin.models.protocols import (
     pixel_statistics,
 )
 from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.models.vit.block import DropPath
 from mkd_plugin.registry import MODELS, build, check_options, check_values, parameters_of
 from mkd_plugin.structures import Region, TokenMask
 
@@ -76,6 +77,9 @@ class MaskedDistiller(BaseSelfSupervisor):
         terms = {name: build_objective(name, cfg, context) for name, cfg in objectives.items()}
         self.objectives = nn.ModuleDict(terms)  # type: ignore[assignment]
         self.balance: Balance = Balance() if balance is None else build(balance)
+        for name, module in self.named_modules():
+            if isinstance(module, DropPath):
+                module.name = name  # what two networks skip is independent
         self.student_taps = tuple({tap: None for term in terms.values() for tap in term.student_taps})
         self.requests = self._collect_requests()
         self._steps_not_followed: int | None = 0  # None once something promised to call after_step

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.structures import ALL, HIDDEN, VISIBLE, RegionSpec, RegionTokens, TapSpec, TokenFeatures, TokenMask
+from mkd_plugin.utils.draws import STEP
 
 TeacherFeatures = Callable[[str], TokenFeatures]
 
@@ -178,6 +180,8 @@ class Masking(nn.Module):
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw the masks of these images.
 
+        What :func:`~mkd_plugin.utils.draws.draw_uniform` draws is the same for any number of processes.
+
         Args:
             images_BCHW: The student's normalised images.
             teacher_features: Returns all tokens of a teacher listed in ``teacher_taps``.
@@ -249,8 +253,17 @@ class Term:
     weight: float | Tensor  #: Factor of the term in the sum
 
     def mean(self) -> Tensor:
-        """Average over pairs of taps and the region, times the weight."""
-        return self.weight * torch.stack([self.region.mean(loss) for loss in self.losses]).mean()
+        """Average over pairs of taps and the region, times the weight.
+
+        If the number of tokens varies, each process counts as much as it has: the mean over processes is that over the
+        tokens of the global batch.
+        """
+        mean = self.weight * torch.stack([self.region.mean(loss) for loss in self.losses]).mean()
+        if self.region.weight_BR is None or STEP.ranks == 1:
+            return mean
+        tokens = self.region.weight_BR.sum()
+        all_reduce(average := tokens.clone(), 'mean')
+        return mean * (tokens / average.clamp(min=1 / STEP.ranks))
 
     def per_image(self) -> Tensor:
         """Average over pairs of taps and each image's tokens, times the weight, (B,)."""

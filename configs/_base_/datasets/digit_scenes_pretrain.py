@@ -7,7 +7,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='mkd_plugin.ElasticSampler', shuffle=True),
     collate_fn=dict(type='mkd_plugin.collate_crops'),
     dataset=dict(
         type='mkd_plugin.ImageFolder',

@@ -8,7 +8,7 @@ train_dataloader = dict(
     batch_size=48,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='mkd_plugin.ElasticSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='CustomDataset',

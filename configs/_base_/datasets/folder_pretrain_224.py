@@ -14,7 +14,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,  # as the official loaders: a smaller last batch would be another step
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='mkd_plugin.ElasticSampler', shuffle=True, round_up=False),  # the same for any number of processes
     collate_fn=dict(type='mkd_plugin.collate_crops'),
     dataset=dict(
         type='mkd_plugin.ImageFolder',

@@ -12,5 +12,6 @@ train_pipeline = [
 train_dataloader = dict(
     pin_memory=True,
     drop_last=True,  # as the official loaders: a smaller last batch would be another step
+    sampler=dict(type='mkd_plugin.ElasticSampler', round_up=False),  # the same order for any number of processes
     collate_fn=dict(_delete_=True, type='mkd_plugin.collate_crops'),
     dataset=dict(pipeline=train_pipeline))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
+from mkd_plugin.utils.draws import draw_uniform, to_device
 
 ATTEMPTS = 10  # BEiT stops after this many rejected blocks in a row
 DRAWS = 64  # blocks proposed per image
@@ -107,14 +108,9 @@ class BlockMasking(Masking):
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw the blocks of all images."""
-        uniform_D4B = torch.rand(DRAWS, 4, len(images_BCHW))
+        uniform_D4B = draw_uniform('mask', (DRAWS, 4, len(images_BCHW)), 2, torch.device('cpu'))
         hidden_BRC = draw_blocks(
             uniform_D4B, self.grid, most=self.most_hidden, min_block=self.min_block, min_aspect=self.min_aspect
         )
         hidden_BL = to_device(torch.from_numpy(hidden_BRC).flatten(1), images_BCHW.device)
         return TokenMask(hidden_BL, most_hidden=self.most_hidden)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy from the host without waiting for the device."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else values.to(device)

@@ -12,6 +12,7 @@ from mkd_plugin.models.masking.random import count_visible
 from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import QueryKey, TokenMask, take
+from mkd_plugin.utils.draws import draw_uniform
 
 
 def attention_of_cls(logits: QueryKey, num_prefix: int) -> Tensor:
@@ -55,9 +56,9 @@ class AttentionMasking(Masking):
         logits = features.taps[self.tap]
         assert isinstance(logits, QueryKey)
         attention_BL = attention_of_cls(logits, features.num_prefix)
-        # Gumbel top-k: the largest of log p + Gumbel noise are a sample without replacement
-        noise_BL = -torch.empty_like(attention_BL, dtype=torch.float32).exponential_().log()
-        ids_BV = (attention_BL.float().log() + noise_BL).topk(self.num_visible, dim=1).indices
+        # the first arrivals at rates p are a sample without replacement; arrival times are exponential: −log(uniform) / p
+        uniform_BL = draw_uniform('mask', attention_BL.shape, 0, images_BCHW.device)
+        ids_BV = (attention_BL / -uniform_BL.log()).topk(self.num_visible, dim=1).indices
         return TokenMask.from_kept(ids_BV, self.num_patches)
 
 

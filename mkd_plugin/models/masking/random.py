@@ -8,6 +8,7 @@ from torch import Tensor
 from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
+from mkd_plugin.utils.draws import draw_uniform
 
 
 @MODELS.register_module()
@@ -80,7 +81,8 @@ class RandomMasking(Masking):
 
     def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
         """Draw one random mask per image."""
-        noise_BU = torch.rand(len(images_BCHW), self.units[0] * self.units[1], device=images_BCHW.device)
+        size = len(images_BCHW), self.units[0] * self.units[1]
+        noise_BU = draw_uniform('mask', size, 0, images_BCHW.device)
         kept_BV = noise_BU.argsort(dim=1)[:, : self.units_visible]
         if self.unit == 1:
             return TokenMask.from_kept(kept_BV, self.num_patches)

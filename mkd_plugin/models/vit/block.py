@@ -17,6 +17,7 @@ from mkd_plugin.models.vit.attention import Attention, AttentionOutput, LayerSca
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.registry import check_values, parameters_of
 from mkd_plugin.structures import take
+from mkd_plugin.utils.draws import draw_uniform
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class DropPath(nn.Module):
     def __init__(self, rates: Sequence[float]) -> None:
         super().__init__()
         self.rates = tuple(rates)
+        self.name = 'drop path'  # of its draws; a MaskedDistiller names each
         self.survival_K = 1 - torch.tensor(self.rates).repeat_interleave(2)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DropPath:
@@ -187,7 +189,7 @@ class DropPath(nn.Module):
         if not self.training or not any(self.rates):
             return [None] * len(self.rates)
         survival_K1 = self.survival_K.unsqueeze(1)
-        kept_KB = torch.rand(len(survival_K1), len(x_BND), device=x_BND.device) < survival_K1
+        kept_KB = draw_uniform(self.name, (len(survival_K1), len(x_BND)), 1, x_BND.device) < survival_K1
         factors_KB = kept_KB / survival_K1
         return list(factors_KB.view(-1, 2, len(x_BND), 1, 1).unbind())
 
