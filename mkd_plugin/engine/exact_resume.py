@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mkd_plugin.engine.checkpoints import check_resumable, newest_checkpoint
-from mkd_plugin.engine.dependencies import CONFIG, INPUTS, compare_with_checkpoint, inputs_of
+from mkd_plugin.engine.dependencies import CONFIG, INPUTS, check_same_samples, compare_with_checkpoint, inputs_of
 from mkd_plugin.engine.exact_loader import EndlessBatches, make_exact, seed_generators, why_not_exact
 from mkd_plugin.engine.provenance import config_record
 from mkd_plugin.engine.run_folder import RUN, RunFolder, claim
@@ -107,6 +107,8 @@ class ExactResumeHook(Hook):
         if self.folder is not None:
             runner.message_hub.update_info(RUN, self.folder.run)
         loop, self.seed = runner.train_loop, base_seed(runner)
+        self.inputs = self.inputs or inputs_of(runner)
+        check_same_samples(self.inputs)
         endless = hasattr(loop, 'dataloader_iterator')
         reason = why_not_exact(loop.dataloader, endless=endless)
         if reason is not None:

@@ -81,6 +81,13 @@ class ShardDataset(ReplaceUnreadable):
             **{'serialize_data': False, **options},  # the list is no list of objects
         )
 
+    def _join_prefix(self) -> None:
+        """Join the folder; mmengine does not know the protocols of fsspec."""
+        if '://' in self.data_root:
+            self.data_prefix = {'img_path': os.path.join(self.data_root, self.data_prefix['img_path'])}
+        else:
+            super()._join_prefix()
+
     def load_data_list(self) -> ShardList:  # type: ignore[override]  # read from the disk item by item
         """Address and label of every image, in the order of the tar files and their members."""
         folder = place_of(str(self.img_prefix))

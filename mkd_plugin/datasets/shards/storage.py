@@ -1,6 +1,6 @@
 """Files on object storage, read through fsspec, and the blocks of them that a node keeps on its disk.
 
-fsspec comes with torch. Each protocol needs a driver of its own, such as s3fs for ``s3://``; credentials are the driver's matter.
+fsspec comes with torch. A protocol may need a driver, such as s3fs for ``s3://``, which also finds the credentials.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def ask(url: str, question: Callable[[Any, str], T]) -> T:
     except FileNotFoundError:
         raise
     except ImportError as error:
-        raise StorageError(f'{url}: the driver of this protocol is not installed. {error}.') from error
+        raise StorageError(f'{url}: the driver of this protocol is not installed. {str(error).rstrip(".")}.') from error
     except Exception as error:  # drivers raise exceptions of their own libraries
-        reason = str(error) or type(error).__name__
+        reason = str(error).rstrip('.') or type(error).__name__
         raise StorageError(
             f'{url} cannot be read: {reason}. Check the address, its permissions and the network.'
         ) from error
@@ -114,7 +114,7 @@ class Remote:
         return ask(self.url, lambda system, path: str(system.cat_file(path), 'utf-8'))
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Read the bytes from ``start`` to before ``end``, or to the end of the file. Raises StorageError, also if it is gone."""
+        """Read the bytes from ``start`` to before ``end``, or to the end of the file. Raises StorageError."""
         try:
             return ask(self.url, lambda system, path: bytes(system.cat_file(path, start, end)))
         except FileNotFoundError as error:
