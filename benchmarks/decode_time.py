@@ -25,6 +25,7 @@ from data_time import our_pipeline, run_rounds
 from mmcv.image import imfrombytes
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmpretrain.datasets import RandomResizedCrop
 from photographs import write_photographs
 from PIL import Image
 from rich.console import Console
@@ -114,25 +115,24 @@ class Patched:
         self.run, self.decoder = run, decoder
 
     def __call__(self) -> None:
-        read, crop = loading.LoadAnyImage.transform, crops.CropForDevice.rand_crop_params
+        read, crop = loading.LoadAnyImage.transform, RandomResizedCrop(scale=224, crop_ratio_range=(0.2, 1.0))
 
         def load(step: Any, results: dict[str, Any]) -> dict[str, Any]:
             content = Path(results['img_path']).read_bytes()
             assert loading.is_ordinary_jpeg(content) and loading.count_scans(content) <= loading.MOST_SCANS
             with Image.open(io.BytesIO(content)) as image:
                 width, height = image.size
-            size = np.broadcast_to(np.uint8(0), (height, width, 3))
-            box = crop(step_of_crop, size)
+            box = crop.rand_crop_params(np.broadcast_to(np.uint8(0), (height, width, 3)))
             results['img'] = self.decoder(content, box)
             return results
 
-        step_of_crop = crops.CropForDevice(scale=224, crop_ratio_range=(0.2, 1.0))
         loading.LoadAnyImage.transform = load  # type: ignore[method-assign]
         crops.CropForDevice.rand_crop_params = lambda step, image: (0, 0, *image.shape[:2])
         try:
             self.run()
         finally:
-            loading.LoadAnyImage.transform, crops.CropForDevice.rand_crop_params = read, crop  # type: ignore[method-assign]
+            loading.LoadAnyImage.transform = read  # type: ignore[method-assign]
+            del crops.CropForDevice.rand_crop_params  # the parent's is there again
 
 
 def difference(decoder: Decoder, reference: Decoder, paths: Sequence[Path]) -> int:

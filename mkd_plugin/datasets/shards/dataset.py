@@ -164,8 +164,8 @@ def find_tars(folder: File, shards: str) -> tuple[list[File], str]:
     """Return the tar files of a folder, and what to say about compressed ones. Raises ValueError if there is none."""
     if not folder.is_dir():
         raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
-    tars: list[Any] = sorted(folder.glob(shards), key=lambda tar: tar.relative_to(folder))
-    packed = sorted(path.name for path in folder.iterdir() if PACKED.search(path.name.lower()))
+    tars: list[Any] = sorted(folder.glob(shards))
+    packed = sorted(path.name for path in folder.glob('*') if PACKED.search(path.name.lower()))
     advice = f'{packed[0]} is compressed: unpack it (gzip -d, bzip2 -d, xz -d or zstd -d).' if packed else ''
     if not tars:
         advice = advice or 'For a folder of images use mkd_plugin.ImageFolder.'

@@ -26,17 +26,11 @@ MOST = 2**32 - 1  # bytes of an image that a record can hold; no image may have 
 
 
 class ShardList(Sequence[dict[str, Any]]):
-    """The samples of a data set of shards, in the order of the tar files and their members: 16 bytes and a name for each.
+    """The samples of a data set of shards, in the order of the tar files and their members.
 
-    They are mapped into memory: the processes of a node share the pages that they have read.
-
-    Args:
-        tars: The tar files.
-        header: ``first_image`` and ``first_name``: where each tar's images and names begin, and where the last ones end;
-            ``digest`` of all samples, whatever folder they lie in.
-        records: The images, of ``RECORD``.
-        names: Their names, one after the other, in UTF-8.
-        chosen: Which of the images are samples.
+    ``records`` (of ``RECORD``) and ``names`` (UTF-8) are mapped into memory: processes share the pages that they have read.
+    ``first_image`` and ``first_name`` of the header say where those of each tar begin, and where the last ones end; its
+    ``digest`` does not depend on the folder. ``chosen`` are the images that are samples.
     """
 
     def __init__(
@@ -105,6 +99,9 @@ def open_list(
 ) -> ShardList:
     """Open the list of a folder's samples, or write it: once a node, into its cache folder, while other processes wait.
 
+    It stays in memory if it cannot be kept. Its header has ``unlabelled`` and ``same_key``: the numbers of samples without a
+    label and with the key of another one, and the first of them.
+
     Args:
         folder: The folder of the tar files.
         tars: The tar files.
@@ -112,20 +109,16 @@ def open_list(
         is_sample: Whether a member of this name is a sample.
         options: What the result of ``is_sample`` depends on.
         classes: Labels have to be below this number; 0 reads none.
-
-    Returns:
-        The list, in memory if it cannot be kept. Its header has ``unlabelled`` and ``same_key``: the numbers of samples
-        without a label and with the key of another one, and the first of them.
     """
-    files = repr([(str(tar), tar.stat().st_size, version_of(tar)) for tar in tars])
     place = hashlib.sha256(repr((str(folder), options, classes)).encode()).hexdigest()[:16]
 
     def write(records: BinaryIO, names: BinaryIO) -> dict[str, Any]:
         return _write(zip(tars, indexed(tars), strict=True), is_sample, classes, records, names)
 
     def key() -> str:
-        indexes = [version_of(path) for path in map(index_path, tars) if isinstance(path, Path) and path.is_file()]
-        return hashlib.sha256(repr((files, indexes)).encode()).hexdigest()
+        indexes = [path for path in map(index_path, tars) if isinstance(path, Path) and path.is_file()]
+        files = [(str(file), file.stat().st_size, version_of(file)) for file in (*tars, *indexes)]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
     try:
         target = cache_folder() / f'{place}.list'

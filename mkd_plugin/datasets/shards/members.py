@@ -95,7 +95,7 @@ def scan(tar: File, *, progress: Callable[[int], Any] = lambda advance: None) ->
     if tar.exists() and not tar.is_file():
         raise ValueError(f'{tar} is no tar file, but a folder, pipe or device. Move it away, or change shards.')
     status = tar.stat()
-    index = ShardIndex(status.st_size, getattr(status, 'st_mtime_ns', 0))
+    index = ShardIndex(status.st_size, status.st_mtime_ns)
     found: dict[str, tuple[str, int, int]] = {}
     reported = 0
     with tar.open('rb') as file:

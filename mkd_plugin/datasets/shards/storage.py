@@ -12,8 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -43,13 +42,9 @@ class StorageError(ValueError):
 
 
 def ask(url: str, question: Callable[[Any, str], T]) -> T:
-    """Call ``question`` with the file system of an address and the path in it.
-
-    Raises StorageError if the protocol has no driver, access is denied, or the storage fails; FileNotFoundError.
-    """
+    """Call ``question`` with the file system of an address and the path in it. Raises StorageError, FileNotFoundError."""
     try:
-        system, path = fsspec.core.url_to_fs(url)
-        return question(system, path)
+        return question(*fsspec.core.url_to_fs(url))
     except FileNotFoundError:
         raise
     except ImportError as error:
@@ -61,7 +56,7 @@ def ask(url: str, question: Callable[[Any, str], T]) -> T:
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Remote:
     """A file or folder on storage, with the methods of ``pathlib.Path`` that reading shards needs."""
 
@@ -71,32 +66,29 @@ class Remote:
     def __str__(self) -> str:
         return self.url
 
-    def __truediv__(self, name: str) -> Remote:
-        return Remote(f'{self.url.rstrip("/")}/{name}')
-
     @property
     def name(self) -> str:
         """Last part of the address."""
-        return self.url.rstrip('/').rpartition('/')[2]
+        return self.url.rpartition('/')[2]
 
     def with_name(self, name: str) -> Remote:
         """Its neighbour of this name."""
-        return Remote(f'{self.url.rstrip("/").rpartition("/")[0]}/{name}')
+        return Remote(f'{self.url.rpartition("/")[0]}/{name}')
 
-    @cached_property
+    @property
     def version(self) -> str:
-        """Eight digits that differ from those of other contents, as far as the storage tells them apart."""
-        info = self.info or ask(self.url, lambda system, path: system.info(path))
-        stamps = [info.get('size'), *(str(info[key]) for key in STAMPS if info.get(key))]
+        """Eight digits that change with the content, as far as the listing tells."""
+        stamps = [str(self.info.get(key)) for key in STAMPS]
         return hashlib.blake2b(repr(stamps).encode(), digest_size=4).hexdigest()
 
     def stat(self) -> Any:
-        """Its size in bytes."""
+        """Its size in bytes; times say when a file was uploaded."""
         size = self.info.get('size')
-        return SimpleNamespace(st_size=ask(self.url, lambda system, path: system.size(path)) if size is None else size)
+        size = ask(self.url, lambda system, path: system.size(path)) if size is None else size
+        return SimpleNamespace(st_size=size, st_mtime_ns=0)
 
     def is_dir(self) -> bool:
-        """Whether it is a folder, or the storage has none."""
+        """Whether it is a folder."""
         return ask(self.url, lambda system, path: bool(system.isdir(path)))
 
     def is_file(self) -> bool:
@@ -106,7 +98,7 @@ class Remote:
     exists = is_file
 
     def open(self, mode: str) -> Any:
-        """Open it for reading; what is read ahead is kept in memory."""
+        """Open it for reading."""
         return ask(self.url, lambda system, path: system.open(path, mode, block_size=BLOCK_BYTES))
 
     def read_text(self) -> str:
@@ -123,23 +115,13 @@ class Remote:
             ) from error
 
     def glob(self, pattern: str) -> list[Remote]:
-        """Return the files that match, with their infos, in no order."""
+        """Return the files that match, in no order."""
 
         def found(system: Any, path: str) -> list[Remote]:
             infos = system.glob(f'{path.rstrip("/")}/{pattern}', detail=True)
             return [Remote(system.unstrip_protocol(name), info) for name, info in infos.items()]
 
         return ask(self.url, found)
-
-    def iterdir(self) -> list[Remote]:
-        """Return the files in the folder."""
-        return self.glob('*')
-
-    def relative_to(self, folder: Remote) -> PurePosixPath:
-        """Its path below a folder."""
-        return PurePosixPath(
-            self.url[len(ask(folder.url, lambda system, path: system.unstrip_protocol(path))) :].strip('/')
-        )
 
 
 def place_of(path: str) -> Path | Remote:
@@ -153,10 +135,10 @@ def version_of(file: Path | Remote) -> str:
 
 
 def cache_folder() -> Path:
-    """The folder of this node for indexes and blocks; created, and closed to other users."""
-    folder = os.environ.get(FOLDER) or Path(tempfile.gettempdir(), f'mkd_plugin-{os.getuid()}')
-    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(folder)
+    """The folder of this node for lists and blocks; created, and closed to other users."""
+    folder = Path(os.environ.get(FOLDER) or f'{tempfile.gettempdir()}/mkd_plugin-{os.getuid()}')
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 class BlockCache:
@@ -177,32 +159,30 @@ class BlockCache:
                 self.folder = cache_folder()
 
     def read(self, file: Remote, version: str, start: int, end: int, *, anew: bool = False) -> bytes:
-        """Read the bytes of a file from ``start`` to before ``end``; ``anew`` deletes the blocks that are there."""
-        first, last = start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-        parts = []
-        for number in range(first, last + 1):
-            begin = max(start - number * BLOCK_BYTES, 0)
-            parts.append(self._part(file, version, number, begin, min(end - number * BLOCK_BYTES, BLOCK_BYTES), anew))
-        return b''.join(parts)
+        """Read the bytes of a file from ``start`` to before ``end``; ``anew`` loads their blocks again."""
+        edges = [start, *range(start // BLOCK_BYTES * BLOCK_BYTES + BLOCK_BYTES, end, BLOCK_BYTES), end]
+        return b''.join(self._part(file, version, *pair, anew) for pair in zip(edges, edges[1:], strict=False))
 
-    def _part(self, file: Remote, version: str, number: int, begin: int, end: int, anew: bool) -> bytes:
-        """Bytes of one block, from the disk if it is there."""
+    def _part(self, file: Remote, version: str, start: int, end: int, anew: bool) -> bytes:
+        """Bytes within one block, from the disk if it is there."""
+        number = start // BLOCK_BYTES
         offset, key = number * BLOCK_BYTES, hashlib.blake2b(f'{file} {version}'.encode(), digest_size=16).hexdigest()
+        begin, stop = start - offset, end - offset
         with self._guard():
             if self.folder is not None:
                 path = self.folder / f'{key}-{number}.block'
                 if anew:
                     path.unlink(missing_ok=True)
                 with suppress(FileNotFoundError):
-                    return _read(path, begin, end)
+                    return _read(path, begin, stop)
                 with lock_file(self.folder / f'{(int(key, 16) + number) % LOCKS}.lock', wait=True):
                     with suppress(FileNotFoundError):  # another process has loaded it meanwhile
-                        return _read(path, begin, end)
+                        return _read(path, begin, stop)
                     content = file.read_range(offset, offset + BLOCK_BYTES)
                     with self._guard():
                         self._keep(path, content)
-                    return content[begin:end]
-        return file.read_range(offset + begin, offset + end)
+                    return content[begin:stop]
+        return file.read_range(start, end)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -220,15 +200,8 @@ class BlockCache:
 
     def _keep(self, path: Path, content: bytes) -> None:
         """Write a block, after making room for it."""
-        with lock_file(path.with_name('used'), wait=True) as handle:
-            assert handle is not None  # it waited
-            counted = os.pread(handle, 20, 0)
-            total = len(content) + (int(counted) if counted.isdigit() else self.most)
-            if total > self.most:
-                total = len(content) + _evict(path.parent, int(0.9 * self.most) - len(content))
-            os.pwrite(
-                handle, b'%020d' % total, 0
-            )  # before the block: a killed process may count too much, never too little
+        with lock_file(path.with_name('write.lock'), wait=True):
+            _evict(path.parent, self.most - len(content))
             half = path.with_name(path.name + TEMPORARY)
             try:
                 half.write_bytes(content)
@@ -245,19 +218,17 @@ def _read(path: Path, begin: int, end: int) -> bytes:
         return os.pread(file.fileno(), end - begin, begin)
 
 
-def _evict(folder: Path, most: int) -> int:
-    """Delete the blocks that were used least recently, and return the bytes of those that stay, at most ``most``."""
+def _evict(folder: Path, most: int) -> None:
+    """Delete the blocks that were used least recently until those that stay have ``most`` bytes."""
     for half in folder.glob(f'*.block{TEMPORARY}'):  # left by a killed process: only the holder of the lock writes
         half.unlink(missing_ok=True)
     blocks = []
     for path in folder.glob('*.block'):
-        with suppress(FileNotFoundError):  # a process may delete a block that does not fit its file
-            status = path.stat()
-            blocks.append((status.st_mtime_ns, status.st_size, path))
+        with suppress(FileNotFoundError):  # a process deletes blocks that do not fit their file
+            blocks.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in blocks)
     for _, size, path in sorted(blocks):
         if total <= most:
             break
         path.unlink(missing_ok=True)
         total -= size
-    return total

@@ -6,14 +6,17 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import tarfile
 import time
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from mmengine.fileio import get
 from PIL import Image
@@ -23,6 +26,7 @@ from mkd_plugin.datasets.shards import storage
 from mkd_plugin.datasets.shards.listing import RECORD, ShardList
 from mkd_plugin.datasets.shards.members import TarMemberBackend, index_path, member_uri, scan
 from mkd_plugin.datasets.shards.storage import BlockCache, Remote, StorageError
+from mkd_plugin.engine.dependencies import check_same_samples, inputs_of
 
 LOAD = [dict(type='mkd_plugin.LoadAnyImage'), dict(type='mmpretrain.PackInputs')]
 
@@ -174,7 +178,7 @@ def test_block_cache__is_bounded_and_drops_what_was_used_least_recently(folder, 
     assert blocks(cache) == 4096
     os.utime(next(cache.glob('*-0.block')), (2e9, 2e9))
     kept.read(file, 'v', 5 * 1024, 5 * 1024 + 1)
-    assert blocks(cache) <= 4.2 * 1024 and {path.stem[-1] for path in cache.glob('*.block')} == {'0', '3', '5'}
+    assert blocks(cache) <= 4.2 * 1024 and {path.stem[-1] for path in cache.glob('*.block')} == {'0', '2', '3', '5'}
     monkeypatch.setattr(Remote, 'read_range', lambda *_: pytest.fail('read from the storage'))
     assert kept.read(file, 'v', 10, 900) == whole[10:900]
     with pytest.raises(pytest.fail.Exception):
@@ -336,3 +340,38 @@ def test_shard_sampler__refuses_what_has_no_shards():
         ShardSampler([1, 2])
     with pytest.raises(ValueError, match=r'lanes=0, window=3: give 1 or more'):
         ShardSampler(Sized(Shards([3])), lanes=0, window=3)
+
+
+def check_on(rank: int, folder: Path, meeting: Path, queue) -> None:
+    """What a process says about its list of samples."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=2)
+    loader = SimpleNamespace(dataset=ShardDataset(data_root=str(folder)))
+    try:
+        check_same_samples(inputs_of(SimpleNamespace(train_loop=SimpleNamespace(dataloader=loader))))
+        queue.put('')
+    except ValueError as error:
+        queue.put(str(error))
+
+
+def said_by_ranks(tmp_path: Path, folders: list[Path]) -> set[str]:
+    context = multiprocessing.get_context('fork')
+    queue, meeting = context.Queue(), tmp_path / f'meeting{folders[1].name}'
+    processes = [context.Process(target=check_on, args=(*item, meeting, queue)) for item in enumerate(folders)]
+    for process in processes:
+        process.start()
+    found = {queue.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    return found
+
+
+def test_check_same_samples__copies_are_the_same_and_a_node_with_other_shards_is_named(folder, tmp_path, cache):
+    copy = shutil.copytree(folder, tmp_path / 'copy')
+    assert said_by_ranks(tmp_path, [folder, copy]) == {''}
+    other = shutil.copytree(folder, tmp_path / 'other')
+    (other / 'part-2.tar').unlink()
+    (message,) = said_by_ranks(tmp_path, [folder, other])
+    assert message.startswith(
+        'The list of training samples differs between processes: rank 0 has 12, and 1 others have'
+    )
+    assert '(rank 1: 8). Give every node the same files under the same names.' in message

@@ -397,8 +397,9 @@ def test_shards__train_from_a_storage_to_the_same_weights(shards, tmp_path):
     sampler = dict(type='mkd_plugin.ShardSampler', lanes=2, window=4)
     for number, root in enumerate((shards, f'file://{shards}', 'memory://training')):
         options = {'train_dataloader.num_workers': number % 2, 'train_dataloader.persistent_workers': False}
+        options |= {'train_dataloader.batch_size': 8}
         options |= {f'train_dataloader.sampler.{name}': value for name, value in sampler.items()}
-        run = training(root, tmp_path / str(number), **options, **{'train_cfg.max_epochs': 1})
+        run = training(root, tmp_path / str(number), **options)
         run.train()
         assert run.iter == 2
         found.append(run.model.state_dict())
