@@ -166,6 +166,7 @@ def test_shard_list__stays_in_memory_if_it_cannot_be_kept(folder, tmp_path, monk
     monkeypatch.setenv('MKD_CACHE_DIR', str(tmp_path / 'file'))
     data = ShardDataset(data_root=str(folder), pipeline=LOAD)
     assert numbers(data) == list(range(12)) and not isinstance(data.data_list.records, np.memmap)
+    assert list(pickle.loads(pickle.dumps(data.data_list))) == list(data.data_list)
     (warning,) = [line for line in said if 'cannot be kept' in line]
     assert 'every process holds it in memory. Set MKD_CACHE_DIR to a folder with space.' in warning
 
