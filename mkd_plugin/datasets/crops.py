@@ -48,9 +48,7 @@ class Crops(NamedTuple):
 
     pixels: Tensor  #: uint8, one crop after the other, each (h, w, 3)
     table_B4: Tensor  #: int64: for each crop the number of pixels before it, height, width, and whether to mirror it
-    largest: tuple[
-        int, int
-    ]  #: The largest height and the largest width; not read from a GPU, which the host would await
+    largest: tuple[int, int]  #: The largest height and the largest width; on the host, which would wait for a GPU
     size: tuple[int, int]  #: (height, width) of all of them after resizing
 
     def images(self) -> Tensor:

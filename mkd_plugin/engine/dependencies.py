@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.datasets.sampler import ElasticSampler
 from mkd_plugin.datasets.shards.listing import ShardList
 from mkd_plugin.engine.provenance import changed_teachers, changes_between, config_record, model_files, software
-from mkd_plugin.engine.run_utils import bare_model
+from mkd_plugin.engine.run_utils import bare_model, images_per_step
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.targets import BatchStandardize
 from mkd_plugin.version import __version__
@@ -147,7 +147,7 @@ def why_processes_count(runner: Runner) -> str:
     model, batches = bare_model(runner), runner.train_loop.dataloader.batch_sampler
     if not isinstance(model, MaskedDistiller):
         return f'{type(model).__name__} draws for each process'
-    for module in (*model.backbone.modules(), *model.objectives.modules()):  # type: ignore[attr-defined]
+    for module in chain.from_iterable(part.modules() for part in (model.backbone, *model.objectives.values())):
         if isinstance(module, (BatchStandardize, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             return f'{type(module).__name__} uses the images of one process'
     if type(batches) is not BatchSampler or not isinstance(batches.sampler, (ElasticSampler, InfiniteSampler)):
@@ -164,10 +164,10 @@ def compare_configs(runner: Runner, old: Mapping[str, str]) -> tuple[list[str], 
     if before == now:
         return changes, []
     if reason := why_processes_count(runner):
-        return [f'{line}: {reason}' if line.startswith(PROCESSES) else line for line in changes], []
+        changes.remove(line := f'{PROCESSES}: {before} → {now}')
+        return [f'{line}, which decides the result: {reason}', *changes], []
     changes = [line for line in changes if not line.startswith((f'{PROCESSES}: ', f'{BATCH}: '))]
-    images = before * int(old[BATCH])
-    if images == now * int(new[BATCH]):
+    if (images := before * int(old[BATCH])) == images_per_step(runner):
         return changes, [f'number of processes {before} → {now}']
     advice = f'a number of processes that divides {images}' if images % now else f'{BATCH}={images // now}'
     wrong = f'images of a step: {before} × {old[BATCH]} → {now} × {new[BATCH]}. To keep {images}, use {advice}'

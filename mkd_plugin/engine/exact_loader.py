@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
-from mkd_plugin.utils.draws import derive_seed
+from mkd_plugin.utils.draws import derive_seed, permute
 
 LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor')
 ORPHAN_CHECK = 5.0  # seconds
@@ -67,8 +67,8 @@ class ExactBatches(Sampler[list[Place]]):
     """Batches of (epoch, index), from any position of the run onwards.
 
     The order within an epoch is that of the host's sampler, which is told the epoch or, if it has no ``set_epoch``, draws
-    from a generator seeded with it. The order of :class:`InfiniteSampler` is replaced: pass p is a permutation drawn from
-    (seed, p), so that any position costs one permutation instead of all before it.
+    from a generator seeded with it. The order of :class:`InfiniteSampler` is replaced: (seed, p) chooses the permutation of
+    pass p.
 
     ``position`` returns the (epoch, batch) to start from, and is called when an iteration starts. ``endless`` batches continue
     with the next epoch instead of stopping.
@@ -103,18 +103,13 @@ class ExactBatches(Sampler[list[Place]]):
 
     def _stream(self, batch: int) -> Iterator[list[Place]]:
         """This rank's batches of an endless stream of permutations."""
-        size, ranks = len(self.sampler.dataset), self.sampler.world_size
-        place, current, order = batch * self.batch_size * ranks + self.sampler.rank, -1, list(range(size))
-        while True:
-            places = []
-            for _ in range(self.batch_size):
-                epoch, offset = divmod(place, size)
-                if epoch != current and self.sampler.shuffle:
-                    generator = torch.Generator().manual_seed(derive_seed('order', self.seed, epoch))
-                    current, order = epoch, torch.randperm(size, generator=generator).tolist()
-                places.append((epoch, order[offset]))
-                place += ranks
-            yield places
+        size, turns, ranks = len(self.sampler.dataset), np.arange(self.batch_size), self.sampler.world_size
+        for number in count(batch):
+            passes, places = np.divmod((number * self.batch_size + turns) * ranks + self.sampler.rank, size)
+            for one in np.unique(passes) if self.sampler.shuffle else ():
+                own = passes == one
+                places[own] = permute(places[own], size, derive_seed('order', self.seed, one))
+            yield list(zip(passes.tolist(), places.tolist(), strict=True))
 
 
 class LoaderDied(ChildProcessError, RuntimeError):

@@ -255,15 +255,13 @@ class Term:
     def mean(self) -> Tensor:
         """Average over pairs of taps and the region, times the weight.
 
-        If the number of tokens varies, each process counts as much as it has: the mean over processes is that over the
-        tokens of the global batch.
+        If the number of tokens varies, processes count as theirs, so that their mean is that of the global batch.
         """
         mean = self.weight * torch.stack([self.region.mean(loss) for loss in self.losses]).mean()
         if self.region.weight_BR is None or STEP.ranks == 1:
             return mean
-        tokens = self.region.weight_BR.sum()
-        all_reduce(average := tokens.clone(), 'mean')
-        return mean * (tokens / average.clamp(min=1 / STEP.ranks))
+        all_reduce(average := self.region.weight_BR.sum(), 'mean')
+        return mean * self.region.weight_BR.sum() / average.clamp(min=1 / STEP.ranks)
 
     def per_image(self) -> Tensor:
         """Average over pairs of taps and each image's tokens, times the weight, (B,)."""
