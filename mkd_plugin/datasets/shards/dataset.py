@@ -62,7 +62,7 @@ class ShardDataset(ReplaceUnreadable):
         max_unreadable: int = 100,
         **options: Any,
     ) -> None:
-        self.shards, self.with_label = shards, with_label
+        self.shards, self.with_label, self._folder = shards, with_label, data_prefix
         self.extensions = tuple(extension.lower() for extension in extensions)
         self.exclude = tuple(
             ending.lower() for ending in ([exclude] if isinstance(exclude, str) else exclude) if ending
@@ -84,11 +84,11 @@ class ShardDataset(ReplaceUnreadable):
     def _join_prefix(self) -> None:
         """Join the folder; mmengine does not know the protocols of fsspec."""
         if '://' in self.data_root:
-            self.data_prefix = {'img_path': os.path.join(self.data_root, self.data_prefix['img_path'])}
+            self.data_prefix = {'img_path': os.path.join(self.data_root, self._folder)}
         else:
             super()._join_prefix()
 
-    def load_data_list(self) -> ShardList:  # type: ignore[override]  # read from the disk item by item
+    def load_data_list(self) -> ShardList:
         """Address and label of every image, in the order of the tar files and their members."""
         folder = place_of(str(self.img_prefix))
         tars, left_out = find_tars(folder, self.shards)

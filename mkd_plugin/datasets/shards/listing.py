@@ -146,11 +146,9 @@ def _mapped(
     folder: Path, tars: Sequence[File], header: dict[str, Any], with_label: bool, chosen: range | None = None
 ) -> ShardList:
     """Map the files of a list."""
-    empty = not header['first_image'][-1]  # numpy maps no empty file
-    records, names = (
-        np.zeros(0, kind) if empty else np.memmap(folder / name, kind, 'r')
-        for name, kind in ((RECORDS, RECORD), (NAMES, np.dtype(np.uint8)))
-    )
+    records, names = np.zeros(0, RECORD), np.zeros(0, np.uint8)
+    if header['first_image'][-1]:  # numpy maps no empty file
+        records, names = np.memmap(folder / RECORDS, RECORD, 'r'), np.memmap(folder / NAMES, np.uint8, 'r')
     return ShardList(tars, header, records, names, with_label=with_label, chosen=chosen)
 
 

@@ -83,7 +83,7 @@ def read_index(tar: File) -> ShardIndex | None:
 
 def write_index(tar: Path, index: ShardIndex) -> None:
     """Write a tar's index atomically. Raises OSError if the folder is read-only, or the disk is full."""
-    write_whole(index_path(tar), json.dumps({'format': FORMAT, **asdict(index)}))
+    write_whole(Path(str(index_path(tar))), json.dumps({'format': FORMAT, **asdict(index)}))
 
 
 def scan(tar: File, *, progress: Callable[[int], Any] = lambda advance: None) -> ShardIndex:

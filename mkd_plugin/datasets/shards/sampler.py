@@ -46,8 +46,6 @@ class ShardSampler(ElasticSampler):
 
     def samples_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Look up the samples at these places of the epoch's order."""
-        if not self.shuffle:
-            return places
         if self._row is None or self._row[0] != self._key('shards'):
             shards = permute(np.arange(len(self.starts) - 1), len(self.starts) - 1, self._key('shards'))
             self._row = self._key('shards'), shards, np.diff(self.starts)[shards].cumsum()

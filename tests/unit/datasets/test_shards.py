@@ -390,14 +390,14 @@ def test_shards__train_and_resume_to_the_same_weights(shards, tmp_path):
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.model.state_dict().items())
 
 
-def test_shards__train_from_a_storage_to_the_same_weights(shards, tmp_path):
+def test_shards__train_from_a_storage_to_the_same_weights(shards, tmp_path, one_thread):
     """Two steps of the shipped recipe, from a folder, from fsspec's file:// and from its memory://."""
     memory, found = fsspec.filesystem('memory'), []
     memory.put(str(shards), '/training', recursive=True)
     sampler = dict(type='mkd_plugin.ShardSampler', lanes=2, window=4)
     for number, root in enumerate((shards, f'file://{shards}', 'memory://training')):
         options = {'train_dataloader.num_workers': number % 2, 'train_dataloader.persistent_workers': False}
-        options |= {'train_dataloader.batch_size': 8}
+        options |= {'train_dataloader.batch_size': 8, 'default_hooks.checkpoint.interval': 100}
         options |= {f'train_dataloader.sampler.{name}': value for name, value in sampler.items()}
         run = training(root, tmp_path / str(number), **options)
         run.train()
