@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import mmap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -146,9 +147,12 @@ def _mapped(
     folder: Path, tars: Sequence[File], header: dict[str, Any], with_label: bool, chosen: range | None = None
 ) -> ShardList:
     """Map the files of a list."""
-    records, names = np.zeros(0, RECORD), np.zeros(0, np.uint8)
+    records: Any = np.zeros(0, RECORD)
+    names: Any = np.zeros(0, np.uint8)
     if header['first_image'][-1]:  # numpy maps no empty file
         records, names = np.memmap(folder / RECORDS, RECORD, 'r'), np.memmap(folder / NAMES, np.uint8, 'r')
+        for mapped in (records, names):
+            mapped.base.madvise(mmap.MADV_RANDOM)  # a look-up takes 60 times as long if the system reads ahead
     return ShardList(tars, header, records, names, with_label=with_label, chosen=chosen)
 
 
