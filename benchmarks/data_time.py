@@ -39,7 +39,7 @@ import mkd_plugin
 from mkd_plugin.datasets import ShardDataset
 from mkd_plugin.datasets.loading import decode
 from mkd_plugin.datasets.shards.writing import Options, write_shards
-from mkd_plugin.engine.exact_loader import make_exact
+from mkd_plugin.engine.exact_resume import make_exact
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -147,7 +147,8 @@ def why_processes_count(runner: Runner) -> str:
     model, batches = bare_model(runner), runner.train_loop.dataloader.batch_sampler
     if not isinstance(model, MaskedDistiller):
         return f'{type(model).__name__} draws for each process'
-    for module in chain.from_iterable(part.modules() for part in (model.backbone, *model.objectives.values())):
+    parts: list[nn.Module] = [model.backbone, *model.objectives.values()]
+    for module in chain.from_iterable(part.modules() for part in parts):
         if isinstance(module, (BatchStandardize, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             return f'{type(module).__name__} uses the images of one process'
     if type(batches) is not BatchSampler or not isinstance(batches.sampler, (ElasticSampler, InfiniteSampler)):

@@ -5,21 +5,33 @@ Every random number is a function of the seed and of the position in the run, so
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
+import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from mkd_plugin.datasets.sampler import ExactBatches, Position, SeededDataset, seed_generators
 from mkd_plugin.engine.checkpoints import check_resumable, newest_checkpoint
 from mkd_plugin.engine.dependencies import CONFIG, INPUTS, check_same_samples, compare_with_checkpoint, inputs_of
-from mkd_plugin.engine.exact_loader import EndlessBatches, make_exact, seed_generators, why_not_exact
 from mkd_plugin.engine.provenance import config_record
 from mkd_plugin.engine.run_folder import RUN, RunFolder, claim
 from mkd_plugin.engine.run_utils import is_training, on_main, when_run_ends
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.draws import derive_seed, start_step
+
+LOADER_OPTIONS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor')
+ORPHAN_CHECK = 5.0  # seconds
 
 
 @HOOKS.register_module()
@@ -40,7 +52,7 @@ class ExactResumeHook(Hook):
     seed.
 
     Args:
-        allow_changed_config: Resume although config, samples, classes, teachers or number of processes changed.
+        allow_changed_config: Resume although config, samples, classes, teachers or images of a step changed.
 
     Raises:
         ValueError: The folder is used, or another process trains there. On resume: the run changed, the checkpoint is of
@@ -141,3 +153,100 @@ class ExactResumeHook(Hook):
 def base_seed(runner: Runner) -> int:
     """The run's seed, the same on every rank; under ``diff_rank_seed`` mmengine adds the rank to it."""
     return int(runner.seed) - (get_rank() if (runner._randomness_cfg or {}).get('diff_rank_seed') else 0)
+
+
+class LoaderDied(ChildProcessError, RuntimeError):
+    """A process that loads data died. An OSError, of which the commands print the message alone."""
+
+
+class ExactLoader(DataLoader[Any]):
+    """A loader that explains the death of a worker process."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the type depends on what torch was waiting for
+            from_data = 'Caught' in str(error) or not self.num_workers
+            if from_data or (isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error)):
+                raise
+            raise LoaderDied(
+                f'A process that loads data died ({str(error).strip() or type(error).__name__}). Most often the machine '
+                'ran out of memory (lower train_dataloader.num_workers or prefetch_factor) or of shared memory (enlarge '
+                '/dev/shm). Start the run again with resume=True: it continues from its last checkpoint, to the same result.'
+            ) from error
+
+
+class EndlessBatches:
+    """Replaces the iterator of mmengine's ``IterBasedTrainLoop``: starts at the run's position and never sleeps.
+
+    ``ignored`` calls are made by the loop only to reach the position of a resumed run (mmengine < 0.10.6).
+    """
+
+    def __init__(self, loader: ExactLoader, *, ignored: int = 0) -> None:
+        self.batches = chain(repeat(None, ignored), loader)  # starts later: the loop does not know its position yet
+
+    def __iter__(self) -> EndlessBatches:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Do nothing: the batches already start at the right position."""
+
+
+def why_not_exact(loader: DataLoader[Any], *, endless: bool) -> str | None:
+    """Why the order of a loader cannot be reproduced from any position; None if it can."""
+    if isinstance(loader.dataset, IterableDataset):
+        return f'{type(loader.dataset).__name__} chooses the order of its samples itself'
+    if loader.batch_sampler is None:
+        return 'its samples are not batched by the loader (batch_size=None)'
+    if isinstance(getattr(loader.batch_sampler, 'sampler', None), InfiniteSampler):
+        if type(loader.batch_sampler) is not BatchSampler:
+            return f'{type(loader.batch_sampler).__name__} regroups an endless order'
+        if not endless:
+            return 'InfiniteSampler never ends an epoch: use DefaultSampler, or an IterBasedTrainLoop'
+    return None
+
+
+def make_exact(loader: DataLoader[Any], *, seed: int, position: Position, endless: bool) -> ExactLoader:
+    """Rebuild a loader with seeded samples in an order that can start anywhere. Raises ValueError if it has no batch."""
+    if len(loader) == 0:
+        raise ValueError(
+            f'train_dataloader: {len(loader.dataset)} samples fill no batch of {loader.batch_size} on every process, and '  # type: ignore[arg-type]
+            'drop_last=True leaves out the rest. Lower batch_size, or set drop_last=False.'
+        )
+    return ExactLoader(
+        SeededDataset(loader.dataset, seed=seed),
+        batch_sampler=ExactBatches(loader, seed=seed, position=position, endless=endless),
+        worker_init_fn=partial(start_worker, then=loader.worker_init_fn),
+        generator=torch.Generator(),  # otherwise each epoch draws a number from the run's own generator
+        persistent_workers=loader.persistent_workers,
+        **{name: getattr(loader, name) for name in LOADER_OPTIONS},
+    )
+
+
+def start_worker(worker: int, *, then: Callable[[int], Any] | None) -> None:
+    """Let only the main process end a worker.
+
+    A scheduler and Ctrl-C signal all processes of a run, and the main one still needs batches until it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigtimedwait'):
+        signals = {signal.SIGTERM, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=obey_parent, args=(signals, os.getppid()), daemon=True).start()
+    if then is not None:
+        then(worker)
+
+
+def obey_parent(signals: set[signal.Signals], parent: int) -> None:
+    """Exit on a signal from the main process, which Python sends when it ends, or when that is gone; ignore other processes.
+
+    A worker that was sending a batch when the main process was killed would wait for ever, and keep its memory.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(signals, ORPHAN_CHECK)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

@@ -68,7 +68,7 @@ def permute(places: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]
     half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = scramble(np.uint64(key) + np.arange(ROUNDS, dtype=np.uint64) * GOLDEN)
-    found, outside = places.astype(np.uint64), np.ones(len(places), bool)
+    found, outside = places.astype(np.uint64), np.full(places.shape, True)
     while outside.any():
         left, right = found[outside] >> half, found[outside] & mask
         for key_of_round in keys:

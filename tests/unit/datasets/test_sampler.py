@@ -7,7 +7,7 @@ from mmengine.dataset import DefaultSampler
 from torch.utils.data import BatchSampler, DataLoader
 
 from mkd_plugin.datasets import ElasticSampler
-from mkd_plugin.engine.exact_loader import make_exact
+from mkd_plugin.engine.exact_resume import make_exact
 
 
 def sampler(size, rank=0, ranks=1, *, monkeypatch, **options):

@@ -35,7 +35,7 @@ from mkd_plugin.datasets.shards.members import (
     scan,
     write_index,
 )
-from mkd_plugin.engine.exact_loader import make_exact
+from mkd_plugin.engine.exact_resume import make_exact
 from mkd_plugin.preflight.checks import missing_files
 
 

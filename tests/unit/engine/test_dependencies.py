@@ -27,7 +27,7 @@ from mkd_plugin.engine.dependencies import (
     compare_with_checkpoint,
     inputs_of,
 )
-from mkd_plugin.engine.exact_loader import SeededDataset
+from mkd_plugin.engine.exact_resume import SeededDataset
 
 
 def digest_of(dataset) -> str | None:

@@ -17,9 +17,15 @@ import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from mkd_plugin.engine import exact_loader
-from mkd_plugin.engine.exact_loader import EndlessBatches, SeededDataset, make_exact, start_worker, why_not_exact
-from mkd_plugin.utils.draws import derive_seed
+from mkd_plugin.engine import exact_resume
+from mkd_plugin.engine.exact_resume import (
+    EndlessBatches,
+    SeededDataset,
+    derive_seed,
+    make_exact,
+    start_worker,
+    why_not_exact,
+)
 
 
 def test_derive_seed__depends_on_the_whole_key_and_on_nothing_else():
@@ -163,7 +169,7 @@ def test_exact_loader__says_what_to_do_when_a_worker_dies(monkeypatch, ours):
 TERMINATED = """
 import os, signal, time
 from torch.utils.data import DataLoader
-from mkd_plugin.engine.exact_loader import make_exact
+from mkd_plugin.engine.exact_resume import make_exact
 
 iterator = iter(make_exact(
     DataLoader(range(1000), batch_size=2, num_workers=1, persistent_workers=True),
@@ -220,7 +226,7 @@ def is_alive(pid):
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads the state of processes in /proc')
 def test_worker__ends_when_the_main_process_was_killed(monkeypatch):
-    monkeypatch.setattr(exact_loader, 'ORPHAN_CHECK', 0.1)
+    monkeypatch.setattr(exact_resume, 'ORPHAN_CHECK', 0.1)
     context = multiprocessing.get_context('fork')
     pids = context.Queue()
     main = context.Process(target=start_one_worker, args=(pids,))
