@@ -3,10 +3,11 @@
     python benchmarks/data_time.py [--images 256] [--pairs 7] [--json FILE]
 
 The data are generated JPEGs of 500 × 375 pixels and about 110 kB (ImageNet's mean), and the same with a shorter side of 256
-pixels, as files and as shards. torchvision runs ImageFolder, RandomResizedCrop(224, (0.2, 1), bicubic), flip, ToTensor and
-Normalize; ours runs the data set, sample order, collation and preprocessor of the shipped configs. Everything runs in turn on
-one core of this process, in reverse order every other round, with files in the page cache. Times are processor times, which
-other load on the machine affects less than wall-clock times. Ratios are computed pair by pair.
+pixels, as files, as shards and as shards of raw pixels. torchvision runs ImageFolder, RandomResizedCrop(224, (0.2, 1),
+bicubic), flip, ToTensor and Normalize; ours runs the data set, sample order, collation and preprocessor of the shipped
+configs. Everything runs in turn on one core of this process, in reverse order every other round, with files in the page
+cache. Times are processor times, which other load on the machine affects less than wall-clock times. Ratios are computed pair
+by pair.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def contestants(root: Path, images: int) -> tuple[dict[str, Callable[[], object]
     files, shards, small = root / 'files', root / 'shards', root / 'small' / 'class'
     size = write_photographs(files, images)
     write_shards(files, shards, options=Options(size=256, shard_size=100))
+    write_shards(files, root / 'raw', options=Options(size=256, shard_size=100, raw=True))
     small.mkdir(parents=True)
     packed = ShardDataset(data_root=str(shards))
     for number in range(images):
@@ -110,6 +112,7 @@ def contestants(root: Path, images: int) -> tuple[dict[str, Callable[[], object]
         'ours, 500 × 375 files': our_pipeline('folder', files),
         'torchvision, 256-px files': torchvision_pipeline(small.parent),
         'ours, 256-px shards': our_pipeline('shards', shards),
+        'ours, 256-px raw shards': our_pipeline('shards', root / 'raw'),
         'ours, 500 × 375 files, without the device': our_pipeline('folder', files, device=False),
         'ours, 256-px shards, without the device': our_pipeline('shards', shards, device=False),
         'Pillow decodes 500 × 375': decode_all(with_pillow, files),

@@ -1,6 +1,6 @@
 """Pack a folder of images, however deeply nested, into tar shards in WebDataset's format.
 
-    mkd make-shards SRC DST [--size 256] [--quality 90] [--shard-size 10000] [--labels] [--verify]
+    mkd make-shards SRC DST [--size 256] [--quality 90] [--raw] [--shard-size 10000] [--labels] [--verify]
 
 To train on them, pass `--cfg-options data_root=DST` with a *_shards config (docs/data.md). Rerun an interrupted command to
 resume. A shard appears only when it is complete, and has the same bytes for any number of workers. SRC is only read. `--verify`
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='shrink the shorter side to this (default: 0, keep files as they are)',
     )
     add('--quality', type=at_least(1), default=90, help='JPEG quality of shrunk images')
+    add('--raw', action='store_true', help='store pixels instead of JPEG: no decoding, about 8 times the bytes')
     add('--shard-size', type=at_least(1), default=10_000, help='images in a shard')
     add('--labels', action='store_true', help='the first folder level is the class')
     add('--workers', type=at_least(1), help='processes (default: one for each core)')
@@ -54,7 +55,8 @@ def write_and_verify(args: argparse.Namespace, bar: Any) -> tuple[Any, list[str]
     """Return the manifest, and what --verify found wrong."""
     from mkd_plugin.datasets.shards.writing import Options, verify_shards, write_shards
 
-    options = Options(size=args.size, quality=args.quality, shard_size=args.shard_size, labels=args.labels)
+    size, quality = args.size, args.quality
+    options = Options(size=size, quality=quality, shard_size=args.shard_size, labels=args.labels, raw=args.raw)
     writing = bar.add_task('write', total=None)
     manifest = write_shards(
         args.source,

@@ -26,6 +26,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope='session')
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lists and blocks of shards lie in a folder of the test run, also those of the processes that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MKD_CACHE_DIR', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_scope() -> Iterator[None]:
     """A run leaves its host's scope behind, in which the next test would look for plain names."""

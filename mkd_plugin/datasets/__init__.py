@@ -5,7 +5,7 @@ from mkd_plugin.datasets.digits import draw_labelled, write_digits
 from mkd_plugin.datasets.folder import ImageFolder
 from mkd_plugin.datasets.loading import LoadAnyImage
 from mkd_plugin.datasets.sampler import ElasticSampler
-from mkd_plugin.datasets.shards import ShardDataset
+from mkd_plugin.datasets.shards import ShardDataset, ShardSampler
 
 __all__ = [
     'CropForDevice',
@@ -15,6 +15,7 @@ __all__ = [
     'LoadAnyImage',
     'PackCrops',
     'ShardDataset',
+    'ShardSampler',
     'draw_labelled',
     'write_digits',
 ]

@@ -20,6 +20,7 @@ from mkd_plugin.registry import DATASETS
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp', '.gif')
 LONGEST = 32_768  # characters of a line; paths have up to 4096 bytes
+MOST_MARKS = 2**20  # bytes of marks; beyond, images share them, and one of two unreadable ones may not be counted
 MOST_CLASSES = 1_000_000  # class ids beyond are taken for mistakes: memory for a score of each class is allocated
 
 
@@ -74,7 +75,7 @@ class ReplaceUnreadable(BaseDataset):
         if self._fully_initialized:
             return
         super().full_init()
-        marks = torch.zeros(len(self), dtype=torch.bool)
+        marks = torch.zeros(min(len(self), MOST_MARKS), dtype=torch.bool)
         self._marks: torch.Tensor = marks.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
@@ -99,9 +100,10 @@ class ReplaceUnreadable(BaseDataset):
 
     def _report(self, idx: int, error: UnreadableImageError) -> None:
         """Mark a file, and log it the first time."""
-        if self._marks[idx]:
+        mark = idx % len(self._marks)
+        if self._marks[mark]:
             return
-        self._marks[idx] = True
+        self._marks[mark] = True
         if self.unreadable > self.max_unreadable:
             raise ValueError(
                 f'{self.unreadable} images of {self.img_prefix} cannot be read, but only max_unreadable='

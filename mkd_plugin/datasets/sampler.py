@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mkd_plugin.registry import DATA_SAMPLERS
@@ -35,11 +36,14 @@ class ElasticSampler(DefaultSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Go through this process's samples of the epoch that ``set_epoch`` set."""
-        size, key = len(self.dataset), derive_seed('order', self.seed, self.epoch)
         for start in range(0, len(self), 4096):
             turns = np.arange(start, min(start + 4096, len(self)))
-            places = (self.rank + turns * self.world_size) % size
-            yield from (permute(places, size, key) if self.shuffle else places).tolist()
+            places = (self.rank + turns * self.world_size) % len(self.dataset)
+            yield from (self.samples_at(places) if self.shuffle else places).tolist()
+
+    def samples_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Look up the samples at these places of the epoch's order."""
+        return permute(places, len(self.dataset), derive_seed('order', self.seed, self.epoch))
 
 
 def seed_generators(seed: int) -> None:

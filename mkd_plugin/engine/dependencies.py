@@ -25,13 +25,14 @@ from typing import Any
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import BatchSampler
 
 from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.datasets.sampler import ElasticSampler
+from mkd_plugin.datasets.shards.listing import ShardList
 from mkd_plugin.engine.provenance import changed_teachers, changes_between, config_record, model_files, software
 from mkd_plugin.engine.run_utils import bare_model, images_per_step
 from mkd_plugin.models.distiller import MaskedDistiller
@@ -55,6 +56,17 @@ def inputs_of(runner: Runner) -> dict[str, int | str | None]:
     )
 
 
+def check_same_samples(inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError on every process if their lists of training samples differ, as those of nodes with copies may."""
+    found = [(entry['samples'], entry['digest']) for entry in all_gather_object(dict(inputs))]
+    others = [rank for rank, entry in enumerate(found) if entry != found[0]]
+    if others:
+        raise ValueError(
+            f'The list of training samples differs between processes: rank 0 has {found[0][0]}, and {len(others)} others have '
+            f'another list (rank {others[0]}: {found[others[0]][0]}). Give every node the same files under the same names.'
+        )
+
+
 def add_samples(dataset: Any, digest: Any) -> bool:
     """Add a data set's list of samples (files or places in shards, labels, order) to a hash; False if it keeps no list.
 
@@ -65,6 +77,9 @@ def add_samples(dataset: Any, digest: Any) -> bool:
         digest.update(dataset.data_bytes)
         return True
     samples = getattr(dataset, 'data_list', None) or getattr(dataset, 'samples', None)
+    if isinstance(samples, ShardList):
+        digest.update(samples.digest.encode())
+        return True
     if samples:
         for sample in samples:
             digest.update(pickle.dumps(sample, protocol=4))

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from mkd_plugin.datasets.sampler import ExactBatches, Position, SeededDataset, seed_generators
 from mkd_plugin.engine.checkpoints import check_resumable, newest_checkpoint
-from mkd_plugin.engine.dependencies import CONFIG, INPUTS, compare_with_checkpoint, inputs_of
+from mkd_plugin.engine.dependencies import CONFIG, INPUTS, check_same_samples, compare_with_checkpoint, inputs_of
 from mkd_plugin.engine.provenance import config_record
 from mkd_plugin.engine.run_folder import RUN, RunFolder, claim
 from mkd_plugin.engine.run_utils import is_training, on_main, when_run_ends
@@ -119,6 +119,8 @@ class ExactResumeHook(Hook):
         if self.folder is not None:
             runner.message_hub.update_info(RUN, self.folder.run)
         loop, self.seed = runner.train_loop, base_seed(runner)
+        self.inputs = self.inputs or inputs_of(runner)
+        check_same_samples(self.inputs)
         endless = hasattr(loop, 'dataloader_iterator')
         reason = why_not_exact(loop.dataloader, endless=endless)
         if reason is not None:

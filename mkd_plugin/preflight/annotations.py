@@ -24,6 +24,7 @@ from PIL import Image
 
 from mkd_plugin.datasets.loading import check_regular
 from mkd_plugin.datasets.shards.dataset import find_tars
+from mkd_plugin.datasets.shards.storage import place_of
 from mkd_plugin.evaluation.images import read_annotation
 from mkd_plugin.preflight.checks import data_classes, local_datasets
 
@@ -64,7 +65,7 @@ def check_samples(cfg: Config, loaders: Sequence[str]) -> None:
     for _, kind, dataset in local_datasets(cfg, loaders):
         root, listed = str(dataset.get('data_root') or ''), dataset.get('ann_file')
         if kind == 'ShardDataset':
-            find_tars(Path(root, dataset.get('data_prefix') or ''), dataset.get('shards', '*.tar'))
+            find_tars(place_of(os.path.join(root, dataset.get('data_prefix') or '')), dataset.get('shards', '*.tar'))
         elif kind == 'CustomDataset' and listed and dataset.get('with_label', True):
             check_labels(Path(root, listed), classes)
 

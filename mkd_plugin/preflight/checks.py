@@ -174,10 +174,11 @@ def datasets_of(cfg: Config, loaders: Sequence[str] = LOADERS) -> Iterator[tuple
 
 
 def local_datasets(cfg: Config, loaders: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield option, class name and config of the datasets on disk, which only the first process of torchrun checks."""
+    """Yield option, class name and config of the datasets on disk and of shards, which only the first process checks."""
     for option, dataset in datasets_of(cfg, () if int(os.environ.get('RANK', '0')) else loaders):
-        if '://' not in str(dataset.get('data_root') or '') and dataset.get('backend_args') is None:
-            yield option, type_name(dataset.get('type')).rpartition('.')[2], dataset
+        kind, there = type_name(dataset.get('type')).rpartition('.')[2], '://' in str(dataset.get('data_root') or '')
+        if (kind == 'ShardDataset' or not there) and dataset.get('backend_args') is None:
+            yield option, kind, dataset
 
 
 def check_work_dir(work_dir: str | Path) -> None:

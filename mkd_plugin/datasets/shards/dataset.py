@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, ReplaceUnreadable, read_list
-from mkd_plugin.datasets.shards.members import ShardIndex, key_of, member_uri, read_index, scan, write_index
+from mkd_plugin.datasets.shards.listing import ShardList, open_list
+from mkd_plugin.datasets.shards.members import File, ShardIndex, read_index, scan, write_index
+from mkd_plugin.datasets.shards.storage import place_of
 from mkd_plugin.registry import DATASETS
 
 CLASSES = 'classes.txt'
+THREADS = 16  # indexes read at the same time
 PACKED = re.compile(r'\.(tgz|tar\.(gz|bz2|xz|zst))$')
 
 
@@ -26,8 +30,9 @@ PACKED = re.compile(r'\.(tgz|tar\.(gz|bz2|xz|zst))$')
 class ShardDataset(ReplaceUnreadable):
     """The images in a folder's tar files, WebDataset's or any others.
 
-    An index beside each tar file, made on first use, holds the position of every image. Samplers can therefore shuffle the
-    whole set, and a resumed run continues with the very next image. Every image member is a sample; its label is in the
+    ``data_root`` is a folder, or an address that fsspec reads, such as ``s3://bucket/folder``. An index beside each tar file,
+    made on first use, holds the position of every image. Samplers can therefore shuffle the whole set, and a resumed run
+    continues with the very next image. Every image member is a sample; its label is in the
     ``.cls`` or ``.json`` member of the same key. ``img_path`` is an address that all loaders of the hosts can read.
     Unreadable images are replaced: see :class:`ReplaceUnreadable`. Options that are not listed are those of mmpretrain's
     ``BaseDataset``.
@@ -57,14 +62,14 @@ class ShardDataset(ReplaceUnreadable):
         max_unreadable: int = 100,
         **options: Any,
     ) -> None:
-        self.shards, self.with_label = shards, with_label
+        self.shards, self.with_label, self._folder = shards, with_label, data_prefix
         self.extensions = tuple(extension.lower() for extension in extensions)
         self.exclude = tuple(
             ending.lower() for ending in ([exclude] if isinstance(exclude, str) else exclude) if ending
         )
-        names = Path(data_root, data_prefix, CLASSES)
+        names = place_of(os.path.join(data_root, data_prefix, CLASSES))
         if with_label and classes is None and names.is_file():
-            classes = str(names)
+            classes = str(names) if isinstance(names, Path) else names.read_text().splitlines()
         if isinstance(classes, str):
             classes = read_list(os.path.expanduser(classes))
         super().__init__(
@@ -73,38 +78,39 @@ class ShardDataset(ReplaceUnreadable):
             data_prefix=data_prefix,
             classes=classes,
             max_unreadable=max_unreadable,
-            **options,
+            **{'serialize_data': False, **options},  # the list is no list of objects
         )
 
-    def load_data_list(self) -> list[dict[str, Any]]:
+    def _join_prefix(self) -> None:
+        """Join the folder; mmengine does not know the protocols of fsspec."""
+        if '://' in self.data_root:
+            self.data_prefix = {'img_path': os.path.join(self.data_root, self._folder)}
+        else:
+            super()._join_prefix()
+
+    def load_data_list(self) -> ShardList:
         """Address and label of every image, in the order of the tar files and their members."""
-        images: list[dict[str, Any]] = []
-        unlabelled: list[str] = []
-        same_key, example = 0, ''
-        for tar, index in self._indexed_tars():
-            keys: dict[str, str] = {}
-            for name, offset, size in index.members:
-                if not self._is_sample(name):
-                    continue
-                if keys.setdefault(key_of(name), name) != name:
-                    same_key, example = same_key + 1, example or f'{keys[key_of(name)]} and {name} in {tar.name}'
-                image: dict[str, Any] = {'img_path': member_uri(tar, name, offset, size)}
-                if self.with_label:
-                    image['gt_label'] = label = index.labels.get(key_of(name), -1)
-                    if not 0 <= label < (len(self.CLASSES) if self.CLASSES else MOST_CLASSES):
-                        unlabelled.append(f'{tar.name}: {name}')
-                images.append(image)
+        folder = place_of(str(self.img_prefix))
+        tars, left_out = find_tars(folder, self.shards)
+        if left_out:
+            print_log(left_out, 'current', level=logging.WARNING)
+        options = (self.shards, self.extensions, self.exclude)
+        classes = (len(self.CLASSES) if self.CLASSES else MOST_CLASSES) if self.with_label else 0
+        read = partial(read_indexes, unwritten={})
+        images = open_list(folder, tars, read, self._is_sample, options=options, classes=classes)
         if not images:
             raise ValueError(f'The tar files of {self.img_prefix} have no images ({", ".join(self.extensions)}).')
+        unlabelled, first = images.header['unlabelled']
         if unlabelled:
             raise ValueError(
-                f'with_label=True, but {len(unlabelled)} of {len(images)} images have no class number in a .cls or .json '
-                f'member of the same key, or none below the number of classes. The first is {unlabelled[0]}.'
+                f'with_label=True, but {unlabelled} of {len(images)} images have no class number in a .cls or .json '
+                f'member of the same key, or none below the number of classes. The first is {first[0]}.'
             )
+        same_key, example = images.header['same_key']
         if same_key:
             print_log(
-                f'{same_key} of the {len(images)} samples have the key of another one: {example}, for example. If they are '
-                'masks, leave them out: train_dataloader.dataset.exclude=.seg.png',
+                f'{same_key} of the {len(images)} samples have the key of another one: {example[0]}, for example. If they '
+                'are masks, leave them out: train_dataloader.dataset.exclude=.seg.png',
                 'current',
                 level=logging.WARNING,
             )
@@ -116,46 +122,50 @@ class ShardDataset(ReplaceUnreadable):
         hidden = name.rpartition('/')[2].startswith('.')
         return lower.endswith(self.extensions) and not hidden and not lower.endswith(self.exclude)
 
-    def _indexed_tars(self) -> list[tuple[Path, ShardIndex]]:
-        """Every tar file with its index; tar files without one are scanned."""
-        tars, left_out = find_tars(Path(self.img_prefix), self.shards)
-        if left_out:
-            print_log(left_out, 'current', level=logging.WARNING)
-        found = {tar: read_index(tar) for tar in tars}
-        missing = [tar for tar, index in found.items() if index is None]
-        if missing:
-            found.update(index_all(missing))
-        return [(tar, index) for tar, index in found.items() if index is not None]
 
+def read_indexes(tars: Sequence[File], unwritten: dict[File, ShardIndex]) -> Iterator[ShardIndex]:
+    """Yield the content of tar files from the indexes beside them; scan those without one, and write their index.
 
-def index_all(tars: Sequence[Path]) -> dict[Path, ShardIndex]:
-    """Scan tar files, show the progress, and write the indexes beside them; a read-only folder only causes a warning."""
-    print_log(f'Reading the headers of {len(tars)} tar files of {tars[0].parent}: once, they had no index.', 'current')
-    indices, unwritten = {}, None
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    ``unwritten`` receives the indexes that cannot be written, and serves them the next time. Shows the progress.
+    """
+    console, refused = Console(stderr=True), None
+    with ThreadPoolExecutor(THREADS) as pool, Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task('index', total=sum(tar.stat().st_size for tar in tars))
-        for tar in tars:
-            indices[tar] = scan(tar, progress=partial(bar.advance, task))
-            try:
-                write_index(tar, indices[tar])
-            except OSError as error:
-                unwritten = error
-    if unwritten is not None:
+        told = bool(unwritten)
+        for start in range(0, len(tars), THREADS):  # memory holds a few at a time; storage answers many at once
+            part = tars[start : start + THREADS]
+            for tar, index in zip(part, pool.map(read_index, part), strict=True):
+                index = index or unwritten.get(tar)
+                if index is not None:
+                    bar.advance(task, index.size)
+                    yield index
+                    continue
+                if not told:
+                    print_log(
+                        f'{tar} has no index, or an old one: the headers of all such files are read, once.', 'current'
+                    )
+                told, index = True, scan(tar, progress=partial(bar.advance, task))
+                if isinstance(tar, Path):
+                    try:
+                        write_index(tar, index)
+                    except OSError as error:
+                        unwritten[tar], refused = index, error
+                yield index
+    if refused is not None:
         print_log(
-            f'The index cannot be kept ({unwritten}): it stays in memory, and the next start reads the headers again.',
+            f'The index cannot be kept beside the tar files ({refused}): it stays in memory, and another machine reads the '
+            'headers again.',
             'current',
             level=logging.WARNING,
         )
-    return indices
 
 
-def find_tars(folder: Path, shards: str) -> tuple[list[Path], str]:
+def find_tars(folder: File, shards: str) -> tuple[list[File], str]:
     """Return the tar files of a folder, and what to say about compressed ones. Raises ValueError if there is none."""
     if not folder.is_dir():
         raise ValueError(f'{folder} does not exist. Give a folder of tar files: --cfg-options data_root=DIR.')
-    tars = sorted(folder.glob(shards))
-    packed = sorted(path.name for path in folder.iterdir() if PACKED.search(path.name.lower()))
+    tars: list[Any] = sorted(folder.glob(shards))
+    packed = sorted(path.name for path in folder.glob('*') if PACKED.search(path.name.lower()))
     advice = f'{packed[0]} is compressed: unpack it (gzip -d, bzip2 -d, xz -d or zstd -d).' if packed else ''
     if not tars:
         advice = advice or 'For a folder of images use mkd_plugin.ImageFolder.'

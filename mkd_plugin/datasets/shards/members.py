@@ -1,6 +1,7 @@
 """Members of tar files: an index of their positions, kept beside the tar, and random access to their contents.
 
-A member's address is ``tar://FILE.tar@OFFSET+SIZE/NAME``, which every loader of the hosts can read.
+A member's address is ``tar://FILE.tar@OFFSET+SIZE/NAME``, which every loader of the hosts can read. For a file on storage,
+FILE is ``s3%3A//bucket/a.tar?VERSION``, because mmengine splits addresses at ``://``.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from typing import Any
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
+from mkd_plugin.datasets.shards.storage import BlockCache, Remote, StorageError
 from mkd_plugin.utils.files import write_whole
 
 FORMAT = 1  # of the index file
 BLOCK = 512
 LARGEST_LABEL = 1 << 20  # bytes; larger .cls and .json files are ignored
-PREFIX = 'tar://'
+PREFIX, REMOTE = 'tar://', '%3A//'  # the second replaces :// in the address of a storage; no path has it
 ADDRESS = re.compile(PREFIX + r'(.+)@(\d+)\+(\d+)/[^@]*', re.DOTALL)  # folders may be called a.tar@1+2
 MOST_OPEN = 256  # files kept open; most systems allow 1024 per process
 LARGEST_HEADER = 1 << 20  # bytes of names and attributes before a member; longer ones are no names
+File = Path | Remote
 COMPRESSORS = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ\x00': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
 
 
@@ -42,7 +45,7 @@ class ShardIndex:
     labels: dict[str, int] = field(default_factory=dict)
 
 
-def index_path(tar: Path) -> Path:
+def index_path(tar: File) -> File:
     """Path of a tar's index file."""
     return tar.with_name(tar.name + '.index.json')
 
@@ -53,12 +56,15 @@ def key_of(name: str) -> str:
     return folder + slash + file.split('.', 1)[0]
 
 
-def read_index(tar: Path) -> ShardIndex | None:
-    """Read a tar's index; None if there is no valid one, or if the tar has changed since."""
+def read_index(tar: File) -> ShardIndex | None:
+    """Read a tar's index; None if there is no valid one, or if the tar has changed since.
+
+    On storage times say when a file was uploaded: there the size has to match, and every member that is read its header.
+    """
     status, path = tar.stat(), index_path(tar)
     try:
         # a member takes a block of the tar, and fewer bytes of the index even if its name is escaped
-        if not path.is_file() or path.stat().st_size > 4 * status.st_size + LARGEST_LABEL:
+        if isinstance(path, Path) and (not path.is_file() or path.stat().st_size > 4 * status.st_size + LARGEST_LABEL):
             return None
         stored = json.loads(path.read_text())
         if stored.pop('format') != FORMAT:
@@ -68,16 +74,19 @@ def read_index(tar: Path) -> ShardIndex | None:
         index = ShardIndex(**stored)
     except (OSError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None  # missing, or not written by us: scan the tar
-    fits = all(0 <= offset <= offset + size <= status.st_size for _, offset, size in index.members)
-    return index if fits and (index.size, index.mtime_ns) == (status.st_size, status.st_mtime_ns) else None
+    fits = all(
+        BLOCK <= offset <= offset + size <= status.st_size and not offset % BLOCK for _, offset, size in index.members
+    )
+    same = isinstance(tar, Remote) or index.mtime_ns == status.st_mtime_ns
+    return index if fits and same and index.size == status.st_size else None
 
 
 def write_index(tar: Path, index: ShardIndex) -> None:
     """Write a tar's index atomically. Raises OSError if the folder is read-only, or the disk is full."""
-    write_whole(index_path(tar), json.dumps({'format': FORMAT, **asdict(index)}))
+    write_whole(Path(str(index_path(tar))), json.dumps({'format': FORMAT, **asdict(index)}))
 
 
-def scan(tar: Path, *, progress: Callable[[int], Any] = lambda advance: None) -> ShardIndex:
+def scan(tar: File, *, progress: Callable[[int], Any] = lambda advance: None) -> ShardIndex:
     """Read all headers of a tar file; ``progress`` gets the number of bytes done since its last call.
 
     Links, folders and devices are skipped. Of two members with the same name the later one counts, as when unpacking.
@@ -95,7 +104,8 @@ def scan(tar: Path, *, progress: Callable[[int], Any] = lambda advance: None) ->
                 found.pop(name, None)  # the later member takes a later place
                 found[name] = (name, offset, size)
                 if name.lower().endswith(('.cls', '.json')) and size <= LARGEST_LABEL:
-                    label = _parse_label(os.pread(file.fileno(), size, offset))
+                    file.seek(offset)
+                    label = _parse_label(file.read(size))
                     if label is not None:
                         index.labels[key_of(name)] = label
                 if number % 256 == 0:
@@ -140,14 +150,15 @@ def _regular_members(file: Any, total: int) -> Iterator[tuple[str, int, int]]:
                 raise tarfile.ReadError(f'{member.name!r} is stored as a sparse file: pack it without --sparse')
             if member.isreg():
                 yield member.name, member.offset_data, member.size
-        mark = os.pread(file.fileno(), BLOCK, archive.offset)
+        file.seek(archive.offset)
+        mark = file.read(BLOCK)
         if len(mark) < BLOCK:
             raise tarfile.ReadError(f'it ends after {total:,} bytes without the mark that closes a tar')
         if any(mark):
             raise tarfile.ReadError(f'what is at byte {archive.offset:,} is no header of a member')
 
 
-def _advice(tar: Path) -> str:
+def _advice(tar: File) -> str:
     """How to fix a file that is no tar."""
     with tar.open('rb') as file:
         start = file.read(6)
@@ -171,9 +182,10 @@ def _parse_label(content: bytes) -> int | None:
     return label if isinstance(label, int) and not isinstance(label, bool) else None
 
 
-def member_uri(tar: str | Path, name: str, offset: int, size: int) -> str:
+def member_uri(tar: str | Path | Remote, name: str, offset: int, size: int) -> str:
     """Address of a member; the name only serves messages."""
     name = name.replace('://', ':/').replace('@', '%40')  # mmengine splits at ://, and the last @ precedes the offset
+    tar = f'{tar.url.replace("://", REMOTE)}?{tar.version}' if isinstance(tar, Remote) else tar
     return f'{PREFIX}{tar}@{offset}+{size}/{name}'
 
 
@@ -193,10 +205,13 @@ class TarMemberBackend(BaseStorageBackend):
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._cache: BlockCache | None = None
 
     def get(self, filepath: str | Path) -> bytes:
-        """Read a member. Raises OSError if the tar file does not exist, or ends before the member does."""
+        """Read a member. Raises OSError if the tar file does not exist, or ends before the member does; StorageError."""
         tar, offset, size = parse_uri(str(filepath))
+        if REMOTE in tar:
+            return self._get_remote(tar.replace(REMOTE, '://', 1), offset, size)
         descriptor = self._descriptor(tar)
         content = os.pread(descriptor, size, offset)
         while len(content) < size:  # a network file system may return less
@@ -205,6 +220,18 @@ class TarMemberBackend(BaseStorageBackend):
                 raise OSError(f'{tar} ends before byte {offset + size:,}: it was cut off after it was indexed')
             content += more
         return content
+
+    def _get_remote(self, tar: str, offset: int, size: int) -> bytes:
+        """Read a member with its header, which tells whether it is still the one that was indexed."""
+        self._cache = self._cache or BlockCache()
+        url, _, version = tar.rpartition('?')
+        for anew in (False, True):  # a block may be damaged by a loss of power
+            content = self._cache.read(Remote(url), version, offset - BLOCK, offset + size, anew=anew)
+            if len(content) == BLOCK + size and content[124:136].strip(b'\0 ').lstrip(b'0') == b'%o' % size:
+                return content[BLOCK:]
+        raise StorageError(
+            f'{url} was changed after it was indexed: there is no image of {size:,} bytes at {offset:,}.'
+        )
 
     def get_text(self, filepath: str | Path, encoding: str = 'utf-8') -> str:
         """Read a member as text."""

@@ -37,6 +37,7 @@ class Options:
     quality: int = 90  #: JPEG quality of shrunk images
     shard_size: int = 10_000  #: Images per shard
     labels: bool = False  #: Whether the first folder level is the class
+    raw: bool = False  #: Store the pixels, as PPM, which are read without decoding
 
     def __post_init__(self) -> None:
         if self.size < 0 or not 1 <= self.quality <= 100 or self.shard_size < 1:
@@ -144,6 +145,7 @@ def open_manifest(target: Path, sources: list[Source], options: Options, classes
         write_whole(target / MANIFEST, json.dumps(manifest, indent=1) + '\n')
         return manifest
     stored = read_manifest(target)
+    stored['options'] = {**asdict(Options()), **stored['options']}  # older ones have no raw
     changed = sorted(set((target / SOURCES).read_text().splitlines()) ^ set(listed))
     difference = f'{stored["options"]} → {options}' if stored['options'] != manifest['options'] else ''
     if changed:
@@ -199,13 +201,15 @@ def encode(source: Source, *, folder: Path, options: Options) -> Encoded:
     except UnreadableImageError as error:
         return Encoded(skipped=str(error))
     height, width = pixels.shape[:2]
-    if not options.size or min(height, width) <= options.size:
+    larger = 0 < options.size < min(height, width)
+    if not larger and not options.raw:
         return Encoded(path.suffix.lower(), content)
-    factor = options.size / min(height, width)
-    sides = (round(width * factor), round(height * factor))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize(sides, Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=options.quality)
-    return Encoded('.jpg', buffer.getvalue())
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    if larger:
+        factor = options.size / min(height, width)
+        image = image.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
+    image.save(buffer, 'PPM' if options.raw else 'JPEG', quality=options.quality)
+    return Encoded('.ppm' if options.raw else '.jpg', buffer.getvalue())
 
 
 def write_shard(

@@ -27,6 +27,7 @@ PAGES = [
 # Script → a test that runs it, with its real arguments where they are small, at reduced size otherwise.
 RUN_BY = {
     'benchmarks/data_time.py': 'tests/unit/benchmarks/test_data_time.py',
+    'benchmarks/decode_time.py': 'tests/unit/benchmarks/test_decode_time.py',
     'benchmarks/check_equality.py': 'tests/integration/commands/test_check_equality.py',
     'benchmarks/gpu_benchmark.py': 'tests/unit/benchmarks/test_gpu_benchmark.py',
     'benchmarks/load_time.py': 'tests/integration/commands/test_check_equality.py',

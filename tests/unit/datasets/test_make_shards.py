@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from mkd_cli import make_shards
 from mkd_plugin.datasets import ShardDataset
+from mkd_plugin.datasets.loading import decode, read_image
 from mkd_plugin.datasets.shards import writing
 from mkd_plugin.datasets.shards.writing import Options, verify_shards, write_shards
 
@@ -87,6 +88,29 @@ def test_write_shards__files_as_they_are_without_size(source, tmp_path):
     paths = ('cat/a.jpg', 'cat/c.JPG', 'cat/deep/b.png', 'dog/d.jpg', 'dog/f.png', 'dog/g.jpg')
     assert found == [(source / path).read_bytes() for path in paths]
     assert not (tmp_path / 'out/classes.txt').exists()
+
+
+def test_write_shards__raw_pixels_are_those_of_the_images(source, tmp_path):
+    write_shards(source, tmp_path / 'out', options=Options(raw=True))
+    assert {name[-4:] for name in members(tmp_path / 'out')} == {'.ppm'} and verify_shards(tmp_path / 'out') == []
+    data = ShardDataset(data_root=str(tmp_path / 'out'), pipeline=[dict(type='mkd_plugin.LoadAnyImage')])
+    for number, path in enumerate(('cat/a.jpg', 'cat/c.JPG', 'cat/deep/b.png', 'dog/d.jpg', 'dog/f.png', 'dog/g.jpg')):
+        np.testing.assert_array_equal(data[number]['img'], read_image(str(source / path), order='bgr'))
+    write_shards(source, tmp_path / 'small', options=Options(size=80, raw=True))
+    with Image.open(source / 'dog/f.png') as image:
+        wanted = np.asarray(image.resize((102, 80), Image.Resampling.BICUBIC))
+    (content,) = [content for name, content in members(tmp_path / 'small').items() if '000000005' in name]
+    np.testing.assert_array_equal(decode(content), wanted)
+
+
+def test_write_shards__goes_on_with_a_manifest_from_before_raw(source, tmp_path):
+    write_shards(source, tmp_path / 'out', options=OPTIONS)
+    manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+    del manifest['options']['raw']
+    (tmp_path / 'out/manifest.json').write_text(json.dumps(manifest))
+    (tmp_path / 'out/shard-000002.tar').unlink()
+    write_shards(source, tmp_path / 'out', options=OPTIONS)
+    assert verify_shards(tmp_path / 'out') == []
 
 
 def shards_of(target: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import struct
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -387,6 +388,23 @@ def test_shards__train_and_resume_to_the_same_weights(shards, tmp_path):
     assert watch.seen == [(1, 3)]
     wanted = whole.model.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_shards__train_from_a_storage_to_the_same_weights(shards, tmp_path, one_thread):
+    """Two steps of the shipped recipe, from a folder, from fsspec's file:// and from its memory://."""
+    memory, found = fsspec.filesystem('memory'), []
+    memory.put(str(shards), '/training', recursive=True)
+    sampler = dict(type='mkd_plugin.ShardSampler', lanes=2, window=4)
+    for number, root in enumerate((shards, f'file://{shards}', 'memory://training')):
+        options = {'train_dataloader.num_workers': number % 2, 'train_dataloader.persistent_workers': False}
+        options |= {'train_dataloader.batch_size': 8, 'default_hooks.checkpoint.interval': 100}
+        options |= {f'train_dataloader.sampler.{name}': value for name, value in sampler.items()}
+        run = training(root, tmp_path / str(number), **options)
+        run.train()
+        assert run.iter == 2
+        found.append(run.model.state_dict())
+    memory.rm('/training', recursive=True)
+    assert all(torch.equal(value, other[name]) for other in found[1:] for name, value in found[0].items())
 
 
 def test_fine_tuning_pipeline__reads_shards_with_the_hosts_loader(shards):
