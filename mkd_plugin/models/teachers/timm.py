@@ -162,7 +162,9 @@ class TimmTeacher(Teacher):
             given['stop_early'] = True
         result = self.network.forward_intermediates(images_BCHW, indices=wanted, intermediates_only=not whole, **given)
         final, maps = result if whole else (None, result)
-        found = {name: self._split(maps[wanted.index(index)]) for name, index in blocks.items()}
+        found: dict[str, tuple[Tensor, Tensor | None]] = {
+            name: self._split(maps[wanted.index(index)]) for name, index in blocks.items()
+        }
         for name in set(taps) - set(blocks):
             found[name] = self._final(name, final, self._split(maps[-1])[1])
         return found
