@@ -11,5 +11,5 @@ model = dict(
         feature=dict(
             teacher='ema', tap='output', normalize=dict(type='TokenStandardize', unbiased=False, eps=1e-5),
             student='output',
-            head=dict(type='BlockPredictor', blocks=4, depth=2, width=64, num_heads=4),
+            head=dict(type='TargetPredictor', blocks=4, depth=2, width=64, num_heads=4),
             loss=dict(type='SmoothL1Loss', beta=1.0), region='targets')))

@@ -16,7 +16,7 @@ model = dict(
         feature=dict(
             teacher='ema', tap='output', normalize=dict(type='TokenStandardize', unbiased=False, eps=1e-5),
             student='output',
-            head=dict(type='BlockPredictor', blocks=4, depth=12, width=384, num_heads=16),
+            head=dict(type='TargetPredictor', blocks=4, depth=12, width=384, num_heads=16),
             loss=dict(type='SmoothL1Loss', beta=1.0), region='targets')))
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -3,10 +3,9 @@
 from mkd_plugin.models.heads.cross_attention import ContextRegressor, CrossAttentionDecoder
 from mkd_plugin.models.heads.decoder import NeckHead, TransformerDecoder
 from mkd_plugin.models.heads.pointwise import LinearHead, NoHead, ProjectorHead, RegroupedRelations
-from mkd_plugin.models.heads.predictors import BlockPredictor, ConvDecoder
+from mkd_plugin.models.heads.predictors import ConvDecoder, TargetPredictor
 
 __all__ = [
-    'BlockPredictor',
     'ContextRegressor',
     'ConvDecoder',
     'CrossAttentionDecoder',
@@ -15,5 +14,6 @@ __all__ = [
     'NoHead',
     'ProjectorHead',
     'RegroupedRelations',
+    'TargetPredictor',
     'TransformerDecoder',
 ]

@@ -77,6 +77,7 @@ class CrossAttentionDecoder(Head):
     reaches_hidden = True
     predicts_cls = False
     many_taps = True
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -153,6 +154,7 @@ class ContextRegressor(Head):
     """
 
     reaches_hidden = True
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -183,7 +185,7 @@ class ContextRegressor(Head):
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
         mask = features.mask
-        if mask is None or not mask.ids_hide_BM.shape[1]:  # type: ignore[union-attr]
+        if mask is None:  # nothing is hidden
             return self.predict(self.norm(features.select(taps[0], region)))
         assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None and mask.ids_restore_BL is not None
         tokens_BND = cls_and_patches(features, taps[0])

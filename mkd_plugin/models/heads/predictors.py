@@ -84,12 +84,12 @@ class ConvDecoder(Head):
             noise_BMD = patches_BVD.new_empty(*mask.ids_hide_BM.shape, patches_BVD.shape[-1]).normal_(std=self.noise)
             shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
             patches_BVD = Permute.apply(torch.cat([patches_BVD, noise_BMD], 1), mask.ids_restore_BL, shuffled_BL)
-        maps_BDHW = self.layers(patches_BVD.transpose(1, 2).unflatten(2, self.grid))
+        maps_BDHW = self.layers(patches_BVD.transpose(1, 2).reshape(len(patches_BVD), -1, *self.grid))
         return self.predict(take(maps_BDHW.flatten(2).transpose(1, 2), region.ids_BR))
 
 
 @MODELS.register_module()
-class BlockPredictor(TransformerDecoder):
+class TargetPredictor(TransformerDecoder):
     """I-JEPA's predictor: a :class:`TransformerDecoder` of the visible tokens and the mask tokens of one target block.
 
     Each block of the region has a pass of its own, so that mask tokens of different blocks do not see each other.
@@ -100,6 +100,7 @@ class BlockPredictor(TransformerDecoder):
     """
 
     predicts_cls = False
+    pos_embed: Tensor
 
     def __init__(self, *, blocks: int = 4, **options: Any) -> None:
         super().__init__(**options)
@@ -116,10 +117,10 @@ class BlockPredictor(TransformerDecoder):
         positions_BND = self.pos_embed.expand(len(tokens_BND), -1, -1)
         context_BVD = tokens_BND[:, 1:] + take(positions_BND, features.mask.ids_keep_BV + 1)
         asked_BRD = self.mask_token + take(positions_BND, region.ids_BR + 1)
-        asked = asked_BRD.unflatten(1, (self.blocks, -1)).flatten(0, 1)
+        asked = asked_BRD.reshape(self.blocks * len(asked_BRD), -1, asked_BRD.shape[-1])
         context = torch.cat([tokens_BND[:, :1], context_BVD], dim=1).repeat_interleave(self.blocks, dim=0)
         x = torch.cat([context, asked], dim=1)
         for block, factors in zip(self.layers, self.drop_path(x), strict=True):
             x, _ = block(x, kept_2B11=factors)
         predicted = self.predict(self.norm(x[:, -asked.shape[1] :]))
-        return predicted.unflatten(0, (-1, self.blocks)).flatten(1, 2)
+        return predicted.reshape(len(tokens_BND), -1, self.out_width)

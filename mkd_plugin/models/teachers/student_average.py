@@ -14,7 +14,7 @@ from mkd_plugin.models.protocols import Progress, StudentContext, freeze
 from mkd_plugin.models.teachers.student_copy import MomentumTeacher
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
+from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens
 
 ANCHOR = 'anchor.'
 
@@ -59,7 +59,7 @@ class AnchoredTeacher(MomentumTeacher):
         self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
     ) -> TokenFeatures:
         """Run each network that is read on the intact images."""
-        values = {}
+        values: dict[str, TapValue] = {}
         for prefix, network in (('', self.network), (ANCHOR, self.anchor)):
             own = [name for name in taps if name.startswith(ANCHOR) == bool(prefix)]
             if own:

@@ -174,7 +174,7 @@ def test_several_masks__serve_other_methods_with_one_teacher_pass(name, images):
         assert seen[key] == [2 if teacher.sees_all else 6]
 
 
-def test_block_predictor__needs_the_number_of_blocks(images):
+def test_target_predictor__needs_the_number_of_blocks(images):
     model = tiny('ijepa/ijepa_digits', **{'objectives.feature.head.blocks': 7, 'masking.target_area': (0.11, 0.11)})
     with pytest.raises(ValueError, match='blocks=7: the region has'):
         model.loss(images)

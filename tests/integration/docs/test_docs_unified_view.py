@@ -22,7 +22,7 @@ HEADS = {
     'FC': 'LinearHead',
     'decoder': 'TransformerDecoder',
     'decoders': 'TransformerDecoder',
-    'predictor': 'BlockPredictor',
+    'predictor': 'TargetPredictor',
     'convolutions; none for cls': 'ConvDecoder + none',
     'FC; none': 'LinearHead + none',
     'cross-attention decoder': 'CrossAttentionDecoder',
