@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ from mmcv.transforms import Compose
 from mmengine.dataset import default_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
+from rich.console import Console
 
 import mkd_plugin
+from mkd_plugin.datasets import write_digits
+from mkd_plugin.preflight.dry_run import dry_run
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import TokenMask
 
@@ -50,6 +55,19 @@ def test_tinymim__trains_all_that_its_relations_read(images):
         *('backbone.layers.1.attn.proj', 'backbone.layers.1.ln2', 'backbone.ln1'),
         *('backbone.layers.1.ffn.layers.0.0', 'backbone.layers.1.ffn.layers.1'),
     }
+
+
+def test_tinymim__is_ready_by_its_dry_run(tmp_path):
+    """The trial steps allow parameters without a gradient, because the config does."""
+    write_digits(tmp_path / 'digits')
+    cfg = mkd_plugin.get_config('tinymim/tinymim_digits')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'digits')
+    cfg.work_dir = str(tmp_path / 'run')
+    text = StringIO()
+    assert dry_run(cfg, images=2, console=Console(file=text, width=200)) == 0, text.getvalue()
+    cfg.find_unused_parameters = False
+    assert dry_run(cfg, images=2, console=Console(file=text, width=200)) == 1
+    assert 'get no gradient' in text.getvalue()
 
 
 def test_two_views__are_one_crop_with_and_without_jitter(tmp_path):
