@@ -52,8 +52,8 @@ class TokenMask:
     ids_hide_BM: Tensor | None = None  #: Ids of the hidden patches, likewise
     ids_restore_BL: Tensor | None = None  #: Position of patch ``l`` in ``cat(visible, hidden)``, likewise
     most_hidden: int | None = None  #: Upper bound on the hidden patches per image, if their number varies
-    #: Patch ids (B, R) of the masking's additional regions, by name
-    regions: Mapping[str, Tensor] = field(default_factory=dict)
+    #: The masking's additional regions, by name: patch ids (B, R), or the tokens with their weights
+    regions: Mapping[str, Tensor | RegionTokens] = field(default_factory=dict)
     per_image: int = 1  #: Masks per image; rows ``i · per_image`` to ``(i + 1) · per_image − 1`` belong to image ``i``
 
     @classmethod
@@ -87,7 +87,8 @@ class TokenMask:
             return RegionTokens(name, False, self.ids_keep_BV)
         if name == ALL.name:
             return self._all_patches()
-        return RegionTokens(name, False, self.regions[name])
+        found = self.regions[name]
+        return found if isinstance(found, RegionTokens) else RegionTokens(name, False, found)
 
     def _hidden_patches(self) -> RegionTokens:
         if self.ids_hide_BM is not None:
@@ -148,7 +149,7 @@ class Region:
             return RegionTokens(None, True, mask.hidden_BL.new_empty(len(mask.hidden_BL), 0, dtype=torch.long))
         tokens = mask.patches(self.patches)
         if not self.cls or tokens.weight_BR is None:
-            return replace(tokens, cls=self.cls)
+            return replace(tokens, cls=self.cls or tokens.cls)
         cls_B1 = torch.ones_like(tokens.weight_BR[:, :1])
         return replace(tokens, cls=True, weight_BR=torch.cat([cls_B1, tokens.weight_BR], dim=1))
 

@@ -20,6 +20,13 @@ METHODS = {
     'hybrid_distill': 'hybrid_distill/hybrid_vit-base-p16_mae-deit_8xb128-300e_in1k',
     'mae': 'mae/mae_vit-base-p16_8xb512-1600e_in1k',
     'fd': 'fd/fd_vit-base-p16_teacher-clip-base_8xb256-300e_in1k',
+    'crossmae': 'crossmae/crossmae_vit-base-p16_8xb512-800e_in1k',
+    'caev2': 'caev2/caev2_vit-base-p16_8xb256-300e_in1k',
+    'ijepa': 'ijepa/ijepa_vit-huge-p14_8xb256-300e_in1k',
+    'data2vec2': 'data2vec2/data2vec2_vit-base-p16_8xb32-75e_in1k',
+    'gram': 'gram/gram_vit-base-p16_8xb256-64e_in1k',
+    'proteus': 'proteus/proteus_vit-base-p14_teacher-dinov2-large_8xb64-300e_in1k',
+    'tinymim': 'tinymim/tinymim_vit-base-p16_teacher-mae-large_8xb512-300e_in1k',
     'unified_view': 'unified_view/data2vec_vit-base-p16_8xb256-300e_in1k',
 }
 FIELDS = ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg')

@@ -46,6 +46,8 @@ class MaskedDistiller(BaseSelfSupervisor):
             weight). Each gives one loss, called ``loss_<name>``.
         balance: Config of a :class:`Balance` that combines the objectives' terms; None adds their means.
         precision: Options of :func:`set_precision`, ``residual`` and ``teacher``: number formats under bfloat16 autocast.
+        two_views: Whether the pipeline gives two views of each image, cut alike: the student sees the first, the teachers the
+            second.
         data_preprocessor: mmpretrain's ``SelfSupDataPreprocessor`` by default; its mean and std are the student's.
         init_cfg: mmengine's.
 
@@ -66,6 +68,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         objectives: Mapping[str, dict[str, Any]],
         balance: dict[str, Any] | None = None,
         precision: dict[str, Any] | None = None,
+        two_views: bool = False,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         for name, module in self.named_modules():
             if isinstance(module, DropPath):
                 module.name = name  # what two networks skip is independent
+        self.num_views = 2 if two_views else 1
         self.student_taps = tuple({tap: None for term in terms.values() for tap in term.student_taps})
         self.requests = self._collect_requests()
         if precision is not None:
@@ -94,7 +98,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         """One step: mask → teacher → target → student → head → loss.
 
         Args:
-            inputs: Normalised images (B, C, H, W), or a list with this single view, as mmpretrain's preprocessor returns.
+            inputs: Normalised images (B, C, H, W), or a list of the views, as mmpretrain's preprocessor returns.
             data_samples: If they contain ``mask`` (True = hidden), it is used instead of drawing one.
 
         Returns:
@@ -102,8 +106,8 @@ class MaskedDistiller(BaseSelfSupervisor):
             spread of targets and student features.
         """
         self._check_followed()
-        images_BCHW = single_view(inputs)
-        cache = FeatureCache(self.teachers, self.requests, images_BCHW)
+        images_BCHW, *others = views(inputs, self.num_views)
+        cache = FeatureCache(self.teachers, self.requests, others[0] if others else images_BCHW)
         mask = self._given_mask(data_samples)
         if mask is None:
             mask = self.masking(images_BCHW, cache.before_mask)
@@ -120,7 +124,7 @@ class MaskedDistiller(BaseSelfSupervisor):
 
     def extract_feat(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
         """Compute the student's tokens of the intact images after its final norm, (B, 1 + L, D)."""
-        return self.backbone(single_view(inputs)).tokens('output')
+        return self.backbone(views(inputs, self.num_views)[0]).tokens('output')
 
     def init_weights(self) -> None:
         """Load the checkpoint of the student's ``init_cfg``, then let teachers copy the student."""
@@ -245,10 +249,13 @@ def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) 
         raise ValueError(f"Objective '{name}': {error}") from error
 
 
-def single_view(inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Unpack the batch of images. Raises ValueError if the pipeline returns more than one view."""
+def views(inputs: Tensor | Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """List the views of a batch. Raises ValueError if the pipeline returns another number of them."""
     if isinstance(inputs, Tensor):
-        return inputs
-    if len(inputs) != 1:
-        raise ValueError(f'MaskedDistiller takes one view of each image, but the pipeline returns {len(inputs)}.')
-    return inputs[0]
+        return (inputs,)
+    if len(inputs) != count:
+        raise ValueError(
+            f'MaskedDistiller takes {("one view", "two views")[count - 1]} of each image, but the pipeline returns '
+            f'{len(inputs)}. For one view for the student and one for the teachers, set two_views=True.'
+        )
+    return inputs

@@ -75,3 +75,43 @@ class TokenCrossEntropy(nn.Module):
     def forward(self, scores_BRC: Tensor, classes_BR1: Tensor) -> Tensor:
         """Compute the loss, (B, R)."""
         return F.cross_entropy(scores_BRC.transpose(1, 2), classes_BR1.squeeze(-1), reduction='none')
+
+
+@MODELS.register_module()
+class RelationKL(nn.Module):
+    """KL(softmax(target) ‖ softmax(prediction)) of each row of token relations (TinyMIM, MiniLM v2).
+
+    Use it with the taps ``logit:i`` and ``value:i``, which divide by √K.
+    """
+
+    def forward(self, prediction_BHRR: Tensor, target_BHRR: Tensor) -> Tensor:
+        """Compute the loss of each query, summed over keys, (B, H, R)."""
+        wanted_BHRR = target_BHRR.log_softmax(dim=-1)
+        return F.kl_div(prediction_BHRR.log_softmax(dim=-1), wanted_BHRR, reduction='none', log_target=True).sum(-1)
+
+
+@MODELS.register_module()
+class GramLoss(nn.Module):
+    """Squared differences between the cosine similarities of an image's tokens (Gram anchoring, DINOv3).
+
+    Use it without a head. If images have different numbers of tokens, padding tokens do not count.
+    """
+
+    wants_region = True
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor, region: RegionTokens | None = None) -> Tensor:
+        """Compute the mean over all tokens of the image for each token, (B, R).
+
+        Args:
+            prediction_BRD: The student's tokens.
+            target_BRD: The teacher's tokens.
+            region: Marks padding tokens; None for no padding.
+        """
+        tokens = (F.normalize(x, dim=-1) for x in (prediction_BRD, target_BRD))
+        student_BRR, teacher_BRR = (x @ x.transpose(1, 2) for x in tokens)
+        squares_BRR = (student_BRR - teacher_BRR).square()
+        if region is None or region.weight_BR is None:
+            return squares_BRR.mean(-1)
+        return (squares_BRR * region.weight_BR.unsqueeze(1)).sum(-1) / region.weight_BR.sum(1, keepdim=True).clamp(
+            min=1
+        )

@@ -118,8 +118,9 @@ class Objective(nn.Module):
             )
         network = context.student.network
         check_head(find(cfg['type']) if 'type' in cfg else None)
-        start = {'initialization': network.initialization} if accepts(cfg, 'initialization') else {}
-        head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=network.grid, **start)
+        known = {'initialization': network.initialization, 'num_taps': len(student_taps)}
+        asked = {keyword: value for keyword, value in known.items() if accepts(cfg, keyword)}
+        head: Head = build(cfg, in_width=sources[0].channels, out_width=target.channels, grid=network.grid, **asked)
         if target.kind not in head.kinds:
             raise ValueError(
                 f"{type(head).__name__} accepts {' or '.join(head.kinds)}, but '{student_taps[0]}' is {target.kind}."

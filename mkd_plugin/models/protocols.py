@@ -193,7 +193,7 @@ class Head(nn.Module):
     """Predicts the target at the tokens of a region.
 
     The objective sets the three arguments; a config may state ``out_width`` to have it checked. If a constructor has a
-    keyword ``initialization``, the objective sets the student's.
+    keyword ``initialization``, the objective sets the student's; if it has ``num_taps``, the number of taps that it reads.
 
     Args:
         in_width: Width of the student's tokens (of each tap, for a head that reads several).

@@ -153,7 +153,8 @@ class DryRun:
         """Run two steps on random images; show the time of the second."""
         if self.model is None or self.optim_wrapper is None:
             return
-        result = run_step(self.model, self.optim_wrapper, fake_batch(self.cfg, self.images))
+        unused = bool(self.cfg.get('find_unused_parameters'))
+        result = run_step(self.model, self.optim_wrapper, fake_batch(self.cfg, self.images), unused=unused)
         losses = ', '.join(f'{name} {value:.4g}' for name, value in result.losses.items())
         self.say(
             f'step: {result.seconds:.3f} s for {tuple(result.shape)} on {get_device()} '

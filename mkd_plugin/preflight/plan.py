@@ -249,8 +249,11 @@ def fake_sample(cfg: Config, path: Path, number: int) -> dict[str, Any]:
     return dict(sample, gt_label=number % (cfg.model.get('head', {}).get('num_classes') or 2))
 
 
-def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
-    """Run two training steps; time the second. Raises ValueError if a loss is not finite or a parameter gets no gradient."""
+def run_step(model: nn.Module, optim_wrapper: Any, batch: Any, *, unused: bool = False) -> StepResult:
+    """Run two training steps; time the second.
+
+    Raises ValueError if a loss is not finite, or a parameter gets no gradient, which ``unused`` allows.
+    """
     device = next(model.parameters()).device
     shapes: list[tuple[int, ...]] = []
 
@@ -260,7 +263,8 @@ def run_step(model: nn.Module, optim_wrapper: Any, batch: Any) -> StepResult:
 
     probe = model.get_submodule('data_preprocessor').register_forward_hook(note_shape)
     before = used_memory(device)
-    check_next_backward(model, optim_wrapper)
+    if not unused:
+        check_next_backward(model, optim_wrapper)
     if isinstance(model, MaskedDistiller):
         model.begin_training(Progress(0, 2))
     for _ in range(2):

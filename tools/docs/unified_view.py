@@ -99,6 +99,41 @@ BESIDE = (
         ('CLIP', 'ViT, no mask', 'FC', 'LN (no affine)', 'smooth L1'),
         'fd/fd_vit-base-p16_teacher-clip-base_8xb256-300e_in1k',
     ),
+    Row(
+        'CrossMAE',
+        ('pixel', 'ViT', 'cross-attention decoder', 'per-patch LN', 'L2'),
+        'crossmae/crossmae_vit-base-p16_8xb512-800e_in1k',
+    ),
+    Row(
+        'CAE v2',
+        ('CLIP', 'ViT', 'cross-attention regressor', '-', 'cosine'),
+        'caev2/caev2_vit-base-p16_8xb256-300e_in1k',
+    ),
+    Row(
+        'I-JEPA',
+        ('EMA', 'ViT', 'predictor', 'LN (no affine)', 'smooth L1'),
+        'ijepa/ijepa_vit-huge-p14_8xb256-300e_in1k',
+    ),
+    Row(
+        'data2vec 2.0',
+        ('EMA, averaged layers', 'ViT', 'convolutions; none for cls', '-', 'L2'),
+        'data2vec2/data2vec2_vit-base-p16_8xb32-75e_in1k',
+    ),
+    Row(
+        'Gram anchoring (beside data2vec)',
+        ('EMA + an old copy', 'ViT', 'FC; none', 'LN; none', 'smooth L1 + Gram'),
+        'gram/gram_vit-base-p16_8xb256-64e_in1k',
+    ),
+    Row(
+        'Proteus',
+        ('DINOv2', 'ViT, also without mask', 'FC', '-', 'L2'),
+        'proteus/proteus_vit-base-p14_teacher-dinov2-large_8xb64-300e_in1k',
+    ),
+    Row(
+        'TinyMIM',
+        ('MAE', 'ViT, no mask', 'regrouped heads', '-', 'KL of relations'),
+        'tinymim/tinymim_vit-base-p16_teacher-mae-large_8xb512-300e_in1k',
+    ),
     Row('dBOT', ('previous student', 'ViT', 'decoder', 'LN', 'smooth L1'), 'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'),
 )
 

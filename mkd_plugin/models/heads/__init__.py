@@ -1,6 +1,19 @@
 """Heads, H in the equation: predict the target from student tokens."""
 
+from mkd_plugin.models.heads.cross_attention import ContextRegressor, CrossAttentionDecoder
 from mkd_plugin.models.heads.decoder import NeckHead, TransformerDecoder
 from mkd_plugin.models.heads.pointwise import LinearHead, NoHead, ProjectorHead, RegroupedRelations
+from mkd_plugin.models.heads.predictors import ConvDecoder, TargetPredictor
 
-__all__ = ['LinearHead', 'NeckHead', 'NoHead', 'ProjectorHead', 'RegroupedRelations', 'TransformerDecoder']
+__all__ = [
+    'ContextRegressor',
+    'ConvDecoder',
+    'CrossAttentionDecoder',
+    'LinearHead',
+    'NeckHead',
+    'NoHead',
+    'ProjectorHead',
+    'RegroupedRelations',
+    'TargetPredictor',
+    'TransformerDecoder',
+]

@@ -43,13 +43,21 @@ class LinearHead(Head):
 
     Args:
         initialization: Distribution of the initial weights; the objective sets the student's.
+        norm: Add a LayerNorm before the layer (Proteus).
     """
 
     def __init__(
-        self, *, in_width: int, out_width: int, grid: tuple[int, int], initialization: Initialization = MAE_INIT
+        self,
+        *,
+        in_width: int,
+        out_width: int,
+        grid: tuple[int, int],
+        initialization: Initialization = MAE_INIT,
+        norm: bool = False,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         self.initialization = initialization
+        self.norm: nn.Module = nn.LayerNorm(in_width) if norm else nn.Identity()
         self.linear = nn.Linear(in_width, out_width)
         self.reset_parameters()
 
@@ -59,7 +67,7 @@ class LinearHead(Head):
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
-        return self.linear(features.select(taps[0], region))
+        return self.linear(self.norm(features.select(taps[0], region)))
 
 
 @MODELS.register_module()

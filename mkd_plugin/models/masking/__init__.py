@@ -1,7 +1,21 @@
 """Maskings: choose the patches that are hidden from the student."""
 
 from mkd_plugin.models.masking.block import BlockMasking
+from mkd_plugin.models.masking.blocks import ExactBlockMasking, InverseBlockMasking, MultiBlockMasking
 from mkd_plugin.models.masking.guided import AttentionMasking, RedundancyMasking
 from mkd_plugin.models.masking.random import NoMasking, RandomMasking
+from mkd_plugin.models.masking.sampled import IntactAndMasked, SampledMasking, SeveralMasks
 
-__all__ = ['AttentionMasking', 'BlockMasking', 'NoMasking', 'RandomMasking', 'RedundancyMasking']
+__all__ = [
+    'AttentionMasking',
+    'BlockMasking',
+    'ExactBlockMasking',
+    'IntactAndMasked',
+    'InverseBlockMasking',
+    'MultiBlockMasking',
+    'NoMasking',
+    'RandomMasking',
+    'RedundancyMasking',
+    'SampledMasking',
+    'SeveralMasks',
+]

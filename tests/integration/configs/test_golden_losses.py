@@ -23,6 +23,13 @@ CONFIGS = [
     'dmae/dmae_digits',
     'hybrid_distill/hybrid_digits',
     'maskdistill/maskdistill_digits',
+    'tinymim/tinymim_digits',
+    'crossmae/crossmae_digits',
+    'caev2/caev2_digits',
+    'gram/gram_digits',
+    'ijepa/ijepa_digits',
+    'data2vec2/data2vec2_digits',
+    'proteus/proteus_digits',
 ]
 
 

@@ -19,7 +19,10 @@ UNLISTED = (
     *('digit', 'folder', 'shards', '1xb64', '1x800e', 'dbot-sym-abs', 'data-masks', 'dmae-dino', 'dmae-moco'),
     *('unmasked', '/distill-'),
 )
-METHODS = ('dbot', 'maskdistill', 'dmae', 'hybrid_distill')
+METHODS = (
+    *('dbot', 'maskdistill', 'dmae', 'hybrid_distill'),
+    *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus'),
+)
 
 
 @cache

@@ -14,16 +14,30 @@ ROWS = [*SCRIPT['ROWS'], *SCRIPT['BESIDE']]
 TEACHERS = {
     'pixel': 'PixelTeacher', 'HOG': 'HOGGenerator', 'dVAE tokens': 'DALL-E', 'VQ-KD tokens': 'VQKD', 'DINO': 'dino',
     'CLIP': 'CLIPTeacher', 'EVA-CLIP': 'CLIPTeacher', 'MoCo v3': 'vit-b-300ep', 'EMA': 'MomentumTeacher',
+    'DINOv2': 'dinov2_vitl14',
+    'EMA, averaged layers': 'LayerAverageTeacher', 'EMA + an old copy': 'AnchoredTeacher', 'MAE': 'mae_pretrain',
     'EMA + pixel': 'MomentumTeacher, output + PixelTeacher', 'previous student': 'BootstrappedTeacher',
 }  # fmt: skip
-HEADS = {'FC': 'LinearHead', 'decoder': 'TransformerDecoder', 'decoders': 'TransformerDecoder'}
+HEADS = {
+    'FC': 'LinearHead',
+    'decoder': 'TransformerDecoder',
+    'decoders': 'TransformerDecoder',
+    'predictor': 'TargetPredictor',
+    'convolutions; none for cls': 'ConvDecoder + none',
+    'FC; none': 'LinearHead + none',
+    'cross-attention decoder': 'CrossAttentionDecoder',
+    'cross-attention regressor': 'ContextRegressor',
+    'regrouped heads': 'RegroupedRelations',
+}
 NORMS = {
     '-': 'none', 'l2': 'L2Normalize', 'LN': 'TokenStandardize', 'per-patch LN': 'TokenStandardize',
     'LN (no affine)': 'TokenStandardize', 'BN': 'BatchStandardize',
+    'LN; none': 'TokenStandardize + none',
 }  # fmt: skip
 LOSSES = {
     '-': 'MSELoss', 'L1': 'L1Loss', 'L2': 'MSELoss', 'smooth L1': 'SmoothL1Loss', 'cosine': 'CosineLoss',
     'InfoNCE': 'TokenInfoNCE', 'cross entropy': 'TokenCrossEntropy', 'CE': 'TokenCrossEntropy',
+    'smooth L1 + Gram': 'GramLoss', 'KL of relations': 'RelationKL',
 }  # fmt: skip
 
 

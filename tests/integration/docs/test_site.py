@@ -47,7 +47,13 @@ def test_methods__are_all_that_have_a_readme():
     assert set(methods) == {path.parent.name for path in ROOT.glob('configs/*/README.md')}
 
 
-@pytest.mark.parametrize('method', ['dbot', 'maskdistill', 'dmae', 'hybrid_distill', 'mae', 'fd', 'unified_view'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        *('dbot', 'maskdistill', 'dmae', 'hybrid_distill', 'mae', 'fd', 'unified_view'),
+        *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus'),
+    ],
+)
 def test_method_page__has_equation_config_ablations_and_what_is_confirmed(method):
     pages = import_module('method_pages')
     page = pages.method_page(method, pages.METHODS[method])

@@ -70,6 +70,18 @@ def test_count_gflops__by_hand(workload, name, teacher, out_width, rows):
     assert counted.student * 1e9 == student + decoder
 
 
+def test_count_gflops__several_masks_share_a_pass_of_the_teacher(workload):
+    """docs/benchmarks.md has the ViT-B's; the teacher of one mask skips what the region does not need of its last block."""
+    cfg = workload.read_config('dbot/dbot_digits')
+    cfg.model.backbone.drop_path_rate = 0.0
+    one = workload.count_gflops(cfg)
+    cfg.model.masking = dict(type='SeveralMasks', count=4, masking=dict(cfg.model.masking))
+    four = workload.count_gflops(cfg)
+    assert four.student == pytest.approx(4 * one.student, rel=1e-9)
+    whole = 2 * 36 * 48 * 96 + vit_flops(96, 4, 37)
+    assert (four.total - four.student) * 1e9 == pytest.approx(whole)
+
+
 @pytest.mark.parametrize(
     ('name', 'gflop'),
     [
@@ -79,6 +91,7 @@ def test_count_gflops__by_hand(workload, name, teacher, out_width, rows):
         (DMAE, 80.605),
         (HYBRID, 98.922),
         (MASKDISTILL, 139.043),
+        ('crossmae/crossmae_vit-base-p16_8xb512-800e_in1k', 38.284),
     ],
 )
 def test_count_gflops__vit_base(workload, name, gflop):
