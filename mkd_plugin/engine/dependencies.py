@@ -147,10 +147,13 @@ def why_processes_count(runner: Runner) -> str:
     model, batches = bare_model(runner), runner.train_loop.dataloader.batch_sampler
     if not isinstance(model, MaskedDistiller):
         return f'{type(model).__name__} draws for each process'
-    parts: list[nn.Module] = [model.backbone, *model.objectives.values()]
+    parts: list[nn.Module] = [model.backbone, model.masking, *model.objectives.values()]
     for module in chain.from_iterable(part.modules() for part in parts):
-        if isinstance(module, (BatchStandardize, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        batch_norms = (BatchStandardize, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if isinstance(module, batch_norms) or getattr(module, 'per_process', False):
             return f'{type(module).__name__} uses the images of one process'
+    if model.masking.per_image > 1:
+        return f'{type(model.masking).__name__} draws several masks of an image'
     if type(batches) is not BatchSampler or not isinstance(batches.sampler, (ElasticSampler, InfiniteSampler)):
         return 'only ElasticSampler and InfiniteSampler keep the order'
     if isinstance(batches.sampler, ElasticSampler) and batches.sampler.round_up == batches.drop_last:

@@ -41,6 +41,7 @@ class ConvDecoder(Head):
         noise: Standard deviation of the values in place of hidden tokens.
     """
 
+    per_process = True  # the noise
     reaches_hidden = True
     predicts_cls = False
 

@@ -134,6 +134,8 @@ class MultiBlockMasking(Masking):
         ValueError: A value is out of range.
     """
 
+    per_process = True  # the sizes
+
     def __init__(
         self,
         *,

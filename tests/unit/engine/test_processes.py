@@ -49,5 +49,10 @@ def test_why_processes_count__names_what_differs(build_distiller):
         == 'only ElasticSampler and InfiniteSampler keep the order'
     )
     assert 'opposite of drop_last' in why_processes_count(runner_of(model, drop_last=True))
+    model.masking.per_process = True
+    assert why_processes_count(runner_of(model)) == f'{type(model.masking).__name__} uses the images of one process'
+    model.masking.per_process, model.masking.per_image = False, 2
+    assert why_processes_count(runner_of(model)) == f'{type(model.masking).__name__} draws several masks of an image'
+    model.masking.per_image = 1
     model.objectives['feature'].extra = BatchStandardize()
     assert why_processes_count(runner_of(model)) == 'BatchStandardize uses the images of one process'
