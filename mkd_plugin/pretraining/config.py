@@ -152,8 +152,8 @@ def use_data(cfg: Config, recipe: Recipe, dataset: Mapping[str, Any]) -> None:
         batch_size=recipe.images_at_once,
         num_workers=recipe.workers,
         persistent_workers=recipe.workers > 0,
-        sampler=dict(type='InfiniteSampler', shuffle=True),
     )
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)  # `update` would merge it with the base's
     cfg.train_dataloader.dataset = dict(dataset, pipeline=pipeline)
 
 

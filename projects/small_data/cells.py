@@ -111,7 +111,7 @@ def config_of(cell: Cell, roots: dict[str, str], teacher: str | None) -> Config:
         crop = dict(train.dataset.pipeline[1], scale=28)
         train.dataset = dict(dataset_config('fashion', 'train', ''), pipeline=[crop, dict(type='PackInputs')])
     train.dataset.update(data_root=roots[cell.data], indices=chosen_images(cell))
-    train.sampler.type = 'InfiniteSampler'
+    train.sampler = dict(type='InfiniteSampler', shuffle=True)
     if teacher is not None:
         cfg.model.teachers.mae.update(arch=arch, checkpoint=teacher, seed=None, pixel_mean=mean, pixel_std=std)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=cell.steps)

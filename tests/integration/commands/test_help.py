@@ -13,7 +13,8 @@ from mkd_cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[3]
 SHELL = [path for path in (ROOT / 'tools').glob('*.sh') if os.access(path, os.X_OK)]
-TOOLS = sorted([*(ROOT / 'tools').rglob('*.py'), *SHELL])
+SCRIPTS = [path for path in (ROOT / 'tools').rglob('*.py') if '__main__' in path.read_text()]
+TOOLS = sorted([*SCRIPTS, *SHELL])
 
 
 def run(folder, *command):
