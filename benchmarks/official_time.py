@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from gpu_benchmark_contestants import Contestant, Official, Ours
 from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper
 from rich.console import Console
 from rich.table import Table
 from timing import pairwise, run_rounds
@@ -87,13 +88,15 @@ def official_networks(folder: Path) -> Any:
 
 
 class OnCPU(Ours):
-    """A model of ours, in float32 or under autocast in bfloat16 as ``--amp`` sets it."""
+    """A model of ours, in float32 or under autocast in bfloat16, which ``mkd train --amp`` uses on GPUs only."""
 
     def __init__(self, method: str, batch_size: int, dtype: torch.dtype) -> None:
-        cfg = mkd_plugin.get_config(CONFIGS[method])
+        super().__init__(mkd_plugin.get_config(CONFIGS[method]), batch_size, CPU, crops=False)
         if dtype != torch.float32:
-            cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
-        super().__init__(cfg, batch_size, CPU, crops=False)
+            clip = self.optimizer.clip_grad_kwargs
+            self.optimizer = AmpOptimWrapper(
+                optimizer=self.optimizer.optimizer, dtype='bfloat16', loss_scale=dict(enabled=False), clip_grad=clip
+            )
 
 
 def official_dbot(folder: Path, batch_size: int, dtype: torch.dtype) -> Contestant:

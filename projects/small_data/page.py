@@ -119,7 +119,7 @@ def draw_scores(found: Found, path: Path) -> None:
     figure.legend(
         *figure.axes[-1].get_legend_handles_labels(),
         loc='outside lower center',
-        ncols=5,
+        ncols=3,
         handlelength=3.5,
         fontsize='small',
     )
