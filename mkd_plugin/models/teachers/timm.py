@@ -31,12 +31,13 @@ RESTRICTED = re.compile(
 class TimmTeacher(Teacher):
     """Frozen timm model with ``forward_intermediates``: ViTs, pyramids and convolutional networks.
 
-    Taps:
-        ``block:i``: timm's i-th intermediate: a block of a ViT, or a stage of a pyramid.
-        ``output``: timm's final features, after its norm.
-        ``pooled``: one vector an image, what timm's classifier would read: the cls token, a mean, or the result of an
-            attention pooling (SigLIP), after the norms that follow. Use it with ``region='cls'``.
-        ``prefix:j``: the j-th of the tokens before the patches (cls, registers), after the norm, likewise.
+    Its taps:
+
+    - ``block:i``: timm's i-th intermediate, a block of a ViT or a stage of a pyramid.
+    - ``output``: timm's final features, after its norm.
+    - ``pooled``: one vector an image, what timm's classifier would read: the cls token, a mean, or the result of an
+      attention pooling (SigLIP), after the norms that follow. Use it with ``region='cls'``.
+    - ``prefix:j``: the j-th of the tokens before the patches (cls, registers), after the norm, likewise.
 
     ``block:i`` and ``output`` of a ViT have its cls token, if timm returns it with the blocks. For relations or attention
     of a plain ViT use :class:`ViTTeacher`, which loads timm's files too.
