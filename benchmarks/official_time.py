@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from gpu_benchmark_contestants import Contestant, Official, Ours
 from mmengine.logging import MMLogger
-from mmengine.optim import AmpOptimWrapper
 from rich.console import Console
 from rich.table import Table
 from timing import pairwise, run_rounds
@@ -92,11 +91,11 @@ class OnCPU(Ours):
 
     def __init__(self, method: str, batch_size: int, dtype: torch.dtype) -> None:
         super().__init__(mkd_plugin.get_config(CONFIGS[method]), batch_size, CPU, crops=False)
-        if dtype != torch.float32:
-            clip = self.optimizer.clip_grad_kwargs
-            self.optimizer = AmpOptimWrapper(
-                optimizer=self.optimizer.optimizer, dtype='bfloat16', loss_scale=dict(enabled=False), clip_grad=clip
-            )
+        self.dtype = dtype
+
+    def step(self) -> Tensor:
+        with torch.autocast('cpu', self.dtype, enabled=self.dtype != torch.float32):
+            return super().step()
 
 
 def official_dbot(folder: Path, batch_size: int, dtype: torch.dtype) -> Contestant:
