@@ -70,9 +70,8 @@ class ShardedStrategy(DDPStrategy):
         self.saved = set(model.state_dict())  # sharded teachers become parameters, which are always in a state dict
         self.sharding = sharding.shard_options(self.param_dtype)
         sharding.shard_trained(model, self.sharding)
-        self.writers = new_group(
-            backend='gloo'
-        )  # the thread that writes must not disturb the order of training's messages
+        # a group of its own: the thread that writes must not disturb the order of training's messages
+        self.writers = new_group(backend='gloo')
         return model
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> BaseOptimWrapper:

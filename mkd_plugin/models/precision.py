@@ -28,20 +28,20 @@ def set_precision(model: Any, *, residual: str | None = None, teacher: str | Non
         raise ValueError('precision: this GPU has no bfloat16. Remove precision, or use a newer GPU (Ampere or later).')
     for part in (model.backbone, model.objectives) if residual else ():
         use_bfloat16_stream(part)
-    vits = use_bfloat16_stream(model.teachers) if teacher else []
+    vits = use_bfloat16_stream(model.teachers, always=True) if teacher else []
     if teacher and not vits:
         raise ValueError(f'precision={{teacher: {teacher!r}}}: no teacher is a ViT of mkd_plugin. Leave it out.')
     for network in vits if teacher == 'fp8' else []:
         use_float8_products(network.layers)
 
 
-def use_bfloat16_stream(part: nn.Module) -> list[Any]:
-    """Switch the transformers of a part to a bfloat16 stream, and return them."""
+def use_bfloat16_stream(part: nn.Module, *, always: bool = False) -> list[Any]:
+    """Switch the transformers of a part to a :class:`Bfloat16Stream`, and return them."""
     networks: list[Any] = [module for module in part.modules() if hasattr(module, 'stream')]
     for network in networks:
         if network.layers[0].ln1.weight.is_meta:  # a trial step without values, which has no autocast
             break
-        network.stream = Bfloat16Stream()
+        network.stream = Bfloat16Stream(always=always)
         for norm in [module for module in network.modules() if type(module) is nn.LayerNorm]:
             norm.__class__ = StreamNorm  # keeps parameters, which may be buffers
     return networks
@@ -63,14 +63,23 @@ def use_float8_products(blocks: nn.ModuleList) -> None:
 
 
 class Bfloat16Stream(nn.Module):
-    """Casts the tokens before the first block to bfloat16; a network in evaluation without autocast keeps float32."""
+    """Casts the tokens before the first block to bfloat16.
+
+    Args:
+        always: Whether the network runs in training steps only, as a teacher does, although it stays in eval mode. Any other
+            network in eval mode keeps float32 if there is no autocast.
+    """
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.always = always
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Cast. Raises ValueError in training steps without bfloat16 autocast."""
         kind = x_BND.device.type
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
             return x_BND.to(torch.bfloat16)
-        if torch.is_grad_enabled() and not self.training:
+        if not (self.training or self.always):
             return x_BND
         raise ValueError(
             'precision: bfloat16 residual streams need mixed precision in bfloat16, which this step does not use. Train with '
