@@ -14,14 +14,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mkd_plugin
-from mkd_plugin.datasets import draw_labelled
 from mkd_plugin.reporting.experiment import Job, JobContext
 from mkd_plugin.reporting.store import Store, key_of
+from projects.paper_claims.bench import Bench
 from projects.paper_claims.claims import Claim
 from projects.paper_claims.measures import measure
-from projects.paper_claims.recipes import RECIPES, Checkpoint, finetune_config, pretrain_config, recipe_of
+from projects.paper_claims.recipes import Checkpoint, finetune_config, pretrain_config
 from projects.paper_claims.settings import Settings
-from projects.paper_claims.verdicts import MEASURES, judge
+from projects.paper_claims.verdicts import judge
 
 # mmpretrain imports an op that is not compiled here and that nothing needs
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
@@ -38,16 +38,19 @@ class Run:
         kind: 'pretrain', 'finetune' or 'measure'.
         name: Name of the recipe (for 'pretrain') or of the network.
         seed: Seed of the pre-training.
+        tuning: Name of the fine-tuning; for 'finetune' only.
         draw: Draw of the labels, from 0 for each seed; for 'finetune' only.
     """
 
     kind: str
     name: str
     seed: int
+    tuning: str | None = None
     draw: int | None = None
 
     def __str__(self) -> str:
-        return f'{self.kind} {self.name}, seed {self.seed}' + ('' if self.draw is None else f', draw {self.draw}')
+        text = f'{self.kind} {self.name}, seed {self.seed}'
+        return text if self.draw is None else f'{text}, {self.tuning}, draw {self.draw}'
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Experiment:
     """All runs with given settings. A run's key covers its config and seed, and those of the runs it depends on.
 
     Attributes:
+        bench: Images, pre-trainings and claims.
         settings: Sizes and lengths.
         root: Folder of the results.
-        data_root: Folder of the digits.
+        data_root: Folder of the images.
     """
 
+    bench: Bench
     settings: Settings
     root: Path
     data_root: Path
@@ -72,13 +77,23 @@ class Experiment:
     def plan(self, networks: Iterable[str]) -> list[Run]:
         """Return all runs that these networks need, seed by seed, each after the runs it depends on."""
         runs: dict[Run, None] = {}
-        for seed in range(self.settings.seeds):
+        for seed in self.seeds:
             for network in networks:
-                self._add_pretraining(Run('pretrain', recipe_of(network), seed), runs)
+                self._add_pretraining(Run('pretrain', self.bench.recipe_of(network), seed), runs)
             for network in networks:
                 runs[Run('measure', network, seed)] = None
-                runs |= {Run('finetune', network, seed, draw): None for draw in range(self.settings.draws)}
+                for tuning in self.settings.finetunings:
+                    runs |= dict.fromkeys(self.finetuned(network, seed, tuning))
         return list(runs)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the pre-trainings."""
+        return range(self.settings.first_seed, self.settings.first_seed + self.settings.seeds)
+
+    def finetuned(self, network: str, seed: int, tuning: str) -> list[Run]:
+        """Return the fine-tunings of a network, one for each draw."""
+        return [Run('finetune', network, seed, tuning, draw) for draw in range(self.settings.finetunings[tuning].draws)]
 
     def _add_pretraining(self, run: Run, runs: dict[Run, None]) -> None:
         for earlier in self.dependencies(run):
@@ -87,8 +102,8 @@ class Experiment:
 
     def dependencies(self, run: Run) -> list[Run]:
         """Return the runs that must be finished before."""
-        networks = RECIPES[run.name].teachers if run.kind == 'pretrain' else (run.name,)
-        return [Run('pretrain', recipe_of(network), run.seed) for network in networks]
+        networks = self.bench.recipes[run.name].teachers if run.kind == 'pretrain' else (run.name,)
+        return [Run('pretrain', self.bench.recipe_of(network), run.seed) for network in networks]
 
     def jobs(self, runs: Iterable[Run]) -> list[Job]:
         """Return the runs as jobs of mkd_plugin's experiment runner."""
@@ -107,8 +122,8 @@ class Experiment:
     def steps(self, run: Run) -> int:
         """Return the approximate cost of a run in training steps."""
         if run.kind == 'pretrain':
-            return RECIPES[run.name].lengths * self.settings.epochs * self.settings.steps_per_epoch
-        return self.settings.finetune_steps if run.kind == 'finetune' else COST_OF_MEASURING
+            return self.settings.steps(self.bench.recipes[run.name].lengths)
+        return COST_OF_MEASURING if run.tuning is None else self.settings.finetunings[run.tuning].steps
 
     @cached_property
     def _keys(self) -> dict[Run, str]:
@@ -123,19 +138,21 @@ class Experiment:
         return self._keys[run]
 
     def _relative(self, network: str, seed: int) -> str:
-        recipe = recipe_of(network)
-        return f'{self.key(Run("pretrain", recipe, seed))}/{RECIPES[recipe].file(network, self.settings)}'
+        recipe = self.bench.recipe_of(network)
+        return f'{self.key(Run("pretrain", recipe, seed))}/{self.bench.recipes[recipe].file(network, self.settings)}'
 
     def checkpoint(self, network: str, seed: int) -> str:
         """Return the checkpoint file of a network."""
         return str(self.root / self._relative(network, seed))
 
     def _config(self, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+        settings, images = self.settings, self.bench.images
         if run.kind == 'pretrain':
-            return pretrain_config(run.name, self.settings, checkpoint).to_dict()
-        if run.kind == 'finetune':
-            return dict(labels=self.settings.labels, **finetune_config(self.settings, checkpoint(run.name)).to_dict())
-        return dict(arch=self.settings.arch, checkpoint=checkpoint(run.name))
+            return pretrain_config(self.bench.recipes[run.name], settings, checkpoint, images).to_dict()
+        if run.tuning is not None:
+            labels = settings.finetunings[run.tuning].labels
+            return dict(labels=labels, **finetune_config(settings, run.tuning, checkpoint(run.name), images).to_dict())
+        return dict(arch=settings.arch, probed=settings.probed, checkpoint=checkpoint(run.name))
 
     def execute(self, run: Run, context: JobContext) -> dict[str, float]:
         """Run to the end, resuming an interrupted pre-training; return scores in per cent (none for a pre-training)."""
@@ -144,43 +161,40 @@ class Experiment:
             return self._pretrain(run, context.work_dir)
         if run.kind == 'finetune':
             return self._finetune(run, context.work_dir)
-        return measure(self.checkpoint(run.name, run.seed), self.settings, self.data_root)
+        return measure(self.checkpoint(run.name, run.seed), self.settings, self.bench.images, self.data_root)
 
     def _pretrain(self, run: Run, folder: Path) -> dict[str, float]:
-        cfg = pretrain_config(run.name, self.settings, lambda network: self.checkpoint(network, run.seed))
+        recipe, images = self.bench.recipes[run.name], self.bench.images
+        cfg = pretrain_config(recipe, self.settings, lambda network: self.checkpoint(network, run.seed), images)
         cfg.randomness.seed = run.seed
         self._set_paths(cfg, folder)
         Runner.from_cfg(cfg).train()
         return {}
 
     def _finetune(self, run: Run, folder: Path) -> dict[str, float]:
-        assert run.draw is not None
+        assert run.draw is not None and run.tuning is not None
         draw = run.seed * DRAWS_PER_SEED + run.draw
-        cfg = finetune_config(self.settings, self.checkpoint(run.name, run.seed))
+        images = self.bench.images
+        cfg = finetune_config(self.settings, run.tuning, self.checkpoint(run.name, run.seed), images)
         cfg.randomness.seed = 10_000 + draw  # different from all pre-training seeds
-        annotation = draw_labelled(self.data_root, self.settings.labels, draw)
-        cfg.train_dataloader.dataset.ann_file = str(annotation.relative_to(self.data_root))
+        images.label(cfg, self.data_root, self.settings.finetunings[run.tuning].labels, draw)
         self._set_paths(cfg, folder)
         runner = Runner.from_cfg(cfg)
         runner.train()
-        return dict(finetuned=float(runner.message_hub.get_scalar('val/accuracy/top1').current()))
+        return {'top1': float(runner.message_hub.get_scalar('val/accuracy/top1').current())}
 
     def _set_paths(self, cfg: Config, folder: Path) -> None:
         cfg.resume = True  # from the last checkpoint, if there is one
         cfg.work_dir, cfg.experiment_name, cfg.log_level = str(folder), folder.name, 'ERROR'
-        for loader in ('train_dataloader', 'val_dataloader'):
-            if cfg.get(loader):
-                cfg[loader].dataset.data_root = str(self.data_root)
+        cfg.default_hooks.progress.enabled = False
+        self.bench.images.place(cfg, self.data_root)
 
 
 def collect(experiment: Experiment, claims: Sequence[Claim]) -> dict[str, Any]:
-    """Collect the scores of finished runs and judge the claims.
-
-    Raises:
-        ValueError: A run is not finished.
-    """
+    """Collect the scores of finished runs and judge the claims. Raises ValueError if a run is not finished."""
     networks = dict.fromkeys(name for claim in claims for name in claim.networks)
-    runs, store = experiment.plan(networks), experiment.store
+    bench, store = experiment.bench, experiment.store
+    runs = experiment.plan(networks)
     records = {run: record for run in runs if (record := store.read(experiment.key(run)))}
     missing = [run for run in runs if run not in records]
     if missing:
@@ -189,14 +203,13 @@ def collect(experiment: Experiment, claims: Sequence[Claim]) -> dict[str, Any]:
         )
 
     def score(measure: str, network: str, seed: int) -> list[float]:
-        draws = range(experiment.settings.draws)
-        fine_tunings = [Run('finetune', network, seed, draw) for draw in draws]
-        found = fine_tunings if measure == 'finetuned' else [Run('measure', network, seed)]
-        return [round(records[run].value[measure], 3) for run in found]
+        tuned = measure in experiment.settings.finetunings
+        found = experiment.finetuned(network, seed, measure) if tuned else [Run('measure', network, seed)]
+        return [round(records[run].value['top1' if tuned else measure], 3) for run in found]
 
-    seeds = range(experiment.settings.seeds)
     scores = {
-        measure: {name: [score(measure, name, seed) for seed in seeds] for name in networks} for measure in MEASURES
+        measure: {name: [score(measure, name, seed) for seed in experiment.seeds] for name in networks}
+        for measure in (*bench.measures, *bench.watched)
     }
     return dict(
         version=mkd_plugin.__version__,
@@ -204,5 +217,5 @@ def collect(experiment: Experiment, claims: Sequence[Claim]) -> dict[str, Any]:
         jobs=len(runs),
         worker_minutes=round(sum(record.seconds for record in records.values()) / 60, 1),
         scores=scores,
-        claims=[judge(claim, scores) for claim in claims],
+        claims=judge(bench, claims, scores),
     )

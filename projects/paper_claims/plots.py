@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,19 +14,18 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from projects.paper_claims.recipes import INITS
-from projects.paper_claims.verdicts import MEASURES
 
 COLOURS = {'holds': 'tab:green', 'fails': 'tab:red', 'undecided': 'tab:gray'}
 
 
-def plot_claims(report: dict[str, Any], folder: Path) -> list[str]:
+def plot_claims(report: dict[str, Any], measures: Mapping[str, str], folder: Path) -> list[str]:
     """Draw a figure for each claim: all comparisons with their intervals, one panel per measure. Return the file names."""
     names = []
     for claim in report['claims']:
         rows = claim['comparisons'][::-1]
         size = (11, 1.0 + 0.34 * len(rows))
-        figure, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True, layout='constrained')
-        for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+        figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, layout='constrained')
+        for axis, (measure, title) in zip(axes, measures.items(), strict=True):
             for height, row in enumerate(rows):
                 found = row['measures'][measure]
                 colour = COLOURS[found['verdict']]
@@ -44,12 +44,12 @@ def plot_claims(report: dict[str, Any], folder: Path) -> list[str]:
     return names
 
 
-def plot_stages(report: dict[str, Any], out: Path) -> bool:
+def plot_stages(report: dict[str, Any], measures: Mapping[str, str], out: Path) -> bool:
     """Draw scores over dBOT's stages, a line for each teacher 0; return False if they were not measured."""
     if not all(f'{init}-{stage}' in report['scores']['probe'] for init in INITS for stage in range(3)):
         return False
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, 3.2), layout='constrained')
-    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+    figure, axes = plt.subplots(1, len(measures), figsize=(11, 3.2), layout='constrained')
+    for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         for init in INITS:
             stages = [report['scores'][measure][f'{init}-{stage}'] for stage in range(3)]
             seeds = [[fmean(draws) for draws in stage] for stage in stages]

@@ -1,10 +1,13 @@
-"""Test the papers' qualitative claims at small scale, on the embedded digits, and write docs/small_scale.md.
+"""Test the papers' qualitative claims at small scale and write the page of the experiment.
 
-    python projects/paper_claims/run.py [--claim N …] [--jobs 2] [--work-dir DIR]    # all claims, or some
+    python projects/paper_claims/run.py [--claim N …] [--jobs 2] [--work-dir DIR]    # on digits: docs/small_scale.md
+    python projects/paper_claims/run.py --bench fashion [--data-root DIR]            # on Fashion-MNIST: docs/fashion.md
     python projects/paper_claims/run.py --report-only                                # verdicts and page from existing scores
+    python projects/paper_claims/run.py --bench fashion --pilot                      # which differences how many seeds decide
 
 Rerun the command to resume it: finished jobs are skipped. The page, its report.json and its figures are written to docs/ for
-all claims, and to the work folder for some of them or with --smoke, unless --page is given.
+all claims, and to the work folder for some of them or with --smoke, unless --page is given. mmpretrain downloads
+Fashion-MNIST if its four files, unpacked, are not in --data-root.
 """
 
 from __future__ import annotations
@@ -23,34 +26,51 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mkd_plugin.datasets import write_digits  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
-from projects.paper_claims.claims import CLAIMS  # noqa: E402
+from projects.paper_claims import digits, fashion  # noqa: E402
+from projects.paper_claims.bench import Bench  # noqa: E402
 from projects.paper_claims.experiment import Experiment, collect  # noqa: E402
 from projects.paper_claims.page import write_page  # noqa: E402
-from projects.paper_claims.settings import FULL, SMOKE  # noqa: E402
-from projects.paper_claims.verdicts import MEASURES, judge  # noqa: E402
+from projects.paper_claims.pilot import PILOT, power_table  # noqa: E402
+from projects.paper_claims.settings import Settings  # noqa: E402
+from projects.paper_claims.verdicts import judge  # noqa: E402
 
 COMMAND = 'python projects/paper_claims/run.py'
+BENCHES = {bench.name: bench for bench in (digits.BENCH, fashion.BENCH)}
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, numbers = parser.add_argument, [claim.number for claim in CLAIMS]
-    add('--claim', type=int, nargs='+', choices=numbers, default=numbers, help='claims to run (default: all)')
+    add = parser.add_argument
+    add('--bench', choices=BENCHES, default='digits', help='images to test on (default: %(default)s)')
+    add('--claim', type=int, nargs='+', help='numbers of claims to run (default: all)')
     add('--jobs', type=at_least(1), default=2, help='worker processes, of one thread each (default: %(default)s)')
-    add('--seeds', type=at_least(2), help=f'number of pre-training seeds (default: {FULL.seeds})')
-    add('--draws', type=at_least(1), help=f'draws of labels for each seed (default: {FULL.draws})')
+    add('--seeds', type=at_least(2), help='number of pre-training seeds (default: 3 on digits, 6 on Fashion-MNIST)')
+    add(
+        '--draws',
+        type=at_least(1),
+        help='draws of labels for each seed (default: 10 on digits, 1 or 2 on Fashion-MNIST)',
+    )
     add('--smoke', action='store_true', help='use tiny settings to test the program; the scores are meaningless')
+    add(
+        '--pilot',
+        action='store_true',
+        help='run seeds that no verdict uses, and report which differences can be decided',
+    )
     add('--report-only', action='store_true', help='judge the scores in report.json again and write the page')
     add('--work-dir', type=Path, default=Path('work_dirs/paper_claims'), help='results (default: %(default)s)')
-    add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
+    add('--data-root', type=Path, help='images (default: data/digits, written if missing, or data/fashion-mnist)')
     add('--page', type=Path, help='Markdown file to write; report.json and figures go into a folder of its name')
     args = parser.parse_args()
+    bench = BENCHES[args.bench]
+    numbers = sorted(claim.number for claim in bench.claims)
+    args.claim = args.claim or numbers
+    if unknown := sorted(set(args.claim) - set(numbers)):
+        parser.error(f'--claim {unknown}: the claims are {numbers}')
     if args.page is None:
         complete = set(args.claim) == set(numbers) and not args.smoke
-        args.page = (ROOT / 'docs' if complete else args.work_dir) / 'small_scale.md'
+        args.page = (ROOT / 'docs' if complete else args.work_dir) / f'{bench.page}.md'
     if args.report_only and not report_of(args.page).is_file():
         parser.error(f'there is no {report_of(args.page)}: run without --report-only first, or give another --page')
     return args
@@ -73,12 +93,21 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def experiment_of(args: argparse.Namespace, bench: Bench, settings: Settings) -> Experiment:
+    """Prepare the images and the folder of an experiment."""
+    data = bench.images.prepare(args.data_root or Path(bench.images.root)).resolve()
+    if args.seeds is not None:
+        settings = replace(settings, seeds=args.seeds)
+    if args.draws is not None:
+        settings = settings.with_draws(args.draws)
+    return Experiment(bench, settings, args.work_dir.resolve(), data)
+
+
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Run the missing jobs and return the report. Raises ValueError if a job failed."""
-    chosen = {name: value for name in ('seeds', 'draws') if (value := getattr(args, name)) is not None}
-    settings = replace(SMOKE if args.smoke else FULL, **chosen)
-    experiment = Experiment(settings, args.work_dir.resolve(), write_digits(args.data_root).resolve())
-    claims = [claim for claim in CLAIMS if claim.number in args.claim]
+    bench = PILOT if args.pilot else BENCHES[args.bench]
+    experiment = experiment_of(args, bench, bench.smoke if args.smoke else bench.full)
+    claims = bench.claims if args.pilot else bench.chosen(args.claim)
     runs = experiment.plan(dict.fromkeys(name for claim in claims for name in claim.networks))
     run_jobs(experiment.jobs(runs), experiment.store, workers=args.jobs, backend='processes', console=console)
     return collect(experiment, claims)
@@ -87,21 +116,26 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 def main() -> int:
     """Run or read, judge, write; return the exit code."""
     args, console = parse_args(), Console()
-    file = report_of(args.page)
+    bench, file = BENCHES[args.bench], report_of(args.page)
+    try:
+        report = json.loads(file.read_text()) if args.report_only else run(args, console)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if args.pilot:
+        pilot = dict(**report, power=power_table(report))
+        file.with_name('pilot.json').write_text(json.dumps(pilot, indent=1, ensure_ascii=False) + '\n')
+        console.print(f'Written: {file.with_name("pilot.json")}')
+        return 0
     if args.report_only:
-        report = json.loads(file.read_text())
-        numbers = [claim['number'] for claim in report['claims']]
-        report['claims'] = [judge(claim, report['scores']) for claim in CLAIMS if claim.number in numbers]
-    else:
-        try:
-            report = run(args, console)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 1
-        file.parent.mkdir(parents=True, exist_ok=True)
+        claims = bench.chosen(claim['number'] for claim in report['claims'])
+        report['claims'] = judge(bench, claims, report['scores'])
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-    write_page(report, args.page, file.parent, command=COMMAND)
-    table = Table('claim', *MEASURES.values(), title='verdicts')
+    write_page(
+        bench, report, args.page, command=f'{COMMAND}{"" if bench.name == "digits" else f" --bench {bench.name}"}'
+    )
+    table = Table('claim', *bench.measures.values(), title='verdicts')
     for claim in report['claims']:
         table.add_row(f'{claim["number"]}. {claim["title"]}', *claim['verdicts'].values())
     console.print(table)

@@ -22,19 +22,20 @@ from mkd_plugin.datasets import write_digits
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.students import VisibleViT
 from mkd_plugin.reporting.experiment import JobContext, Processes, run_jobs
-from projects.paper_claims import claims, measures, page, recipes, settings, verdicts
+from projects.paper_claims import claims, digits, fashion, measures, page, recipes, settings, verdicts
 from projects.paper_claims import experiment as experiments
 from projects.paper_claims import run as command
 from projects.paper_claims.experiment import Experiment, Run
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORT = ROOT / 'docs/small_scale/report.json'
+BENCHES = [digits.BENCH, fashion.BENCH]
 
 
 @pytest.fixture
 def experiment(tmp_path):
     """The smoke settings in an empty folder."""
-    return Experiment(settings.SMOKE, tmp_path / 'runs', tmp_path / 'digits')
+    return Experiment(digits.BENCH, digits.SMOKE, tmp_path / 'runs', tmp_path / 'digits')
 
 
 # Statistics.
@@ -88,17 +89,18 @@ def test_combine__all_must_hold(found, wanted):
 # Claims and their runs.
 
 
-def test_claims__every_network_is_trained_and_every_training_is_needed():
-    needed = {recipes.recipe_of(name) for claim in claims.CLAIMS for name in claim.networks}
-    teachers = {recipes.recipe_of(name) for recipe in recipes.RECIPES.values() for name in recipe.teachers}
-    assert needed | teachers == set(recipes.RECIPES)
-    assert [claim.number for claim in claims.CLAIMS] == [1, 2, 3, 4, 5, 6]
-    assert all(any(row.decides for row in claim.comparisons) for claim in claims.CLAIMS)
+@pytest.mark.parametrize('bench', BENCHES, ids=lambda bench: bench.name)
+def test_claims__every_network_is_trained_and_every_training_is_needed(bench):
+    needed = {bench.recipe_of(name) for claim in bench.claims for name in claim.networks}
+    teachers = {bench.recipe_of(name) for recipe in bench.recipes.values() for name in recipe.teachers}
+    assert needed | teachers == set(bench.recipes)
+    assert sorted(claim.number for claim in bench.claims) == list(range(1, len(bench.claims) + 1))
+    assert all(any(row.decides for row in claim.comparisons) for claim in bench.claims)
 
 
 def test_recipe_of__unknown_network():
     with pytest.raises(ValueError, match="'mae-9'.*'random-1'"):
-        recipes.recipe_of('mae-9')
+        digits.BENCH.recipe_of('mae-9')
 
 
 def test_comparison__difference_of_means_and_of_spreads():
@@ -108,41 +110,126 @@ def test_comparison__difference_of_means_and_of_spreads():
     assert spread.value(scores) == pytest.approx(np.std([80, 90], ddof=1) - np.std([70, 71], ddof=1))
 
 
-@pytest.mark.parametrize('name', recipes.RECIPES)
+def config_of(bench, name, sizes=None):
+    """A pre-training's config."""
+    return recipes.pretrain_config(
+        bench.recipes[name], sizes or bench.full, lambda network: f'{network}.pth', bench.images
+    )
+
+
+@pytest.mark.parametrize('name', digits.RECIPES)
 def test_pretrain_config__trains_on_the_training_split_only(name):
-    cfg = recipes.pretrain_config(name, settings.FULL, lambda network: f'{network}.pth')
-    dataset = cfg.train_dataloader.dataset
+    dataset = config_of(digits.BENCH, name).train_dataloader.dataset
     assert dataset.data_prefix == 'train'
     assert dataset.get('with_label', True) == (name == 'supervised-teacher')
 
 
+@pytest.mark.parametrize('name', fashion.RECIPES)
+def test_pretrain_config__fashion_mnist_for_as_many_steps_as_its_units(name):
+    cfg = config_of(fashion.BENCH, name)
+    dataset, images = cfg.train_dataloader.dataset, fashion.BENCH.images
+    assert (dataset.type, dataset.split, dataset.indices or 60_000) == ('FashionMNIST', 'train', 60_000)
+    assert 'scale=28' in repr(dataset.pipeline).replace("'scale': ", 'scale=') and 'RandomFlip' in repr(
+        dataset.pipeline
+    )
+    assert (cfg.model.backbone.img_size, cfg.model.backbone.in_channels) == (images.side, images.channels)
+    units = fashion.RECIPES[name].lengths
+    assert (
+        cfg.train_cfg.max_iters == units * 938 == fashion.FULL.steps(units)
+    )  # two epochs of 60,000 images in batches of 128
+    stages = 2 if 'dbot' in name and name != 'dbot-momentum' else 1
+    assert cfg.param_scheduler[1].end == cfg.train_cfg.max_iters // stages
+    for teacher in (cfg.model.get('teachers') or {}).values():
+        assert teacher.get('pixel_mean', [72.9]) == [72.9]
+
+
 def test_pretrain_config__options_arrive():
-    def model(name):
-        return recipes.pretrain_config(name, settings.FULL, lambda network: f'{network}.pth').model
+    def model(name, bench=digits.BENCH):
+        return config_of(bench, name).model
 
     assert model('dbot-mae').teachers.boot.start.checkpoint == 'mae-0.pth'
     assert model('dbot-random').teachers.boot.start == 'student'
     assert model('dbot-raw-contrastive').objectives.feature.normalize is None
     assert model('dmae-0.90').masking.ratio == 0.9
     assert (model('hybrid-0').objectives.relation.weight, model('hybrid-1').objectives.relation.weight) == (0, 1)
-    kept = recipes.pretrain_config('dbot-kept', settings.FULL, str)
-    assert (kept.model.teachers.boot.reset_student, kept.model.teachers.boot.stages) == (False, 2)
+    kept = config_of(digits.BENCH, 'dbot-kept').model
+    assert (kept.teachers.boot.reset_student, kept.teachers.boot.stages) == (False, 2)
+    assert model('dmae-0.90', fashion.BENCH).teachers.mae.arch == fashion.FULL.large
+    assert (model('fd', fashion.BENCH).backbone.type, model('fd', fashion.BENCH).masking.type) == (
+        'PlainViT',
+        'NoMasking',
+    )
+    losses = [model(name, fashion.BENCH).objectives.feature for name in ('maskdistill', 'maskdistill-raw')]
+    assert losses[0].loss == losses[1].loss and (losses[0].normalize is None, losses[1].normalize is None) == (
+        False,
+        True,
+    )
+    assert model('dbot-momentum', fashion.BENCH).teachers.boot.type == 'MomentumTeacher'
+
+
+# Corrections, power.
+
+
+def test_holm__adjusts_as_published():
+    # Holm (1979): the k-th smallest of m p-values times m − k + 1, never below an earlier one
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert verdicts.holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize('margin', [None, 1.0])
+def test_p_value__decides_as_the_interval(margin):
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        values = list(random.normal(random.uniform(-3, 3), random.uniform(0.1, 2), size=4))
+        decided = verdicts.verdict(verdicts.t_interval(values), margin) != 'undecided'
+        assert decided == (verdicts.p_value(values, margin) < 0.05)
+
+
+def test_seeds_needed__is_the_power_of_simulated_tests():
+    count = verdicts.seeds_needed(1.2, 0.05)
+    random = np.random.default_rng(0)
+
+    def power(size):
+        return np.mean(stats.ttest_1samp(random.normal(1.2, 1, size=(20_000, size)), 0, axis=1).pvalue < 0.05)
+
+    assert power(count) > 0.79 and power(count - 1) < 0.81
+    assert verdicts.seeds_needed(0.0, 0.05) is None
+
+
+def test_judge__corrected_verdicts_are_never_bolder_than_the_interval():
+    random = np.random.default_rng(0)
+    names = {name for claim in fashion.CLAIMS for name in claim.networks}
+    scores = {
+        measure: {name: [[random.normal(80, 1)] for _ in range(6)] for name in sorted(names)}
+        for measure in fashion.BENCH.measures
+    }
+    for seed in range(6):
+        scores['probe']['maskdistill'][seed] = [85.0 + 0.1 * seed]
+    found = verdicts.judge(fashion.BENCH, fashion.CLAIMS, scores)
+    rows = [row for claim in found for row in claim['comparisons'] if row['decides']]
+    for row in rows:
+        for cell in row['measures'].values():
+            plain = verdicts.verdict(verdicts.Interval(cell['mean'], cell['low'], cell['high']), row['margin'])
+            assert cell['verdict'] in (plain, 'undecided') and cell['adjusted'] >= cell['p']
+            assert ('needed' in cell) == (cell['verdict'] == 'undecided')
+    assert next(claim for claim in found if claim['number'] == 8)['verdict'] == 'holds'
 
 
 # Keys, order, resuming.
 
 
 def test_key__covers_config_seed_and_what_came_before(experiment):
-    student, fine = Run('pretrain', 'dbot-mae', 0), Run('finetune', 'mae-2', 0, 1)
+    student, fine = Run('pretrain', 'dbot-mae', 0), Run('finetune', 'mae-2', 0, 'finetuned', 1)
     elsewhere = replace(experiment, root=Path('/another'), data_root=Path('/place'))
     assert elsewhere.key(student) == experiment.key(student)
     assert experiment.key(replace(student, seed=1)) != experiment.key(student)
     assert experiment.key(replace(fine, draw=0)) != experiment.key(fine)
 
-    labels = replace(experiment, settings=replace(settings.SMOKE, labels=2))
+    two = {'finetuned': replace(digits.SMOKE.finetunings['finetuned'], labels=2)}
+    labels = replace(experiment, settings=replace(digits.SMOKE, finetunings=two))
     assert labels.key(student) == experiment.key(student)
     assert labels.key(fine) != experiment.key(fine)
-    teacher = replace(experiment, settings=replace(settings.SMOKE, decoder_width=12))
+    teacher = replace(experiment, settings=replace(digits.SMOKE, decoder_width=12))
     assert teacher.key(fine) != experiment.key(fine)  # through the checkpoint it starts from
 
 
@@ -159,7 +246,7 @@ def test_plan__every_job_once_after_what_it_needs(experiment):
 
 def test_jobs__depend_on_the_runs_that_they_need(experiment):
     student = Run('pretrain', 'dbot-mae', 0)
-    runs = [Run('pretrain', 'mae', 0), student, Run('finetune', 'mae-2', 0, 1)]
+    runs = [Run('pretrain', 'mae', 0), student, Run('finetune', 'mae-2', 0, 'finetuned', 1)]
     teacher, student, fine = experiment.jobs(runs)
     assert (teacher.dependencies, student.dependencies) == ((), (teacher.key,))
     assert fine.dependencies == (student.key,)
@@ -196,7 +283,7 @@ def test_execute__interrupted_pretraining_ends_as_one_that_was_not(experiment, m
 
     networks = []
     for place in (experiment, again):
-        networks.append(VisibleViT(arch=settings.SMOKE.arch, img_size=24, patch_size=4))
+        networks.append(VisibleViT(arch=digits.SMOKE.arch, img_size=24, patch_size=4))
         load_backbone(networks[-1], place.checkpoint('random-2', 0))
     for one, other in zip(*(network.parameters() for network in networks), strict=True):
         assert torch.equal(one, other)
@@ -205,17 +292,26 @@ def test_execute__interrupted_pretraining_ends_as_one_that_was_not(experiment, m
 # Scores.
 
 
-def test_split_features__are_means_of_the_last_blocks_patch_tokens(experiment):
+def test_features__are_means_of_the_last_blocks_patch_tokens(experiment):
     root = write_digits(experiment.data_root)
-    images, labels = measures.read_split(root / 'val')
+    images, labels = experiment.bench.images.read('test', root)
     assert images.shape == (357, 3, 24, 24) and abs(images.mean()) < 0.2 and 0.8 < images.std() < 1.2
     assert labels.bincount().tolist() == [len(list(folder.iterdir())) for folder in sorted((root / 'val').iterdir())]
-    network = VisibleViT(arch=settings.SMOKE.arch, img_size=24, patch_size=4).eval()
+    network = VisibleViT(arch=digits.SMOKE.arch, img_size=24, patch_size=4).eval()
     with torch.no_grad():
         wanted = network(images, taps=('block:-1',)).tokens('block:-1')[:, network.num_prefix :].mean(dim=1)
-    found, same_labels = measures.split_features(network, root / 'val')
+    found, same_labels = measures.features(network, (images, labels))
     torch.testing.assert_close(found, wanted)
     assert same_labels is labels
+
+
+def test_attention__of_a_network_that_attends_alike_everywhere():
+    network = VisibleViT(arch=digits.SMOKE.arch, img_size=24, patch_size=4).eval()
+    torch.nn.init.zeros_(network.layers[-1].attn.qkv.weight)
+    found = measures.attention(network, torch.randn(4, 3, 24, 24))
+    places = 4 * np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2)
+    wanted = np.linalg.norm(places[:, None] - places[None], axis=-1).mean()
+    assert found == pytest.approx(dict(distance=wanted, nmi=0.0), abs=1e-3)
 
 
 def test_probe_accuracy__finds_a_line_whatever_the_channels_scales():
@@ -231,17 +327,16 @@ def test_probe_accuracy__finds_a_line_whatever_the_channels_scales():
 
 def test_judge__stored_verdicts_follow_from_the_stored_scores():
     stored = json.loads(REPORT.read_text())
-    assert [verdicts.judge(claim, stored['scores']) for claim in claims.CLAIMS] == stored['claims']
-    sizes = stored['settings']
-    assert sizes['seeds'] >= 3 and sizes['draws'] >= 10
+    assert verdicts.judge(digits.BENCH, digits.CLAIMS, stored['scores']) == stored['claims']
+    sizes = settings.settings_of(stored['settings'])
+    assert sizes == digits.FULL and sizes.seeds >= 3 and sizes.finetunings['finetuned'].draws >= 10
     for seeds in stored['scores']['finetuned'].values():
-        assert [len(draws) for draws in seeds] == [sizes['draws']] * sizes['seeds']
+        assert [len(draws) for draws in seeds] == [sizes.finetunings['finetuned'].draws] * sizes.seeds
 
 
 def test_write_page__the_page_in_docs_is_its_reports(tmp_path):
     page.write_page(
-        json.loads(REPORT.read_text()), tmp_path / 'small_scale.md', tmp_path / 'small_scale',
-        command='python projects/paper_claims/run.py',
+        digits.BENCH, json.loads(REPORT.read_text()), tmp_path / 'small_scale.md', command='python projects/paper_claims/run.py'
     )  # fmt: skip
     text = (tmp_path / 'small_scale.md').read_text()
     assert text == (ROOT / 'docs/small_scale.md').read_text()
@@ -259,7 +354,7 @@ def test_write_page__the_page_in_docs_is_its_reports(tmp_path):
     ('words', 'message'),
     [
         (['--seeds', '1'], 'must be at least 2'),
-        (['--claim', '7'], 'invalid choice: 7'),
+        (['--claim', '7'], r'--claim [7]: the claims are [1, 2, 3, 4, 5, 6]'),
         (['--report-only', '--page', 'nowhere/page.md'], 'there is no nowhere/page/report.json'),
     ],
 )
@@ -293,14 +388,14 @@ def test_run__one_claim_and_again(tmp_path):
     assert claim['comparisons'][0]['measures']['finetuned']['seeds'] == pytest.approx(values, abs=1e-3)
     assert all(0 < score[0] <= 100 for score in found['scores']['probe']['kept-2'])
 
-    small = replace(settings.SMOKE, draws=1)
-    experiment, printed = Experiment(small, tmp_path / 'runs', tmp_path / 'digits'), io.StringIO()
+    small = digits.SMOKE.with_draws(1)
+    experiment, printed = Experiment(digits.BENCH, small, tmp_path / 'runs', tmp_path / 'digits'), io.StringIO()
     runs = experiment.plan(['random-2', 'kept-2'])
     run_jobs(experiment.jobs(runs), experiment.store, console=Console(file=printed))
     assert '12 jobs, 12 already done' in printed.getvalue()
-    assert experiments.collect(experiment, [claims.CLAIMS[2]]) == found
+    assert experiments.collect(experiment, [digits.CLAIMS[2]]) == found
 
 
 def test_collect__unfinished_jobs(experiment):
     with pytest.raises(ValueError, match=r'\d+ jobs are not finished, the first is: pretrain dbot-random, seed 0'):
-        experiments.collect(experiment, [claims.CLAIMS[2]])
+        experiments.collect(experiment, [digits.CLAIMS[2]])

@@ -1,0 +1,52 @@
+"""What differs between the experiments: images, settings, claims, pre-trainings, and how claims are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from projects.paper_claims.claims import Claim
+from projects.paper_claims.data import Images
+from projects.paper_claims.recipes import Recipe
+from projects.paper_claims.settings import Settings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An experiment."""
+
+    name: str  #: On the command line
+    page: str  #: Name of its page in docs/, and of the folder with its numbers and figures
+    images: Images
+    full: Settings
+    smoke: Settings  #: Tiny, to test the program
+    claims: tuple[Claim, ...]
+    recipes: Mapping[str, Recipe]
+    measures: Mapping[str, str]  #: Measure → its name on the page
+    deciding: str  #: The measure whose verdicts are the claims'
+    corrected: bool  #: Whether intervals are judged with Holm's correction for the number of deciding comparisons
+    watched: Mapping[str, str]  #: Values of a frozen network that are reported and not judged
+
+    def __reduce__(self) -> tuple[Callable[[str], Bench], tuple[str]]:
+        """Pickle the name: recipes have functions that no worker process could unpickle."""
+        return bench_named, (self.name,)
+
+    def recipe_of(self, network: str) -> str:
+        """Return the name of the pre-training that writes a network. Raises ValueError if there is no such network."""
+        for name, recipe in self.recipes.items():
+            if network in recipe.networks:
+                return name
+        known = sorted(found for recipe in self.recipes.values() for found in recipe.networks)
+        raise ValueError(f'There is no network {network!r}. Networks are {known}.')
+
+    def chosen(self, numbers: Iterable[int]) -> list[Claim]:
+        """Return the claims of these numbers."""
+        wanted = set(numbers)
+        return [claim for claim in self.claims if claim.number in wanted]
+
+
+def bench_named(name: str) -> Bench:
+    """Import an experiment."""
+    found: Bench = import_module(f'projects.paper_claims.{name}').BENCH
+    return found

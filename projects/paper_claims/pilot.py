@@ -1,0 +1,37 @@
+"""A pilot on Fashion-MNIST with seeds of its own: how much differences scatter, and how many seeds decide one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+from statistics import fmean, variance
+from typing import Any
+
+from projects.paper_claims.claims import Claim, single
+from projects.paper_claims.fashion import BENCH, CLAIMS, FULL
+from projects.paper_claims.verdicts import LEVEL, seeds_needed
+
+# Pairs that share a teacher or nothing, early and late: cheap to train, and of every kind that the claims have.
+PAIRS = (('mae-0', 'mae-raw'), ('random-1', 'random-2'), ('random-1', 'mae-0'), ('supervised-0', 'mae-0'))
+PILOT = replace(
+    BENCH,
+    full=replace(FULL, seeds=3, first_seed=100),
+    claims=(Claim(0, 'pilot', '', '', tuple(single(f'{a} − {b}', a, b) for a, b in PAIRS)),),
+    corrected=False,
+)
+EFFECTS = (0.5, 1.0, 2.0)  # points
+
+
+def power_table(report: dict[str, Any]) -> dict[str, Any]:
+    """For each measure, the scatter of a difference over seeds (pooled over pairs), and the seeds that decide an effect.
+
+    The level is Bonferroni's for all deciding comparisons, which Holm's method never exceeds; the power is 0.8.
+    """
+    family = sum(row.decides for claim in CLAIMS for row in claim.comparisons)
+    rows = report['claims'][0]['comparisons']
+    table = {}
+    for measure in BENCH.measures:
+        spread = sqrt(fmean(variance(row['measures'][measure]['seeds']) for row in rows))
+        seeds = {str(effect): seeds_needed(effect / spread, LEVEL / family) for effect in EFFECTS}
+        table[measure] = dict(deviation=round(spread, 3), seeds=seeds)
+    return table
