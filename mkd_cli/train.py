@@ -16,8 +16,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from mkd_cli.command import at_least, script
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -112,7 +116,11 @@ def run(args: argparse.Namespace) -> int:
         check_for_report(cfg)
         find_batch(cfg, processes=args.processes or processes, limit=args.find_batch)
         return 0
+    return train(cfg, overwrite=args.overwrite)
 
+
+def train(cfg: Config, *, overwrite: bool) -> int:
+    """Check the run, then train; return the exit code."""
     from mkd_plugin.engine.run_folder import check_unused, held
     from mkd_plugin.preflight.annotations import check_annotations, check_samples
     from mkd_plugin.preflight.checks import check_data, check_work_dir
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.preflight.rehearsal import rehearse
 
     start_process_group(cfg)
-    if not (cfg.get('resume') or args.overwrite):
+    if not (cfg.get('resume') or overwrite):
         check_unused(cfg.work_dir)
     rehearse(cfg)
     check_work_dir(cfg.work_dir)
@@ -129,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     check_annotations(cfg, ('train_dataloader', 'val_dataloader'))
     check_samples(cfg, ('train_dataloader', 'val_dataloader'))
     logging.raiseExceptions = False  # a log file on a full disk must not print a traceback per line
-    with config_mistakes(cfg), held(cfg.work_dir, resume=bool(cfg.get('resume')), overwrite=args.overwrite):
+    with config_mistakes(cfg), held(cfg.work_dir, resume=bool(cfg.get('resume')), overwrite=overwrite):
         build_runner(cfg).train()
     return 0
 
