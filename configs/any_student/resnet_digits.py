@@ -9,7 +9,8 @@ model = dict(
     type='mkd_plugin.MaskedDistiller',
     backbone=dict(
         type='BackboneStudent', img_size=24, patch_size=4,
-        network=dict(type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=16, base_channels=16, strides=(2, 2, 2, 1))),
+        network=dict(
+            type='mmpretrain.ResNet_CIFAR', depth=18, stem_channels=16, base_channels=16, strides=(2, 2, 2, 1))),
     masking=dict(type='NoMasking'),
     teachers=dict(
         teacher=dict(
@@ -18,4 +19,5 @@ model = dict(
     objectives=dict(
         feature=dict(
             teacher='teacher', tap='output', normalize=dict(type='TokenStandardize', unbiased=False),
-            student='output', head=dict(type='LinearHead'), loss=dict(type='SmoothL1Loss', beta=1.0), region='all+cls')))
+            student='output', head=dict(type='LinearHead'), loss=dict(type='SmoothL1Loss', beta=1.0),
+            region='all+cls')))

@@ -95,8 +95,8 @@ def convert_checkpoint(
     if prefix is None and release is not None:
         prefix = release.prefix
     with refusing(source):
-        found, converted = convert_weights(weights, source, prefix)
         stated = options_in_metadata(checkpoint)
+        found, converted = convert_weights(weights, source, prefix)
         check_claims(converted.tensors, stated)
     known = {**stated, **((release and release.network) or {}), **(options or {})}
     with refusing(source):

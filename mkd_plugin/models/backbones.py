@@ -19,7 +19,7 @@ from mkd_plugin.checkpoint.load import load_module
 from mkd_plugin.models.vit.block import MAE_INIT, Initialization
 from mkd_plugin.models.vit.embeddings import grid_of
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
+from mkd_plugin.structures import VISIBLE, RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 TIMM, PIXELS, UNITS = 'timm.', 'pixels', 'units'
 
@@ -46,6 +46,7 @@ class BackboneStudent(BaseModule):
         mask_at: Where hidden patches are replaced. None refuses every masking that hides patches; 'pixels' sets their pixels
             to 0, the mean colour; the name of a module, such as 'stem' or 'patch_embed', replaces its output there by a
             learned token; 'units' does not compute them (timm's Hiera and mmpretrain's MAEHiViT).
+        visible_only: Return tokens of visible patches only, for a decoder that fills in the others.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` starts from a file of the network's own names, loaded strictly.
 
     Raises:
@@ -64,6 +65,7 @@ class BackboneStudent(BaseModule):
         in_channels: int = 3,
         taps: Sequence[str] = ('output',),
         mask_at: str | None = None,
+        visible_only: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -74,12 +76,12 @@ class BackboneStudent(BaseModule):
         self.network = build_network(self.cfg, self.image_hw, in_channels)
         kind = self.cfg['type']
         self.title = kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__name__}'
-        self.can_hide, self.sees_all = mask_at is not None, mask_at != UNITS
+        self.can_hide, self.sees_all = mask_at is not None, not visible_only and mask_at != UNITS
         self.mask_token: nn.Parameter | None = None
-        self.channels = self._try(taps)
         if mask_at == UNITS:
             check_units(self.network, self.grid, self.title)
-        elif mask_at not in (None, PIXELS):
+        self.channels = self._try(taps)
+        if mask_at not in (None, PIXELS, UNITS):
             self._add_mask_token(mask_at)
 
     def _try(self, taps: Sequence[str]) -> dict[str, int]:
@@ -208,13 +210,18 @@ class BackboneStudent(BaseModule):
                 f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
                 "Change the backbone's img_size or the pipeline's crop size."
             )
-        if mask is not None and not self.sees_all:
-            tokens = {tap: visible_units(self.network, images_BCHW, mask) for tap in taps}
-        else:
-            maps = self._maps(images_BCHW, taps) if mask is None else self._masked_maps(images_BCHW, mask, taps)
-            tokens = {tap: self._resample(tap, found) for tap, found in maps.items()}
-        found = {tap: Tokens(torch.cat([x_BRD.mean(1, keepdim=True), x_BRD], dim=1)) for tap, x_BRD in tokens.items()}
-        return TokenFeatures(found, self.num_prefix, None if self.sees_all else mask)
+        shown = None if self.sees_all else mask
+        if shown is not None and self.mask_at == UNITS:
+            units_BVD = visible_units(self.network, images_BCHW, shown)
+            tokens_BND = torch.cat([units_BVD.mean(1, keepdim=True), units_BVD], dim=1)
+            return TokenFeatures(dict.fromkeys(taps, Tokens(tokens_BND)), self.num_prefix, shown)
+        maps = self._maps(images_BCHW, taps) if mask is None else self._masked_maps(images_BCHW, mask, taps)
+        tokens = {tap: Tokens(self._resample(tap, map_BDhw)) for tap, map_BDhw in maps.items()}
+        if shown is not None:
+            rows_BN = shown.patches(VISIBLE.name).rows(self.num_prefix)
+            rows_BN = torch.cat([torch.zeros_like(rows_BN[:, :1]), rows_BN], dim=1)
+            tokens = {tap: Tokens(value.at(rows_BN)) for tap, value in tokens.items()}
+        return TokenFeatures(tokens, self.num_prefix, shown)
 
     def _maps(self, images_BCHW: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
         """Compute the map of each tap, (B, C, h, w)."""
@@ -252,12 +259,13 @@ class BackboneStudent(BaseModule):
             handle.remove()
 
     def _resample(self, tap: str, map_BDhw: Tensor) -> Tensor:
-        """Resample a map to the grid, as tokens (B, L, D)."""
-        if tuple(map_BDhw.shape[-2:]) == self.grid:
-            return map_BDhw.flatten(2).transpose(1, 2)
-        # products, whose gradient is the same in every run; that of F.interpolate on a GPU is not
-        rows, columns = (self.get_buffer(buffer_of(tap, side)).to(map_BDhw.dtype) for side in ('rows', 'columns'))
-        return torch.einsum('yh,bdhw,xw->byxd', rows, map_BDhw, columns).flatten(1, 2)
+        """Put the mean of a map before its values at the patches, (B, 1 + L, D)."""
+        mean_B1D = map_BDhw.mean((2, 3)).unsqueeze(1)
+        if tuple(map_BDhw.shape[-2:]) != self.grid:
+            # products, whose gradient is the same in every run; that of F.interpolate on a GPU is not
+            rows, columns = (self.get_buffer(buffer_of(tap, side)).to(map_BDhw.dtype) for side in ('rows', 'columns'))
+            map_BDhw = torch.einsum('yh,bdhw,xw->bdyx', rows, map_BDhw, columns)
+        return torch.cat([mean_B1D, map_BDhw.flatten(2).transpose(1, 2)], dim=1)
 
 
 def is_timm(cfg: Mapping[str, Any]) -> bool:
@@ -308,8 +316,7 @@ def buffer_of(tap: str, side: str) -> str:
 
 def resampling(size: int, wanted: int) -> Tensor:
     """Weights of a bilinear, antialiased resampling along one side, (wanted, size)."""
-    unit = torch.eye(size).view(1, size, size, 1)
-    return F.interpolate(unit, (wanted, 1), mode='bilinear', antialias=True)[0, :, :, 0].T.contiguous()
+    return F.interpolate(torch.eye(size)[None, None], (wanted, size), mode='bilinear', antialias=True)[0, 0]
 
 
 def enlarge(hidden_Bhw: Tensor, wanted_hw: tuple[int, int]) -> Tensor:

@@ -52,9 +52,9 @@ def pretraining(name: str, stages: int, seed: int, epochs: int) -> Config:
     """Return a digits config of ``epochs`` epochs a stage."""
     cfg = mkd_plugin.get_config(name)
     cfg.train_cfg.max_epochs = stages * epochs
-    cfg.param_scheduler[1].end = epochs
-    if epochs <= cfg.param_scheduler[0].end:
-        cfg.param_scheduler[0].end = cfg.param_scheduler[1].begin = max(1, epochs // 2)
+    warm_up, decay = cfg.param_scheduler
+    warm_up.end = decay.begin = min(warm_up.end, epochs // 2)
+    decay.end = epochs
     return quiet(cfg, seed)
 
 
