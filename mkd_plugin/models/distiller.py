@@ -76,6 +76,11 @@ class MaskedDistiller(BaseSelfSupervisor):
         super().__init__(backbone=build(backbone), data_preprocessor=build(preprocessor), init_cfg=init_cfg)
         if not objectives:
             raise ValueError('objectives is empty: add at least one.')
+        if not hasattr(self.backbone, 'tap_spec'):
+            kind = f'{type(self.backbone).__module__.partition(".")[0]}.{type(self.backbone).__name__}'
+            raise ValueError(
+                f"backbone: {kind} has no taps. Use dict(type='BackboneStudent', network=dict(type='{kind}', …))."
+            )
         student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
         self.teachers = nn.ModuleDict({name: build(cfg, student=student) for name, cfg in teachers.items()})  # type: ignore[assignment]
         self.masking: Masking = build(masking, student=student)

@@ -227,6 +227,14 @@ def test_backbone_student__refuses_taps_and_images_that_it_was_not_built_for():
         student(torch.randn(1, 3, 32, 32))
 
 
+def test_distiller__says_how_a_backbone_becomes_a_student():
+    parts = dict(masking=dict(type='NoMasking'), teachers={}, objectives=dict(x={}))
+    with pytest.raises(
+        ValueError, match=r"mmpretrain.ResNet has no taps. Use .* network=dict\(type='mmpretrain.ResNet', …"
+    ):
+        MODELS.build(dict(type='MaskedDistiller', backbone=dict(type='mmpretrain.ResNet', depth=18), **parts))
+
+
 def test_distiller__refuses_a_masking_that_the_student_cannot_apply():
     with pytest.raises(ValueError, match='BackboneStudent sees every patch, but RandomMasking hides some'):
         distiller(TINY['own'], masking=dict(type='RandomMasking', ratio=0.5))
