@@ -19,7 +19,7 @@ from mkd_plugin.checkpoint.load import load_module
 from mkd_plugin.models.vit.block import MAE_INIT, Initialization
 from mkd_plugin.models.vit.embeddings import grid_of
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import VISIBLE, RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
+from mkd_plugin.structures import VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 TIMM, PIXELS, UNITS = 'timm.', 'pixels', 'units'
 
@@ -99,23 +99,21 @@ class BackboneStudent(BaseModule):
         if unread:
             print_log(f'{self.title}: {list(taps)} do not depend on {unread}, which are not trained.', 'current')
         for tap, found in maps.items():
-            self._add_resampling(tap, found)
+            self._check_map(tap, found)
         return {tap: found.shape[1] for tap, found in maps.items()}
 
     def _trial(self, taps: Sequence[str]) -> dict[str, Tensor]:
         """Compute the maps of an empty image. Raises ValueError if the network cannot."""
         try:
             return self._maps(torch.zeros(1, self.in_channels, *self.image_hw), taps)
-        except ValueError as error:
-            raise ValueError(f'{self.title}: {error}') from error
         except Exception as error:  # whatever a network of another library raises
             raise ValueError(
                 f'{self.title} cannot compute {list(taps)} of an image of {self.image_hw[0]} × {self.image_hw[1]} px '
                 f'({type(error).__name__}: {error}). Use another img_size, or taps that it has.'
             ) from error
 
-    def _add_resampling(self, tap: str, found: Tensor) -> None:
-        """Store the weights that resample a tap to the grid. Raises ValueError if it is no map of patches."""
+    def _check_map(self, tap: str, found: Tensor) -> None:
+        """Raise ValueError if a tap is no map that can be resampled to the grid."""
         if found.dim() != 4:
             raise ValueError(
                 f"'{tap}' of {self.title} has the shape {tuple(found.shape)}, which is no map (B, C, h, w). Of a ViT use "
@@ -132,8 +130,6 @@ class BackboneStudent(BaseModule):
                 f"mask_at='{UNITS}': '{tap}' of {self.title} has {height} × {width} positions, but units are "
                 f'{self.grid[0]} × {self.grid[1]} patches. Read its last stage, and set patch_size to its stride.'
             )
-        for side, own, wanted in (('rows', height, self.grid[0]), ('columns', width, self.grid[1])):
-            self.register_buffer(buffer_of(tap, side), resampling(own, wanted), persistent=False)
 
     def _add_mask_token(self, place: str) -> None:
         """Add a token for the output of a module, whose layout a trial run shows."""
@@ -155,8 +151,9 @@ class BackboneStudent(BaseModule):
                 f"mask_at='{place}': its output of shape {shape} cannot be divided into the student's {self.grid[0]} × "
                 f"{self.grid[1]} patches. Use an earlier module, a larger patch_size, or '{PIXELS}'."
             )
-        channel, self.masked_hw = layout
-        self.mask_token = nn.Parameter(torch.zeros([size if d == channel else 1 for d, size in enumerate(shape)]))
+        self.mask_channel, self.masked_hw = layout
+        sizes = [size if dim == self.mask_channel else 1 for dim, size in enumerate(shape)]
+        self.mask_token = nn.Parameter(torch.zeros(sizes))
         self.initialization.token_(self.mask_token)
 
     def reset_parameters(self) -> None:
@@ -198,12 +195,7 @@ class BackboneStudent(BaseModule):
     ) -> TokenFeatures:
         """Compute the tokens of the taps: the mean of the map, then one token for each patch.
 
-        Args:
-            images_BCHW: Normalised images of ``img_size``.
-            mask: Mask of hidden patches; None shows every patch.
-            taps: Names of the features to return.
-            depth: Not used; for ViTs that are cut.
-            region: Not used; every token is computed.
+        ``depth`` and ``region`` are those of ViTs and have no effect: the network is run as a whole.
         """
         if images_BCHW.shape[-2:] != self.image_hw:
             raise ValueError(
@@ -216,36 +208,32 @@ class BackboneStudent(BaseModule):
             tokens_BND = torch.cat([units_BVD.mean(1, keepdim=True), units_BVD], dim=1)
             return TokenFeatures(dict.fromkeys(taps, Tokens(tokens_BND)), self.num_prefix, shown)
         maps = self._maps(images_BCHW, taps) if mask is None else self._masked_maps(images_BCHW, mask, taps)
-        tokens = {tap: Tokens(self._resample(tap, map_BDhw)) for tap, map_BDhw in maps.items()}
+        tokens = {tap: Tokens(self._resample(map_BDhw)) for tap, map_BDhw in maps.items()}
         if shown is not None:
-            rows_BN = shown.patches(VISIBLE.name).rows(self.num_prefix)
-            rows_BN = torch.cat([torch.zeros_like(rows_BN[:, :1]), rows_BN], dim=1)
+            rows_BN = Region(VISIBLE.name, cls=True).tokens(shown).rows(self.num_prefix)
             tokens = {tap: Tokens(value.at(rows_BN)) for tap, value in tokens.items()}
         return TokenFeatures(tokens, self.num_prefix, shown)
 
     def _maps(self, images_BCHW: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
         """Compute the map of each tap, (B, C, h, w)."""
         network: Any = self.network
-        places = {tap: stage_of(tap) for tap in taps}
         if is_timm(self.cfg):
-            count = len(network.feature_info)
-            wanted = sorted({check_stage(place, count) for place in places.values()})
+            places = {tap: stage_of(tap, len(network.feature_info)) for tap in taps}
+            wanted = sorted(set(places.values()))
             maps = network.forward_intermediates(images_BCHW, indices=wanted, intermediates_only=True)
-            return {tap: maps[wanted.index(place % count)] for tap, place in places.items()}
+            return {tap: maps[wanted.index(place)] for tap, place in places.items()}
         output = network(images_BCHW, None) if hasattr(network, 'masking_id') else network(images_BCHW)
         output = list(output.values()) if isinstance(output, Mapping) else output
         maps = list(output) if isinstance(output, (tuple, list)) else [output]
-        return {tap: maps[check_stage(place, len(maps))] for tap, place in places.items()}
+        return {tap: maps[stage_of(tap, len(maps))] for tap in taps}
 
     def _masked_maps(self, images_BCHW: Tensor, mask: TokenMask, taps: Sequence[str]) -> dict[str, Tensor]:
         """Compute the maps with hidden patches replaced at ``mask_at``."""
-        hidden_Bhw = mask.hidden_BL.view(-1, *self.grid)
-        if self.mask_token is None:
-            hidden_BHW = enlarge(hidden_Bhw, self.image_hw)
-            return self._maps(images_BCHW.masked_fill(hidden_BHW.unsqueeze(1), 0), taps)
-        token, hidden_Bhw = self.mask_token, enlarge(hidden_Bhw, self.masked_hw)
-        channel = max(range(token.dim()), key=lambda d: token.shape[d])
-        hidden = (hidden_Bhw.flatten(1) if token.dim() == 3 else hidden_Bhw).unsqueeze(channel)
+        token, hidden_B1hw = self.mask_token, mask.hidden_BL.view(-1, 1, *self.grid).float()
+        hidden_B1hw = F.interpolate(hidden_B1hw, self.image_hw if token is None else self.masked_hw) > 0
+        if token is None:
+            return self._maps(images_BCHW.masked_fill(hidden_B1hw, 0), taps)
+        hidden = hidden_B1hw.flatten(2).mT if token.dim() == 3 else hidden_B1hw.movedim(1, self.mask_channel)
 
         def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
             masked = torch.where(hidden, token.to(first_of(output).dtype), first_of(output))
@@ -258,12 +246,12 @@ class BackboneStudent(BaseModule):
         finally:
             handle.remove()
 
-    def _resample(self, tap: str, map_BDhw: Tensor) -> Tensor:
+    def _resample(self, map_BDhw: Tensor) -> Tensor:
         """Put the mean of a map before its values at the patches, (B, 1 + L, D)."""
         mean_B1D = map_BDhw.mean((2, 3)).unsqueeze(1)
         if tuple(map_BDhw.shape[-2:]) != self.grid:
             # products, whose gradient is the same in every run; that of F.interpolate on a GPU is not
-            rows, columns = (self.get_buffer(buffer_of(tap, side)).to(map_BDhw.dtype) for side in ('rows', 'columns'))
+            rows, columns = (resampling(*sizes, map_BDhw) for sizes in zip(map_BDhw.shape[-2:], self.grid, strict=True))
             map_BDhw = torch.einsum('yh,bdhw,xw->bdyx', rows, map_BDhw, columns)
         return torch.cat([mean_B1D, map_BDhw.flatten(2).transpose(1, 2)], dim=1)
 
@@ -294,35 +282,20 @@ def build_network(cfg: Mapping[str, Any], image_hw: tuple[int, int], in_channels
     return model
 
 
-def stage_of(tap: str) -> int:
-    """Read the number of a map from the name of a tap."""
+def stage_of(tap: str, count: int) -> int:
+    """Read the number of a map, counted from 0, from the name of a tap. Raises ValueError if there is no such map."""
     found = re.fullmatch(r'stage:(-?[0-9]+)', 'stage:-1' if tap == 'output' else tap)
-    if found is None:
-        raise ValueError(f"there is no tap '{tap}'. Use 'output', or 'stage:i' for the i-th map.")
-    return int(found[1])
+    if found is None or not -count <= int(found[1]) < count:
+        raise ValueError(
+            f"there is no tap '{tap}'. It returns {count} maps: use 'output', or 'stage:i' with i in [−{count}, {count})."
+        )
+    return int(found[1]) % count
 
 
-def check_stage(stage: int, count: int) -> int:
-    """Count a stage from 0. Raises ValueError if the network has no such map."""
-    if not -count <= stage < count:
-        raise ValueError(f"'stage:{stage}': it returns {count} maps; i must lie in [−{count}, {count}).")
-    return stage % count
-
-
-def buffer_of(tap: str, side: str) -> str:
-    """Name of the buffer of a tap's resampling along a side."""
-    return f'{side}_{tap.replace(":", "_")}'
-
-
-def resampling(size: int, wanted: int) -> Tensor:
+def resampling(size: int, wanted: int, like: Tensor) -> Tensor:
     """Weights of a bilinear, antialiased resampling along one side, (wanted, size)."""
-    return F.interpolate(torch.eye(size)[None, None], (wanted, size), mode='bilinear', antialias=True)[0, 0]
-
-
-def enlarge(hidden_Bhw: Tensor, wanted_hw: tuple[int, int]) -> Tensor:
-    """Repeat each patch of a mask to a finer grid."""
-    rows, columns = wanted_hw[0] // hidden_Bhw.shape[1], wanted_hw[1] // hidden_Bhw.shape[2]
-    return hidden_Bhw.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+    unit = torch.eye(size, device=like.device)[None, None]
+    return F.interpolate(unit, (wanted, size), mode='bilinear', antialias=True)[0, 0].to(like.dtype)
 
 
 def first_of(output: Any) -> Tensor:

@@ -22,44 +22,22 @@ TeacherFeatures = Callable[[str], TokenFeatures]
 
 
 class Student(Protocol):
-    """S: a network (``torch.nn.Module``) that maps images and a mask to tokens.
-
-    :class:`~mkd_plugin.models.vit.VisionTransformer` and :class:`~mkd_plugin.models.backbones.BackboneStudent` implement it.
-    """
+    """S: a ``torch.nn.Module`` that maps images and a mask to tokens, such as our ViTs and :class:`BackboneStudent`."""
 
     image_hw: tuple[int, int]  #: Height and width of the images, pixels
     patch_size: int  #: Side of the square that a patch token describes, pixels
     grid: tuple[int, int]  #: Patches per column and row
     in_channels: int  #: Image channels
     num_prefix: int  #: P, the number of tokens before the patches; the first is cls
+    can_hide: bool  #: Whether a mask may hide patches
+    sees_all: bool  #: Whether hidden patches have tokens too; otherwise only visible patches are returned
+    initialization: Initialization  #: Distribution of the initial weights, which heads share
 
-    @property
-    def can_hide(self) -> bool:
-        """Whether a mask may hide patches."""
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether hidden patches have tokens too; otherwise only visible patches are computed."""
-
-    @property
-    def initialization(self) -> Initialization:
-        """Distribution of the initial weights, which heads share."""
-
-    def tap_spec(self, name: str) -> TapSpec:
-        """Describe a tap. Raises ValueError for an unknown tap."""
-
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-
+    def tap_spec(self, name: str) -> TapSpec: ...
+    def reset_parameters(self) -> None: ...
     def __call__(
-        self,
-        images_BCHW: Tensor,
-        mask: TokenMask | None = None,
-        taps: Sequence[str] = ('output',),
-        *,
-        region: RegionTokens | None = None,
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], *, region: RegionTokens | None = None
     ) -> TokenFeatures: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
     def state_dict(self) -> dict[str, Any]: ...

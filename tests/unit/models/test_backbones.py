@@ -191,8 +191,8 @@ REFUSED = [
     (dict(network=dict(type='timm.resnet17')), 'name a model of timm'),
     (dict(network=dict(type='timm.resnet18', pretrained=True)), 'Start from a local file with init_cfg'),
     (dict(network=TINY['own'], taps=['block:3']), "there is no tap 'block:3'"),
-    (dict(network=TINY['own'], taps=['stage:2']), "'stage:2': it returns 2 maps"),
-    (dict(network=TINY['timm-resnet'], taps=['stage:7']), "'stage:7': it returns 5 maps"),
+    (dict(network=TINY['own'], taps=['stage:2']), "there is no tap 'stage:2'. It returns 2 maps"),
+    (dict(network=TINY['timm-resnet'], taps=['stage:7']), "there is no tap 'stage:7'. It returns 5 maps"),
     (
         dict(network=TINY['timm-resnet'], img_size=32, patch_size=8),
         'one vector for an image .* cannot be resampled to 4 × 4',
