@@ -1,6 +1,6 @@
 """Teachers, T in the equation: frozen networks, copies of the student, or fixed maps such as pixels."""
 
-from mkd_plugin.models.teachers.generator import GeneratorTeacher, PixelTeacher
+from mkd_plugin.models.teachers.generator import GeneratorTeacher, PixelTeacher, SpectrumTeacher
 from mkd_plugin.models.teachers.student_average import AnchoredTeacher, LayerAverageTeacher
 from mkd_plugin.models.teachers.student_copy import BootstrappedTeacher, MomentumTeacher
 from mkd_plugin.models.teachers.timm import TimmTeacher
@@ -14,6 +14,7 @@ __all__ = [
     'LayerAverageTeacher',
     'MomentumTeacher',
     'PixelTeacher',
+    'SpectrumTeacher',
     'TimmTeacher',
     'ViTTeacher',
 ]
