@@ -145,8 +145,9 @@ class UniGradLoss(nn.Module):
             target_BRD: Targets, standardised alike.
             region: Marks padding tokens; None for no padding.
         """
-        padded = region is not None and region.weight_BR is not None
-        weight_BR = region.weight_BR if padded else target_BRD.new_ones(target_BRD.shape[:2])
+        weight_BR = None if region is None else region.weight_BR
+        if weight_BR is None:
+            weight_BR = target_BRD.new_ones(target_BRD.shape[:2])
         sums_DD = torch.einsum('brd,bre,br->de', target_BRD, target_BRD, weight_BR)
         all_reduce(sums_DD, 'mean')
         all_reduce(count := weight_BR.sum(), 'mean')
