@@ -1,6 +1,6 @@
 """Convert a checkpoint of a ViT from any known format, check the result in the target library, and write it.
 
-mkd convert SRC DST --to {mkd,mmpretrain,timm,hf,mae,openclip} [--part student|teacher|decoder]
+mkd convert SRC DST --to {mkd,mmpretrain,timm,hf,mae,openclip,backbone} [--part student|teacher|decoder]
     [--img-size H [W]] [--release NAME] [--network num_heads=12 activation=gelu]
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from mkd_cli.command import at_least, did_you_mean, network_options, script
 
-TARGETS = ('mkd', 'timm', 'hf', 'mmpretrain', 'mae', 'openclip')
+TARGETS = ('mkd', 'timm', 'hf', 'mmpretrain', 'mae', 'openclip', 'backbone')
 PARTS = ('student', 'teacher', 'decoder')
 
 

@@ -1,6 +1,6 @@
 """Export a checkpoint: to another library's format, or as a graph for deployment.
 
-    mkd export SRC DST --to {timm,hf,mmpretrain,mae,openclip,mkd}     as `mkd convert` does
+    mkd export SRC DST --to {timm,hf,mmpretrain,mae,openclip,backbone,mkd}     as `mkd convert` does
     mkd export SRC DST --to {onnx,torch,torchscript} [--tap TAP] [--pool cls|mean|none] [--half]
         [--img-size H [W] | --any-size]
 

@@ -211,9 +211,16 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Read options of ``VisionTransformer`` from a file's metadata; ``num_heads`` appears without a complete ``arch``.
 
     Raises:
-        CheckpointError: The metadata name an activation that our network does not have, or impossible sizes.
+        CheckpointError: The metadata name another network than a ViT, an activation that our network does not have, or
+            impossible sizes.
     """
-    options = provenance_of(checkpoint).get('backbone')
+    provenance = provenance_of(checkpoint)
+    if 'network' in provenance:
+        raise CheckpointError(
+            f'It holds a student of the class {provenance["network"]!r:.100}, not our ViT. Write a file for that class '
+            'with `mkd convert FILE OUT --to backbone`.'
+        )
+    options = provenance.get('backbone')
     if isinstance(options, dict):
         return check_types(options)
     meta = checkpoint.get('meta')

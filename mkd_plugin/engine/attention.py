@@ -98,8 +98,9 @@ def times_of(shape: tuple[int, ...], trained: bool, device: torch.device) -> dic
 
 def use_flex(student: VisionTransformer, device: torch.device) -> None:
     """Switch a student to FlexAttention. Raises ValueError if it has no bias, or the device no such gradients."""
-    if device.type != 'cuda' or student.relative_position is None:
-        found = f'relative_position={student.relative_position} on {device.type}'
+    relative = getattr(student, 'relative_position', None)
+    if device.type != 'cuda' or relative is None:
+        found = f'relative_position={relative} on {device.type}'
         raise ValueError(
             f'AttentionHook(flex=True): it needs a relative position bias and CUDA, not {found}. Leave it out.'
         )

@@ -24,6 +24,7 @@ from mkd_plugin.checkpoint.download import WEB, cached_path
 from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.compat.hosts import HOSTS
 from mkd_plugin.engine.run_utils import bare_model, is_training
+from mkd_plugin.models.backbones import BackboneStudent
 from mkd_plugin.models.protocols import pixel_statistics
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import HOOKS
@@ -98,11 +99,13 @@ class PortableCheckpointHook(Hook):
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Options and pixel statistics of a model's ViT, and the teachers saved with it; empty for other networks."""
+    """Options of a model's ViT, or the class of another student, pixel statistics, and the teachers saved with it."""
     network = getattr(model, 'backbone', None)
-    if not isinstance(network, VisionTransformer):
+    if not isinstance(network, (VisionTransformer, BackboneStudent)):
         return {}
     mean, std = pixel_statistics(model.data_preprocessor, network.in_channels)  # type: ignore[arg-type]
+    if isinstance(network, BackboneStudent):
+        return dict(network=network.title, pixel_mean=list(mean), pixel_std=list(std))
     # a teacher that is a copy of the student and saved as a whole says so
     teachers = getattr(model, 'teachers', nn.ModuleDict())
     copies = [name for name, teacher in teachers.items() if getattr(teacher, 'complete', False)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from mkd_plugin.models.distiller import MaskedDistiller
+from mkd_plugin.models.teachers import TimmTeacher
 from mkd_plugin.models.vit import Block, VisionTransformer
 
 DTensor: Any = ()  # isinstance(x, ()) is False
@@ -40,15 +41,24 @@ def shard_trained(model: nn.Module, options: dict[str, Any]) -> None:
 
 
 def shard_teachers(model: MaskedDistiller, options: dict[str, Any]) -> None:
-    """Shard the teachers that are ViTs: their frozen weights become parameters that need no gradient."""
+    """Shard the teachers that are ViTs, and the blocks of timm's: frozen weights become parameters that need no gradient."""
     parts = [module for teacher in model.teachers.values() for module in teacher.modules()]
     for network in [module for module in parts if isinstance(module, VisionTransformer)]:
-        for module in network.modules():
-            for name in getattr(module, 'frozen_names', ()):
-                weight = nn.Parameter(module._buffers.pop(name), requires_grad=False)
-                module.register_parameter(name, weight)
+        thaw(network)
         shard_blocks(network, options)
         fully_shard(network, **options)
+    for network in [module.network for module in parts if isinstance(module, TimmTeacher)]:
+        for block in [module for module in getattr(network, 'blocks', ()) if type(module) is not nn.ModuleList]:
+            thaw(block)
+            fully_shard(block, **options)
+
+
+def thaw(network: nn.Module) -> None:
+    """Turn the weights that ``freeze`` made buffers into parameters again, which need no gradient."""
+    for module in network.modules():
+        for name in getattr(module, 'frozen_names', ()):
+            weight: Any = module._buffers.pop(name)
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
 def shard_blocks(network: nn.Module, options: dict[str, Any]) -> None:

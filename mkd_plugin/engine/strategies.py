@@ -40,9 +40,9 @@ class ShardedStrategy(DDPStrategy):
     ends, the best and the last checkpoint are files like DDP's, from which either can resume.
 
     Args:
-        shard_teachers: Shard teachers that are ViTs as well. Momentum teachers then follow, and stages promote, share by
-            share. With False every process holds all teachers, and a momentum teacher gathers the student at every step.
-            Teachers of timm and mmpretrain are always whole.
+        shard_teachers: Shard teachers that are ViTs as well, and the ``blocks`` of timm's. Momentum teachers then follow, and
+            stages promote, share by share. With False every process holds all teachers, and a momentum teacher gathers the
+            student at every step. timm's networks without ``blocks`` and teachers of mmpretrain are always whole.
         param_dtype: 'bfloat16' or 'float16' gathers weights in this type, with half the traffic; gradients are summed in
             float32, and the shares stay float32. For GPUs, with ``AmpOptimWrapper`` (``--amp``).
         options: Those of mmengine's ``BaseStrategy``, passed by its runner.

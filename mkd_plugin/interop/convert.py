@@ -68,7 +68,8 @@ def convert_checkpoint(
         source: A file or folder of any known format.
         destination: File to write: ``.safetensors``, or any other suffix for ``torch.save``. For 'hf' and
             'timm', a name without suffix becomes a folder with their configs and a model card.
-        target: 'mkd', 'mmpretrain', 'timm', 'hf', 'mae' or 'openclip'.
+        target: 'mkd', 'mmpretrain', 'timm', 'hf', 'mae' or 'openclip'; 'backbone' for the own class of a student that is no
+            ViT of ours, with all its names.
         part: 'student' or 'teacher' of our pre-training checkpoints; 'decoder' for the student with its decoder, from or to
             the formats of MAE and dBOT.
         prefix: Prefix of the network's names in the source, if it holds several networks.
@@ -87,13 +88,15 @@ def convert_checkpoint(
         raise ValueError(f"part='{part}': use one of {list(PARTS)}.")
     checkpoint = read_checkpoint(source)
     weights = strip_compile_prefix(weights_of(checkpoint, source))
+    if target == 'backbone':
+        return write_backbone(checkpoint, weights, source, destination)
     if part == 'teacher' and prefix is None:
         prefix = find_teacher(weights, source)
     if prefix is None and release is not None:
         prefix = release.prefix
     with refusing(source):
-        found, converted = convert_weights(weights, source, prefix)
         stated = options_in_metadata(checkpoint)
+        found, converted = convert_weights(weights, source, prefix)
         check_claims(converted.tensors, stated)
     known = {**stated, **((release and release.network) or {}), **(options or {})}
     with refusing(source):
@@ -120,6 +123,22 @@ def convert_checkpoint(
     provenance = build_provenance(Path(source), found, checkpoint, conversion.options, release)
     write_converted(conversion, Path(destination), target, network, decoder, objective, provenance)
     return conversion
+
+
+def write_backbone(
+    checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path, destination: str | Path
+) -> Conversion:
+    """Write the network of a :class:`BackboneStudent` by its own names. Raises ValueError if the file holds none."""
+    provenance, prefix = provenance_of(checkpoint), 'backbone.network.'
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if 'network' not in provenance or not own:
+        raise ValueError(
+            f"{source} holds no BackboneStudent; 'backbone' writes nothing else. Use 'mmpretrain', 'timm', … for a ViT."
+        )
+    entries = ('version', 'network', 'pixel_mean', 'pixel_std')
+    write_weights(Path(destination), own, {name: provenance[name] for name in entries if name in provenance})
+    report = LoadReport(str(source), matched=list(own), unexpected=[], into=str(provenance['network']))
+    return Conversion(report, {}, [('target: the class itself, by its own names; nothing to compare', None)])
 
 
 def find_teacher(weights: Mapping[str, Tensor], source: str | Path) -> str:

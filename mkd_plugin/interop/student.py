@@ -114,6 +114,8 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
         ValueError: The file is not such a checkpoint, or does not cover the network.
     """
     checkpoint = read_checkpoint(path, lazy=True)
+    with refusing(path):
+        options = options_in_metadata(checkpoint)
     provenance = provenance_of(checkpoint)
     if 'backbone' not in provenance:
         raise ValueError(
@@ -134,7 +136,6 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
         )
     prefix = 'backbone.' if part == 'student' else f'teachers.{part}.network.'
     with refusing(path):
-        options = options_in_metadata(checkpoint)
         check_claims(convert_weights(weights_of(checkpoint, path), path, prefix)[1].tensors, options)
         network = VisionTransformer(**options)
         student = LoadedStudent(network, provenance['pixel_mean'], provenance['pixel_std'])

@@ -28,7 +28,6 @@ from mkd_plugin.models.protocols import (
     Teacher,
     pixel_statistics,
 )
-from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.models.vit.block import DropPath
 from mkd_plugin.registry import MODELS, build, check_options, check_values, parameters_of
 from mkd_plugin.structures import Region, TokenMask
@@ -39,7 +38,8 @@ class MaskedDistiller(BaseSelfSupervisor):
     """Masked knowledge distillation.
 
     Args:
-        backbone: S, the student: config of a ViT, for example ``dict(type='VisibleViT', arch='b')``.
+        backbone: S, the student: config of a ViT, for example ``dict(type='VisibleViT', arch='b')``, or of a
+            :class:`BackboneStudent`.
         masking: Config of a masking, for example ``dict(type='RandomMasking', ratio=0.75)``.
         teachers: T: name → config of a teacher.
         objectives: Name → options of an :class:`Objective` (teacher, tap, normalize, student, head, loss, region,
@@ -55,7 +55,7 @@ class MaskedDistiller(BaseSelfSupervisor):
         ValueError: The components are incompatible.
     """
 
-    backbone: VisionTransformer
+    backbone: Any  #: A :class:`Student`
     teachers: Mapping[str, Teacher]
     objectives: Mapping[str, Objective]
 
@@ -76,9 +76,19 @@ class MaskedDistiller(BaseSelfSupervisor):
         super().__init__(backbone=build(backbone), data_preprocessor=build(preprocessor), init_cfg=init_cfg)
         if not objectives:
             raise ValueError('objectives is empty: add at least one.')
+        if not hasattr(self.backbone, 'tap_spec'):
+            kind = f'{type(self.backbone).__module__.partition(".")[0]}.{type(self.backbone).__name__}'
+            raise ValueError(
+                f"backbone: {kind} has no taps. Use dict(type='BackboneStudent', network=dict(type='{kind}', …))."
+            )
         student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
         self.teachers = nn.ModuleDict({name: build(cfg, student=student) for name, cfg in teachers.items()})  # type: ignore[assignment]
         self.masking: Masking = build(masking, student=student)
+        if self.masking.hides and not self.backbone.can_hide:
+            raise ValueError(
+                f'{type(self.backbone).__name__} sees every patch, but {type(self.masking).__name__} hides some. Use '
+                'NoMasking, a MaskTokenViT or VisibleViT, or the option mask_at of a BackboneStudent.'
+            )
         context = DistillContext(student, self.teachers, self.masking)
         terms = {name: build_objective(name, cfg, context) for name, cfg in objectives.items()}
         self.objectives = nn.ModuleDict(terms)  # type: ignore[assignment]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,3 +118,120 @@ class GramLoss(nn.Module):
         return (squares_BRR * region.weight_BR.unsqueeze(1)).sum(-1) / region.weight_BR.sum(1, keepdim=True).clamp(
             min=1
         )
+
+
+@MODELS.register_module()
+class UniGradLoss(nn.Module):
+    """‖p − t‖² + weight · pᵀ C p, divided by the width, where C is the mean of t·tᵀ over all tokens (Siamese Image Modeling).
+
+    The second term keeps the targets' directions apart without negatives. C is that of all processes. If images have different
+    numbers of tokens, padding tokens do not count.
+
+    Args:
+        weight: Weight of the second term.
+    """
+
+    wants_region = True
+
+    def __init__(self, *, weight: float = 0.02) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor, region: RegionTokens | None = None) -> Tensor:
+        """Compute the loss, (B, R).
+
+        Args:
+            prediction_BRD: Predictions, standardised by the objective's ``normalize_prediction``.
+            target_BRD: Targets, standardised alike.
+            region: Marks padding tokens; None for no padding.
+        """
+        weight_BR = None if region is None else region.weight_BR
+        if weight_BR is None:
+            weight_BR = target_BRD.new_ones(target_BRD.shape[:2])
+        sums_DD = torch.einsum('brd,bre,br->de', target_BRD, target_BRD, weight_BR)
+        all_reduce(sums_DD, 'mean')
+        all_reduce(count := weight_BR.sum(), 'mean')
+        correlation_DD = sums_DD / count.clamp(min=1)
+        apart_BRD = prediction_BRD * (prediction_BRD @ correlation_DD)
+        return ((prediction_BRD - target_BRD).square() + self.weight * apart_BRD).mean(-1)
+
+
+@MODELS.register_module()
+class PrototypeCrossEntropy(nn.Module):
+    """Cross entropy between the target's and the prediction's assignments to learned prototypes (MSN), for ``region='cls'``.
+
+    An assignment is the softmax of the cosine similarities to all prototypes, divided by a temperature. So that all prototypes
+    stay in use, the divergence of this process's mean assignment from the uniform one is added.
+
+    Args:
+        width: Channels of prediction and target; the objective sets it.
+        prototypes: Number of prototypes.
+        temperature: Divisor of the similarities.
+        sharpening: Factor of the temperature of the target's assignment.
+        spread: Weight of the divergence, log(prototypes) − entropy.
+
+    Raises:
+        ValueError: A temperature is not positive, or there are fewer than two prototypes.
+    """
+
+    per_process = True
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        prototypes: int = 1024,
+        temperature: float = 0.1,
+        sharpening: float = 0.25,
+        spread: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if prototypes < 2 or min(temperature, sharpening) <= 0:
+            raise ValueError(
+                f'prototypes={prototypes}, temperature={temperature}, sharpening={sharpening}: use at least two prototypes, '
+                'and positive temperatures.'
+            )
+        self.temperature, self.sharpening, self.spread = temperature, sharpening, spread
+        self.prototypes = nn.Parameter(torch.empty(prototypes, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
+        """Compute the loss, (B, R)."""
+        prototypes_CD = F.normalize(self.prototypes, dim=-1) / self.temperature
+        found_BRC = (F.normalize(prediction_BRD, dim=-1) @ prototypes_CD.T).log_softmax(-1)
+        wanted_BRC = (F.normalize(target_BRD, dim=-1) @ prototypes_CD.detach().T / self.sharpening).softmax(-1)
+        mean_C = found_BRC.exp().mean(dim=(0, 1))
+        divergence = (mean_C * mean_C.log()).sum() + math.log(len(mean_C))
+        return self.spread * divergence - (wanted_BRC * found_BRC).sum(-1)
+
+
+@MODELS.register_module()
+class ContrastedCrossEntropy(TokenCrossEntropy):
+    """Cross entropy per token, plus InfoNCE between the mean scores of an image's two masks (SplitMask).
+
+    The positive of an image under one mask is the same image under the other; the negatives are the other images of this
+    process under both. The number of tokens must be the same in all images.
+
+    Args:
+        temperature: Divisor of the cosine similarities of mean scores.
+        weight: Weight of the InfoNCE.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+
+    per_image = 2
+
+    def __init__(self, *, temperature: float = 0.1, weight: float = 1.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f'temperature={temperature}: it must be positive.')
+        self.temperature, self.weight = temperature, weight
+
+    def forward(self, scores_BRC: Tensor, classes_BR1: Tensor) -> Tensor:
+        """Compute the loss, (B, R); rows 2i and 2i + 1 are the masks of image i."""
+        images_BC = F.normalize(scores_BRC.mean(1), dim=-1)
+        itself_BB = torch.eye(len(images_BC), dtype=torch.bool, device=images_BC.device)
+        logits_BB = (images_BC @ images_BC.T / self.temperature).masked_fill(itself_BB, float('-inf'))
+        other_B = torch.arange(len(images_BC), device=images_BC.device) ^ 1
+        contrast_B = F.cross_entropy(logits_BB, other_B, reduction='none')
+        return super().forward(scores_BRC, classes_BR1) + self.weight * contrast_B.unsqueeze(1)

@@ -70,7 +70,13 @@ class Objective(nn.Module):
         self.teacher_taps, self.student_taps = as_tuple(tap), as_tuple(student)
         self.region = Region.parse(region, context.masking.regions())
         self.normalize_prediction = normalize_prediction
-        self.loss = build_loss(loss)
+        self.loss = build_loss(loss, context.teachers[teacher].tap_spec(self.teacher_taps[0]).channels)
+        masks = getattr(self.loss, 'per_image', context.masking.per_image)
+        if masks != context.masking.per_image:
+            raise ValueError(
+                f'{type(self.loss).__name__} compares {masks} masks of each image, but {type(context.masking).__name__} draws '
+                f'{context.masking.per_image}. Use DisjointMasks(parts={masks}).'
+            )
         self.pairs = self._pair_taps(head)
         heads, normalizations = zip(
             *(self._build_pair(head, normalize, context, *pair) for pair in self.pairs), strict=True
@@ -220,12 +226,15 @@ def accepts(cfg: dict[str, Any], keyword: str) -> bool:
     return component is not None and keyword in inspect.signature(component).parameters
 
 
-def build_loss(cfg: dict[str, Any]) -> nn.Module:
-    """Build an elementwise loss; the objective averages it. Raises ValueError if the config has a reduction."""
+def build_loss(cfg: dict[str, Any], width: int) -> nn.Module:
+    """Build an elementwise loss, with the target's width if its constructor has a keyword ``width``.
+
+    Raises ValueError if the config has a reduction: the objective averages it.
+    """
     if 'reduction' in cfg:
         raise ValueError(f'loss={cfg}: remove reduction; the objective averages over its region.')
     pointwise = 'type' in cfg and find(cfg['type']) in TORCH_LOSSES
-    return build(cfg, **({'reduction': 'none'} if pointwise else {}))
+    return build(cfg, **({'reduction': 'none'} if pointwise else {'width': width} if accepts(cfg, 'width') else {}))
 
 
 def check_head(component: type | None) -> None:

@@ -6,26 +6,48 @@ others. N and L are plain modules; see :class:`Normalization` and :class:`Loss` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.models.vit.block import Initialization
 from mkd_plugin.structures import ALL, HIDDEN, VISIBLE, RegionSpec, RegionTokens, TapSpec, TokenFeatures, TokenMask
 from mkd_plugin.utils.draws import STEP
 
 TeacherFeatures = Callable[[str], TokenFeatures]
 
 
+class Student(Protocol):
+    """S: a ``torch.nn.Module`` that maps images and a mask to tokens, such as our ViTs and :class:`BackboneStudent`."""
+
+    image_hw: tuple[int, int]  #: Height and width of the images, pixels
+    patch_size: int  #: Side of the square that a patch token describes, pixels
+    grid: tuple[int, int]  #: Patches per column and row
+    in_channels: int  #: Image channels
+    num_prefix: int  #: P, the number of tokens before the patches; the first is cls
+    can_hide: bool  #: Whether a mask may hide patches
+    sees_all: bool  #: Whether hidden patches have tokens too; otherwise only visible patches are returned
+    initialization: Initialization  #: Distribution of the initial weights, which heads share
+
+    def tap_spec(self, name: str) -> TapSpec: ...
+    def reset_parameters(self) -> None: ...
+    def __call__(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], *, region: RegionTokens | None = None
+    ) -> TokenFeatures: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class StudentContext:
     """The student as teachers and maskings see it."""
 
-    network: VisionTransformer  #: The student itself, for teachers that copy it
+    network: Student  #: The student itself, for teachers that copy it
     pixel_mean: tuple[float, ...]  #: Mean per channel of the student's images, in units of the stored image (0 … 255)
     pixel_std: tuple[float, ...]  #: Standard deviation likewise
 
@@ -112,13 +134,13 @@ class Teacher(nn.Module):
         """
         raise NotImplementedError
 
-    def start_from(self, student: VisionTransformer) -> None:
+    def start_from(self, student: Student) -> None:
         """Copy the student's initial weights, if needed; called once they are loaded."""
 
-    def after_step(self, student: VisionTransformer, progress: Progress) -> None:
+    def after_step(self, student: Student, progress: Progress) -> None:
         """Update the teacher; called after every optimiser step. Under FSDP2 the student is sharded if the teacher is."""
 
-    def promote(self, student: VisionTransformer) -> None:
+    def promote(self, student: Student) -> None:
         """Replace the teacher by the student at the start of a new stage."""
 
     def train(self, mode: bool = True) -> Teacher:

@@ -69,6 +69,7 @@ class PlainViT(VisionTransformer):
     """
 
     initialization = BEIT_INIT
+    can_hide = False
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """Embed all patches and add positions, (B, L, D). Raises ValueError if the mask hides a patch."""

@@ -266,6 +266,8 @@ def without_checkpoints(node: Any, *, missing_only: bool = False) -> Any:
         return type(node)(without_checkpoints(value, missing_only=missing_only) for value in node)
     if not isinstance(node, dict):
         return node
+    if missing_only and str(node.get('type')).rpartition('.')[2] == 'CachedTeacher':  # a trial step writes nothing
+        node = node.get('teacher') or {}
     path = node.get('checkpoint')
     if isinstance(path, str) and not (missing_only and path and exists(path)):
         if node.get('type') == 'Pretrained':

@@ -91,6 +91,66 @@ OWN = """
 | `MomentumTeacher` | a moving average of the student (data2vec, BootMAE) |
 | `TimmTeacher` | any timm model with `forward_intermediates`; `resample='bilinear'` brings its grid to the student's |
 | `GeneratorTeacher` | any target generator of mmpretrain: `generator=dict(type='mmpretrain.HOGGenerator', …)` |
+| `SpectrumTeacher` | the Fourier spectrum of the student's pixels, cut like an image (Ge2-AE) |
+| `CachedTeacher` | another frozen teacher, whose features are kept in a folder: the next section |
+
+## Features that are written once
+
+`CachedTeacher` reads the features of a frozen teacher from a folder, and runs the teacher only for images that are not in
+it:
+
+```python
+teachers=dict(clip=dict(
+    type='CachedTeacher', folder='features', max_gigabytes=520,
+    teacher=dict(type='CLIPTeacher', arch='b', checkpoint='checkpoints/ViT-B-16.pt')))
+```
+
+- **Views.** An image is known by its pixels as the teacher gets them, before its own resizing. A pipeline that resizes and
+  crops the centre finds every image from the second epoch on. Random crops, flips or jitter find next to nothing: leave the
+  teacher as it is. The log has the share of images that were found, every 1000 batches.
+- **Key.** Entries belong to the teacher's weights (CRC-32 of each tensor, so it does not matter where the file lies) and
+  config, the taps, the student's grid and the step's number format. Anything else is computed and written anew.
+- **Result.** What is read are the bits that the teacher gave for all tokens. Without the cache a teacher may compute only
+  the tokens that a loss reads, which can differ in the last digits. An image that comes back in a batch of another size is
+  not computed again, while a GPU may round differently there.
+- **Disk.** Float32, all tokens: 605 kB per image and tap for ViT-B at 224 px (775 GB for ImageNet-1k), 403 kB for CLIP-B's
+  `projected` (517 GB), 1.6 kB for the dVAE's class numbers. `max_gigabytes` counts all files in the folder. When it is
+  reached, or the disk is full, one warning says so; the teacher then runs for the other images. Delete the folder at any
+  time.
+- **Processes** share the folder, at the same time too. If one of them lacks an image, all run the teacher on their batches,
+  because a sharded teacher needs all of them. Damaged files are computed again.
+- **Time.** The host copies and hashes the images of every step, for which it waits for the device, then reads 605 kB per
+  image: worth it for large teachers. On one core: 1.7 ms an image to read, 440 ms to run ViT-B (float32, batches of 16; a
+  GPU was not tried). The dry run and `--find-batch` neither read nor write.
+
+## Large teachers: DINOv3-7B
+
+`vit_7b_patch16_dinov3` has 6,716,030,976 parameters: 26.9 GB in float32, in which teachers are kept. 40 blocks of
+167,821,312 hold all of them but 3,178,496. Eight processes under [FSDP2](train.md#sharded-training) need, each:
+
+| | bytes |
+|---|---|
+| their share of the blocks, float32 | 3.36 GB |
+| everything else of the teacher, whole | 0.01 GB |
+| the block that is computed and the next one, gathered | 1.34 GB; 0.67 GB with `param_dtype='bfloat16'` |
+| instead of, without sharding (DDP, or `shard_teachers=False`) | 26.9 GB |
+
+```python
+_base_ = [..., '../_base_/strategies/fsdp.py']
+strategy = dict(param_dtype='bfloat16')              # with --amp
+model = dict(teachers=dict(dinov3=dict(type='TimmTeacher', model='vit_7b_patch16_dinov3', checkpoint='dinov3_7b.safetensors')))
+```
+
+While it is built, every process holds the whole network once in main memory, and once on its GPU before it is divided:
+eight processes need 215 GB of main memory, and while the file is read up to twice that. In a step each process receives 7/8
+of the blocks, 23.5 GB, or 11.7 GB with `param_dtype='bfloat16'`. The figures are counted, not measured: nothing of this
+size was run here. FSDP2 shards our ViTs, and the `blocks` of timm's networks; a timm network without them (ConvNeXt, Swin)
+stays whole in every process.
+
+`--amp` computes the products of every teacher in half precision. `precision=dict(teacher='bfloat16')` or `'fp8'` ([what
+they change](train.md#memory-precision-and-kernels-of-attention)) is for teachers of `ViTTeacher` and `CLIPTeacher`; it is
+refused if there are only others. With fixed views, `CachedTeacher` around a teacher of this size runs it for one epoch
+only.
 
 ## A network of your own
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 from mkd_plugin.utils.configs import get_config
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'unified_view.md'
-MASKDISTILL = 'maskdistill/maskdistill_vit-base-p16_8xb256-300e_in1k'
-NOT_A_VIT = 'Its student is no plain ViT, and that network is what the method is about.'
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Row:
         method: Its name.
         paper: Teacher, student, head, normalisation and loss as the table prints them.
         config: Our config, or None.
-        reason: Why there is none; or what our config does not have of the method, if its own comment is not enough.
+        reason: Why there is none.
     """
 
     method: str
@@ -31,65 +30,46 @@ class Row:
     reason: str = ''
 
 
-def unified(name: str) -> str:
+def unified(name: str, student: str = 'vit-base-p16') -> str:
     """Config of a row that has no folder of its own."""
-    return f'unified_view/{name}_vit-base-p16_8xb256-300e_in1k'
+    return f'unified_view/{name}_{student}_8xb256-300e_in1k'
+
+
+def own(name: str, rest: str) -> str:
+    """Config of a method that has a folder of its own."""
+    return f'{name}/{name}_{rest}_in1k'
 
 
 ROWS = (
     Row('ViT (masked patch prediction)', ('pixel', 'ViT', 'FC', '-', '-'), unified('vit-mpp')),
-    Row('MAE', ('pixel', 'ViT', 'decoder', 'per-patch LN', 'L2'), 'mae/mae_vit-base-p16_8xb512-1600e_in1k'),
-    Row('SimMIM', ('pixel', 'Swin', 'FC', '-', 'L1'), unified('simmim')),
+    Row('MAE', ('pixel', 'ViT', 'decoder', 'per-patch LN', 'L2'), own('mae', 'vit-base-p16_8xb512-1600e')),
+    Row('SimMIM', ('pixel', 'Swin', 'FC', '-', 'L1'), unified('simmim', 'swin-base-p32')),
     Row('MaskFeat (HOG)', ('HOG', 'ViT', 'FC', '-', 'L2'), unified('maskfeat-hog')),
-    Row(
-        'Ge2-AE',
-        ('pixel + frequency', 'ViT', 'decoders', '-', 'L2'),
-        reason='Its frequency target is the spectrum of the whole predicted image, not one vector a token.',
-    ),
-    Row('ConvMAE', ('pixel', 'hybrid ViT', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
-    Row('HiViT', ('pixel', 'HiViT', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
-    Row('GreenMIM', ('pixel', 'Swin', 'decoder', 'LN', 'L2'), reason=NOT_A_VIT),
+    Row('Ge2-AE', ('pixel + frequency', 'ViT', 'decoders', '-', 'L2'), unified('ge2-ae')),
+    Row('ConvMAE', ('pixel', 'hybrid ViT', 'decoder', 'LN', 'L2'), unified('convmae', 'vit-base-r50-p16')),
+    Row('HiViT', ('pixel', 'HiViT', 'decoder', 'LN', 'L2'), unified('hivit', 'hivit-base-p16')),
+    Row('GreenMIM', ('pixel', 'Swin', 'decoder', 'LN', 'L2'), unified('greenmim', 'swin-base-p32')),
     Row('BEiT', ('dVAE tokens', 'ViT', 'FC', '-', 'cross entropy'), unified('beit')),
-    Row(
-        'CAE',
-        ('dVAE', 'ViT', 'decoder', '-', 'CE'),
-        reason='Its decoder is a cross-attention regressor with an alignment of latents; mmpretrain has it whole.',
-    ),
-    Row(
-        'SplitMask',
-        ('dVAE', 'ViT', 'decoder', '-', 'InfoNCE + CE'),
-        reason='Its InfoNCE compares whole images between the two halves of a mask.',
-    ),
-    Row(
-        'PeCo',
-        ('VQGAN', 'ViT', 'FC', '-', 'CE'),
-        reason="It would be BEiT's config with PeCo's perceptual VQGAN as the generator, which no package here has.",
-    ),
+    Row('CAE', ('dVAE', 'ViT', 'decoder', '-', 'CE'), unified('cae')),
+    Row('SplitMask', ('dVAE', 'ViT', 'decoder', '-', 'InfoNCE + CE'), unified('splitmask')),
+    Row('PeCo', ('VQGAN', 'ViT', 'FC', '-', 'CE'), unified('peco')),
     Row('BEiT v2', ('VQ-KD tokens', 'ViT', 'FC', '-', 'CE'), unified('beitv2')),
     Row('MaskFeat (DINO)', ('DINO', 'ViT', 'FC', 'l2', 'cosine'), unified('maskfeat-dino')),
     Row('MVP', ('CLIP', 'ViT', 'FC', 'l2', 'cosine'), unified('mvp')),
     Row('MILAN', ('CLIP', 'ViT', 'decoder', 'l2', 'L2'), unified('milan')),
     Row('MimCo', ('MoCo v3', 'ViT', 'FC', '-', 'InfoNCE'), unified('mimco')),
     Row('data2vec', ('EMA', 'ViT', 'FC', 'LN', 'smooth L1'), unified('data2vec')),
-    Row(
-        'MSN',
-        ('EMA', 'ViT', 'FC', '-', 'CE'),
-        reason='It compares assignments of whole images to learned prototypes, with a regulariser on their mean.',
-    ),
-    Row(
-        'SIM',
-        ('EMA', 'ViT', 'decoder', 'BN', 'UniGrad'),
-        reason='UniGrad needs the correlation of all features over steps, which is no loss of one pair of tokens.',
-    ),
+    Row('MSN', ('EMA', 'ViT', 'FC', '-', 'CE'), unified('msn')),
+    Row('SIM', ('EMA', 'ViT', 'decoder', 'BN', 'UniGrad'), unified('sim')),
     Row('SdAE', ('EMA', 'ViT', 'decoder', 'LN', 'cosine'), unified('sdae')),
     Row('ConMIM', ('EMA', 'ViT', 'FC', 'BN', 'InfoNCE'), unified('conmim')),
-    Row(
-        'ExtreMA',
-        ('EMA', 'ViT', 'cross-attention', 'LN', 'cosine'),
-        reason='Its head attends from several masks of one image to one; a head here sees one mask.',
-    ),
+    Row('ExtreMA', ('EMA', 'ViT', 'cross-attention', 'LN', 'cosine'), unified('extrema')),
     Row('BootMAE', ('EMA + pixel', 'ViT', 'decoders', 'LN', 'L2'), unified('bootmae')),
-    Row('**MaskDistill**', ('CLIP', 'ViT', 'FC', 'LN (no affine)', 'smooth L1'), MASKDISTILL),
+    Row(
+        '**MaskDistill**',
+        ('CLIP', 'ViT', 'FC', 'LN (no affine)', 'smooth L1'),
+        own('maskdistill', 'vit-base-p16_8xb256-300e'),
+    ),
 )
 
 BESIDE = (
@@ -97,44 +77,44 @@ BESIDE = (
     Row(
         'FD',
         ('CLIP', 'ViT, no mask', 'FC', 'LN (no affine)', 'smooth L1'),
-        'fd/fd_vit-base-p16_teacher-clip-base_8xb256-300e_in1k',
+        own('fd', 'vit-base-p16_teacher-clip-base_8xb256-300e'),
     ),
     Row(
         'CrossMAE',
         ('pixel', 'ViT', 'cross-attention decoder', 'per-patch LN', 'L2'),
-        'crossmae/crossmae_vit-base-p16_8xb512-800e_in1k',
+        own('crossmae', 'vit-base-p16_8xb512-800e'),
     ),
     Row(
         'CAE v2',
         ('CLIP', 'ViT', 'cross-attention regressor', '-', 'cosine'),
-        'caev2/caev2_vit-base-p16_8xb256-300e_in1k',
+        own('caev2', 'vit-base-p16_8xb256-300e'),
     ),
     Row(
         'I-JEPA',
         ('EMA', 'ViT', 'predictor', 'LN (no affine)', 'smooth L1'),
-        'ijepa/ijepa_vit-huge-p14_8xb256-300e_in1k',
+        own('ijepa', 'vit-huge-p14_8xb256-300e'),
     ),
     Row(
         'data2vec 2.0',
         ('EMA, averaged layers', 'ViT', 'convolutions; none for cls', '-', 'L2'),
-        'data2vec2/data2vec2_vit-base-p16_8xb32-75e_in1k',
+        own('data2vec2', 'vit-base-p16_8xb32-75e'),
     ),
     Row(
         'Gram anchoring (beside data2vec)',
         ('EMA + an old copy', 'ViT', 'FC; none', 'LN; none', 'smooth L1 + Gram'),
-        'gram/gram_vit-base-p16_8xb256-64e_in1k',
+        own('gram', 'vit-base-p16_8xb256-64e'),
     ),
     Row(
         'Proteus',
         ('DINOv2', 'ViT, also without mask', 'FC', '-', 'L2'),
-        'proteus/proteus_vit-base-p14_teacher-dinov2-large_8xb64-300e_in1k',
+        own('proteus', 'vit-base-p14_teacher-dinov2-large_8xb64-300e'),
     ),
     Row(
         'TinyMIM',
         ('MAE', 'ViT, no mask', 'regrouped heads', '-', 'KL of relations'),
-        'tinymim/tinymim_vit-base-p16_teacher-mae-large_8xb512-300e_in1k',
+        own('tinymim', 'vit-base-p16_teacher-mae-large_8xb512-300e'),
     ),
-    Row('dBOT', ('previous student', 'ViT', 'decoder', 'LN', 'smooth L1'), 'dbot/dbot_vit-base-p16_8xb512-2x800e_in1k'),
+    Row('dBOT', ('previous student', 'ViT', 'decoder', 'LN', 'smooth L1'), own('dbot', 'vit-base-p16_8xb512-2x800e')),
 )
 
 HEAD = """<!-- Made by tools/docs/unified_view.py from the configs: change those, not this page. -->
@@ -145,11 +125,12 @@ HEAD = """<!-- Made by tools/docs/unified_view.py from the configs: change those
 T is the teacher, S the student, H the head, N the normalisation of the target, L the loss. MaskDistill's Table 1 lists 24
 published methods beside itself as rows of that equation. Each row below gives the paper's words first, and under them our
 config's, read from the config itself. A row's config has what the row says and no more; the first lines of the config name
-what else the method has. The configs of `configs/unified_view` share student and schedule, so two of them differ only in what
-the table says; the methods' own schedules differ. Nothing here was trained at ImageNet scale.
+what else the method has. The configs of `configs/unified_view` share their schedule and, but for the four named below, their
+student, so two of them differ only in what the table says; the methods' own schedules differ. Nothing here was trained at
+ImageNet scale.
 
-The rule for a student that is no plain ViT: the row has a config if the method's own paper also trains a plain ViT
-(SimMIM), and none if the other network is the method (ConvMAE, HiViT, GreenMIM).
+SimMIM, ConvMAE, HiViT and GreenMIM have students of their own: [networks of mmpretrain and timm](any_student.md). Of SimMIM
+there is also [the row with ViT-B](../configs/unified_view/simmim_vit-base-p16_8xb256-300e_in1k.py).
 
 """
 
@@ -164,7 +145,7 @@ def describe(config: str) -> tuple[str, str, str, str, str]:
 
     return (
         every([f'{teacher_name(model.teachers[term.teacher])}, {term.tap}' for term in terms]),
-        f'{model.backbone.type}, {model.masking.type}',
+        f'{model.backbone.get("network", model.backbone).type}, {model.masking.type}',
         every([term.head.type if term.get('head') else 'none' for term in terms]),
         every([normalisation_name(term.get('normalize')) for term in terms]),
         every([f'{term.loss.type}, {term.region}' for term in terms]),
@@ -193,24 +174,20 @@ def lines_of(row: Row) -> list[str]:
     return [first, f'| | {cells} | [config](../configs/{row.config}.py) |']
 
 
-def page() -> str:
-    """The whole page."""
+def table(rows: Sequence[Row]) -> str:
+    """A table of rows, with its header."""
     header = [
         '| method | teacher T | student S | head H | normalisation N | loss L | |',
         '|---|---|---|---|---|---|---|',
     ]
-    table = [line for row in ROWS for line in lines_of(row)]
-    beside = [line for row in BESIDE for line in lines_of(row)]
+    return '\n'.join([*header, *(line for row in rows for line in lines_of(row))]) + '\n'
+
+
+def page() -> str:
+    """The whole page."""
     have = sum(row.config is not None for row in ROWS) - 1  # beside MaskDistill itself
-    counted = f'{have} of the 24 have a config, {len(ROWS) - 1 - have} have none.\n\n'
-    return (
-        HEAD
-        + counted
-        + '\n'.join([*header, *table])
-        + '\n\n## Beside the table\n\n'
-        + '\n'.join([*header, *beside])
-        + '\n'
-    )
+    counted = f'{have} of the 24 have a config.\n\n'
+    return HEAD + counted + table(ROWS) + '\n## Beside the table\n\n' + table(BESIDE)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Heads whose queries attend to the student's tokens: CrossMAE's decoder and CAE v2's regressor."""
+"""Heads whose queries attend to the student's tokens: CrossMAE's decoder and CAE's regressor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mkd_plugin.models.heads.decoder import cls_and_patches
 from mkd_plugin.models.protocols import Head
-from mkd_plugin.models.vit import Arch, sincos_positions
+from mkd_plugin.models.vit import Arch, Block, sincos_positions
 from mkd_plugin.models.vit.attention import LayerScale
 from mkd_plugin.models.vit.block import MAE_INIT, FeedForward
 from mkd_plugin.registry import MODELS
@@ -60,12 +60,32 @@ class CrossBlock(nn.Module):
         return queries_BRD + self.ffn(self.ln2(queries_BRD))
 
 
+class QueryHead(Head):
+    """Base of heads whose mask tokens attend to the student's tokens."""
+
+    reaches_hidden = True
+    pos_embed: Tensor
+
+    def add_queries(self, width: int) -> None:
+        """Add mask token, positions, last norm and prediction after the layers, and draw all weights."""
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer('pos_embed', sincos_positions(self.grid, width, num_prefix=0))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, self.out_width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: linear layers xavier-uniform, mask token normal(0.02)."""
+        MAE_INIT.init_linears(self)
+        MAE_INIT.token_(self.mask_token)
+
+
 @MODELS.register_module()
-class CrossAttentionDecoder(Head):
+class CrossAttentionDecoder(QueryHead):
     """CrossMAE's decoder: a mask token with a position attends to the student's tokens; predictions do not see each other.
 
     Each block attends to its own learned sum of the objective's taps (``input:0`` and every block in CrossMAE), normalised.
-    The cost is that of the region's tokens only.
+    The cost is that of the region's tokens only. The cls token is predicted by a query without a position (ExtreMA).
 
     Args:
         num_taps: Number of the objective's taps; the objective sets it.
@@ -74,10 +94,7 @@ class CrossAttentionDecoder(Head):
         num_heads: Attention heads.
     """
 
-    reaches_hidden = True
-    predicts_cls = False
     many_taps = True
-    pos_embed: Tensor
 
     def __init__(
         self,
@@ -97,23 +114,15 @@ class CrossAttentionDecoder(Head):
         self.layers = nn.ModuleList(
             CrossBlock(width=width, source_width=in_width, num_heads=num_heads) for _ in range(depth)
         )
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer('pos_embed', sincos_positions(grid, width, num_prefix=0))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, out_width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new weights: linear layers and the weights of the sums xavier-uniform, mask token normal(0.02)."""
-        MAE_INIT.init_linears(self)
-        MAE_INIT.token_(self.mask_token)
+        self.add_queries(width)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
         tokens_TBND = torch.stack([cls_and_patches(features, tap) for tap in taps])
         sources = torch.tensordot(self.mix.weight, tokens_TBND, dims=1)
         positions_BLD = self.pos_embed.expand(tokens_TBND.shape[1], -1, -1)
-        queries_BRD = self.mask_token + take(positions_BLD, region.ids_BR)
+        places_BRD = take(positions_BLD, region.ids_BR)
+        queries_BRD = self.mask_token + (F.pad(places_BRD, (0, 0, 1, 0)) if region.cls else places_BRD)
         for block, norm, source_BNC in zip(self.layers, self.source_norms, sources, strict=True):
             queries_BRD = block(queries_BRD, norm(source_BNC))
         return self.predict(self.norm(queries_BRD))
@@ -141,20 +150,18 @@ class RegressorBlock(nn.Module):
 
 
 @MODELS.register_module()
-class ContextRegressor(Head):
-    """CAE v2's head: regresses hidden tokens from visible ones, then one LayerNorm and linear layer for all tokens.
+class ContextRegressor(QueryHead):
+    """CAE's and CAE v2's head: regresses hidden tokens from visible ones, then one LayerNorm and linear layer for all tokens.
 
     In each block, mask tokens attend to the visible patches and to themselves. Cls and visible tokens go straight to the
-    linear layer.
+    linear layer. CAE's decoder follows the regression: transformer blocks of the hidden tokens alone.
 
     Args:
         depth: Number of blocks.
         num_heads: Attention heads.
         layer_scale: Initial value of layer scale.
+        decoder_depth: Number of the decoder's blocks; 0 for none, as in CAE v2.
     """
-
-    reaches_hidden = True
-    pos_embed: Tensor
 
     def __init__(
         self,
@@ -165,22 +172,18 @@ class ContextRegressor(Head):
         depth: int = 4,
         num_heads: int = 12,
         layer_scale: float = 0.1,
+        decoder_depth: int = 0,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
         Arch(in_width, depth, num_heads)  # checks the sizes
         self.layers = nn.ModuleList(
             RegressorBlock(width=in_width, num_heads=num_heads, layer_scale=layer_scale) for _ in range(depth)
         )
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, in_width))
-        self.register_buffer('pos_embed', sincos_positions(grid, in_width, num_prefix=0))
-        self.norm = nn.LayerNorm(in_width, eps=1e-6)
-        self.predict = nn.Linear(in_width, out_width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new weights: linear layers xavier-uniform, mask token normal(0.02)."""
-        MAE_INIT.init_linears(self)
-        MAE_INIT.token_(self.mask_token)
+        self.regressed_norm = nn.LayerNorm(in_width, eps=1e-6) if decoder_depth else nn.Identity()
+        self.decoder = nn.ModuleList(
+            Block(width=in_width, num_heads=num_heads, layer_scale=layer_scale) for _ in range(decoder_depth)
+        )
+        self.add_queries(in_width)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
@@ -195,6 +198,10 @@ class ContextRegressor(Head):
         hidden_BMD = self.mask_token.to(tokens_BND.dtype).expand_as(places_BMD)
         for block in self.layers:
             hidden_BMD = block(hidden_BMD, torch.cat([tokens_BND[:, 1:], hidden_BMD], dim=1), places_BMD, places_BLD)
+        if len(self.decoder):
+            hidden_BMD = self.regressed_norm(hidden_BMD) + places_BMD
+        for block in self.decoder:
+            hidden_BMD, _ = block(hidden_BMD)
         predicted = self.predict(self.norm(torch.cat([tokens_BND, hidden_BMD], dim=1)))
         places = replace(region, ids_BR=mask.ids_restore_BL.gather(1, region.ids_BR))
         return take(predicted, places.rows(num_prefix=1))

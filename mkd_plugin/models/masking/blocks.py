@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +19,30 @@ from mkd_plugin.utils.draws import draw_uniform, to_device
 CPU = torch.device('cpu')
 
 
-def keep_exactly(preferred_BL: Tensor, num_visible: int, device: torch.device) -> TokenMask:
-    """Show ``num_visible`` patches: at random among the preferred ones; if these are too few, all of them and others."""
-    noise_BL = draw_uniform('choice', preferred_BL.shape, 0, CPU) + preferred_BL.float()
-    ids_BV = noise_BL.topk(num_visible, dim=1).indices
-    return TokenMask.from_kept(to_device(ids_BV, device), preferred_BL.shape[1])
+class PreferringMasking(Masking):
+    """Base of maskings that prefer to show some patches, and show the same number in every image.
+
+    At random among the preferred ones; if these are too few, all of them and others.
+    """
+
+    def __init__(self, *, student: StudentContext, ratio: float | None = None, num_visible: int | None = None) -> None:
+        super().__init__(student=student)
+        self.num_visible, self.grid = count_visible(self.num_patches, ratio, num_visible), student.grid
+
+    def prefer(self, images: int) -> Tensor:
+        """Draw the preferred patches of each image, (B, L), True = preferred, on the host."""
+        raise NotImplementedError
+
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
+        """Draw one mask per image."""
+        preferred_BL = self.prefer(len(images_BCHW))
+        noise_BL = draw_uniform('choice', preferred_BL.shape, 0, CPU) + preferred_BL.float()
+        ids_BV = noise_BL.topk(self.num_visible, dim=1).indices
+        return TokenMask.from_kept(to_device(ids_BV, images_BCHW.device), self.num_patches)
 
 
 @MODELS.register_module()
-class ExactBlockMasking(Masking):
+class ExactBlockMasking(PreferringMasking):
     """BEiT's blocks, completed to the same number of hidden patches in every image (CAE, CAE v2).
 
     Blocks are drawn as by :class:`BlockMasking`. What they leave to hide is drawn at random; CAE draws further blocks
@@ -43,38 +59,30 @@ class ExactBlockMasking(Masking):
     """
 
     def __init__(
-        self,
-        *,
-        student: StudentContext,
-        ratio: float | None = None,
-        num_visible: int | None = None,
-        min_block: int = 16,
-        min_aspect: float = 0.3,
+        self, *, student: StudentContext, min_block: int = 16, min_aspect: float = 0.3, **options: Any
     ) -> None:
-        super().__init__(student=student)
-        self.num_visible = count_visible(self.num_patches, ratio, num_visible)
+        super().__init__(student=student, **options)
         most = self.num_patches - self.num_visible
         if not 1 <= min_block <= most:
             raise ValueError(f'min_block={min_block}: it must lie in [1, {most}], the number of hidden patches.')
         if not 0 < min_aspect <= 1:
             raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1].')
-        self.grid, self.min_block, self.min_aspect = student.grid, min_block, min_aspect
+        self.min_block, self.min_aspect = min_block, min_aspect
 
-    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """Draw one mask per image."""
+    def prefer(self, images: int) -> Tensor:
+        """Prefer patches outside the blocks."""
         hidden_BRC = draw_blocks(
-            draw_uniform('mask', (DRAWS, 4, len(images_BCHW)), 2, CPU),
+            draw_uniform('mask', (DRAWS, 4, images), 2, CPU),
             self.grid,
             most=self.num_patches - self.num_visible,
             min_block=self.min_block,
             min_aspect=self.min_aspect,
         )
-        shown_BL = ~torch.from_numpy(hidden_BRC).flatten(1)
-        return keep_exactly(shown_BL, self.num_visible, images_BCHW.device)
+        return ~torch.from_numpy(hidden_BRC).flatten(1)
 
 
 @MODELS.register_module()
-class InverseBlockMasking(Masking):
+class InverseBlockMasking(PreferringMasking):
     """Shows random squares of patches, and hides the rest (data2vec 2.0).
 
     Squares are centred at random patches and cut at the border. Patches are then added or taken away at random until
@@ -90,29 +98,19 @@ class InverseBlockMasking(Masking):
         ValueError: Not exactly one of ``ratio`` and ``num_visible`` is given, or a value is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        student: StudentContext,
-        ratio: float | None = None,
-        num_visible: int | None = None,
-        blocks: int = 5,
-        side: int = 3,
-    ) -> None:
-        super().__init__(student=student)
-        self.num_visible = count_visible(self.num_patches, ratio, num_visible)
+    def __init__(self, *, student: StudentContext, blocks: int = 5, side: int = 3, **options: Any) -> None:
+        super().__init__(student=student, **options)
         if blocks < 1 or side < 1 or side % 2 == 0:
             raise ValueError(f'blocks={blocks}, side={side}: both must be at least 1, and the side must be odd.')
-        self.grid, self.blocks, self.reach = student.grid, blocks, side // 2
+        self.blocks, self.reach = blocks, side // 2
 
-    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
-        """Draw one mask per image."""
-        near, shape = [], (len(images_BCHW), self.blocks, 1)
+    def prefer(self, images: int) -> Tensor:
+        """Prefer patches in the squares."""
+        near, shape = [], (images, self.blocks, 1)
         for axis, size in enumerate(self.grid):
             centre_BK1 = (draw_uniform(f'mask {axis}', shape, 0, CPU) * size).long()
             near.append((torch.arange(size) - centre_BK1).abs() <= self.reach)
-        shown_BRC = (near[0].unsqueeze(3) & near[1].unsqueeze(2)).any(dim=1)
-        return keep_exactly(shown_BRC.flatten(1), self.num_visible, images_BCHW.device)
+        return (near[0].unsqueeze(3) & near[1].unsqueeze(2)).any(dim=1).flatten(1)
 
 
 @MODELS.register_module()

@@ -86,6 +86,30 @@ class SeveralMasks(Masking):
 
 
 @MODELS.register_module()
+class DisjointMasks(Masking):
+    """Divides an image's patches at random into parts of equal size; each of the image's masks shows one (SplitMask, ExtreMA).
+
+    Args:
+        parts: Number of parts, and of masks per image; floor(L / parts) patches are visible in each.
+
+    Raises:
+        ValueError: ``parts`` is below 2 or exceeds the number of patches.
+    """
+
+    def __init__(self, *, student: StudentContext, parts: int) -> None:
+        super().__init__(student=student)
+        if not 2 <= parts <= self.num_patches:
+            raise ValueError(f'parts={parts}: it must lie in [2, {self.num_patches}], the number of patches.')
+        self.per_image, self.num_visible = parts, self.num_patches // parts
+
+    def forward(self, images_BCHW: Tensor, teacher_features: TeacherFeatures) -> TokenMask:
+        """Draw the parts of each image."""
+        order_BL = draw_uniform('mask', (len(images_BCHW), self.num_patches), 0, images_BCHW.device).argsort(dim=1)
+        kept = order_BL[:, : self.per_image * self.num_visible].reshape(-1, self.num_visible)
+        return replace(TokenMask.from_kept(kept, self.num_patches), per_image=self.per_image)
+
+
+@MODELS.register_module()
 class IntactAndMasked(Masking):
     """Two views of each image's patches: all of them, and, for a part of the batch, a random subset (Proteus).
 

@@ -1,6 +1,7 @@
 """Teachers, T in the equation: frozen networks, copies of the student, or fixed maps such as pixels."""
 
-from mkd_plugin.models.teachers.generator import GeneratorTeacher, PixelTeacher
+from mkd_plugin.models.teachers.cached import CachedTeacher
+from mkd_plugin.models.teachers.generator import GeneratorTeacher, PixelTeacher, SpectrumTeacher
 from mkd_plugin.models.teachers.student_average import AnchoredTeacher, LayerAverageTeacher
 from mkd_plugin.models.teachers.student_copy import BootstrappedTeacher, MomentumTeacher
 from mkd_plugin.models.teachers.timm import TimmTeacher
@@ -10,10 +11,12 @@ __all__ = [
     'AnchoredTeacher',
     'BootstrappedTeacher',
     'CLIPTeacher',
+    'CachedTeacher',
     'GeneratorTeacher',
     'LayerAverageTeacher',
     'MomentumTeacher',
     'PixelTeacher',
+    'SpectrumTeacher',
     'TimmTeacher',
     'ViTTeacher',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,15 +32,39 @@ class PixelTeacher(Teacher):
     def tap_spec(self, name: str) -> TapSpec:
         """Describe ``output``: patch² · channels values per patch."""
         if name != 'output':
-            raise ValueError(f"PixelTeacher has only the tap 'output', got '{name}'.")
+            raise ValueError(f"{type(self).__name__} has only the tap 'output', got '{name}'.")
         return TapSpec('tokens', self.patch_size**2 * self.in_channels, cls=False)
 
     def forward(
         self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
     ) -> TokenFeatures:
         """Cut the images into patches."""
-        pixels_BLD = cut_patches(images_BCHW, self.patch_size).movedim(2, 4).flatten(2)
-        return TokenFeatures({'output': Tokens(pixels_BLD)}, num_prefix=0)
+        return TokenFeatures({'output': Tokens(self._cut(images_BCHW))}, num_prefix=0)
+
+    def _cut(self, images_BCHW: Tensor) -> Tensor:
+        return cut_patches(images_BCHW, self.patch_size).movedim(2, 4).flatten(2)
+
+
+@MODELS.register_module()
+class SpectrumTeacher(PixelTeacher):
+    """Fourier spectrum of the student's normalised images, cut like an image: one vector per patch of frequencies (Ge2-AE).
+
+    The transform of each channel is unitary, with frequency 0 in the middle. A vector has the real parts in the order of
+    :class:`PixelTeacher`, then the imaginary parts. Every frequency depends on all pixels, so use ``region='all'``.
+    """
+
+    def tap_spec(self, name: str) -> TapSpec:
+        """Describe ``output``: 2 · patch² · channels values per patch."""
+        spec = super().tap_spec(name)
+        return replace(spec, channels=2 * spec.channels)
+
+    def forward(
+        self, images_BCHW: Tensor, mask: TokenMask | None, taps: Sequence[str], region: RegionTokens | None = None
+    ) -> TokenFeatures:
+        """Transform the images."""
+        spectrum = torch.fft.fftshift(torch.fft.fft2(images_BCHW, norm='ortho'), dim=(-2, -1))
+        real, imaginary = (self._cut(part) for part in (spectrum.real, spectrum.imag))
+        return TokenFeatures({'output': Tokens(torch.cat([real, imaginary], dim=2))}, num_prefix=0)
 
 
 def as_tokens(output: Any) -> Tensor:

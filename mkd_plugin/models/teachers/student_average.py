@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mkd_plugin.models.protocols import Progress, StudentContext, freeze
-from mkd_plugin.models.teachers.student_copy import MomentumTeacher
-from mkd_plugin.models.vit import VisionTransformer
+from mkd_plugin.models.protocols import Progress, Student, StudentContext, freeze
+from mkd_plugin.models.teachers.student_copy import MomentumTeacher, depth_of
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens
 
@@ -34,6 +33,8 @@ class AnchoredTeacher(MomentumTeacher):
         ValueError: ``every`` or ``times`` is not positive.
     """
 
+    anchor: Any
+
     def __init__(
         self, *, student: StudentContext, momentum: float | dict[str, Any], every: int = 10_000, times: int = 3
     ) -> None:
@@ -41,12 +42,12 @@ class AnchoredTeacher(MomentumTeacher):
         if every < 1 or times < 1:
             raise ValueError(f'every={every}, times={times}: both must be at least 1.')
         self.every, self.times = every, times
-        self.anchor: VisionTransformer = copy.deepcopy(student.network)
+        self.anchor = copy.deepcopy(student.network)
         self.anchor.init_cfg = None  # its weights are the student's, not a file's
         freeze(self.anchor, in_checkpoints=True)
         self.train()
 
-    def start_from(self, student: VisionTransformer) -> None:
+    def start_from(self, student: Student) -> None:
         """Copy the student's weights to both networks."""
         super().start_from(student)
         self._copy_average()
@@ -67,7 +68,7 @@ class AnchoredTeacher(MomentumTeacher):
                 values.update({prefix + name: value for name, value in found.taps.items()})
         return TokenFeatures(values, self.network.num_prefix)
 
-    def after_step(self, student: VisionTransformer, progress: Progress) -> None:
+    def after_step(self, student: Student, progress: Progress) -> None:
         """Move the average, and copy it when it is time."""
         super().after_step(student, progress)
         if progress.step % self.every == 0 and 1 <= progress.step // self.every <= self.times:
@@ -97,7 +98,7 @@ class LayerAverageTeacher(MomentumTeacher):
 
     def __init__(self, *, student: StudentContext, momentum: float | dict[str, Any], last: int) -> None:
         super().__init__(student=student, momentum=momentum)
-        depth = self.network.arch.depth
+        depth = depth_of(student.network)
         if not 1 <= last <= depth:
             raise ValueError(f'last={last}: it must lie in [1, {depth}], the number of blocks of the student.')
         self.blocks = range(depth - last, depth)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkd_plugin.models.protocols import Progress, Stages, StudentContext, Teacher, freeze
+from mkd_plugin.models.protocols import Progress, Stages, Student, StudentContext, Teacher, freeze
 from mkd_plugin.models.schedules import build_schedule
-from mkd_plugin.models.vit import VisionTransformer, parse_tap
+from mkd_plugin.models.vit import parse_tap
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
@@ -19,7 +19,7 @@ from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMas
 class StudentCopy(Teacher):
     """Base class of teachers whose network is a copy of the student, saved in checkpoints."""
 
-    network: VisionTransformer
+    network: Any
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__(student=student)
@@ -44,7 +44,7 @@ class StudentCopy(Teacher):
         return self.network(images_BCHW, None, taps, region=region)
 
     @torch.no_grad()
-    def start_from(self, student: VisionTransformer) -> None:
+    def start_from(self, student: Student) -> None:
         """Copy the student's weights."""
         weights = student.state_dict()
         for name, own in self.network.state_dict().items():
@@ -83,9 +83,9 @@ class BootstrappedTeacher(StudentCopy):
         super().__init__(student=student)
         if isinstance(start, str) and start != 'student':
             raise ValueError(f"start='{start}': use 'student' or the config of a teacher.")
-        if start_depth is not None and (start != 'student' or not 0 <= start_depth <= self.network.arch.depth):
+        if start_depth is not None and (start != 'student' or not 0 <= start_depth <= depth_of(student.network)):
             raise ValueError(
-                f"start_depth={start_depth}: it must lie in [0, {self.network.arch.depth}], and needs start='student'."
+                f"start_depth={start_depth}: it must lie in [0, {depth_of(student.network)}], and needs start='student'."
             )
         shares = (1,) * stages if isinstance(stages, int) else tuple(stages)
         if not shares or min(shares) < 1:
@@ -98,7 +98,7 @@ class BootstrappedTeacher(StudentCopy):
         self.start_depth = start_depth
         self.promotions = 0
 
-    def promote(self, student: VisionTransformer) -> None:
+    def promote(self, student: Student) -> None:
         """Copy the student, which becomes the teacher."""
         self.start_from(student)
         self.promotions += 1
@@ -158,8 +158,19 @@ class MomentumTeacher(StudentCopy):
         self.momentum = build_schedule(momentum, low=0, high=1, name='momentum')
 
     @torch.no_grad()
-    def after_step(self, student: VisionTransformer, progress: Progress) -> None:
+    def after_step(self, student: Student, progress: Progress) -> None:
         """Move towards the student."""
         own = self.network.state_dict()  # parameters if they are sharded, buffers if not
         names, weights = zip(*student.named_parameters(), strict=True)
         torch._foreach_lerp_([own[name] for name in names], weights, 1 - self.momentum(progress))
+        for name, value in student.named_buffers():
+            if name.endswith(('running_mean', 'running_var')):  # of batch norms, which the teacher does not update
+                own[name].copy_(value)
+
+
+def depth_of(student: Student) -> int:
+    """Return a ViT's number of blocks. Raises ValueError for other students."""
+    depth: int | None = getattr(getattr(student, 'arch', None), 'depth', None)
+    if depth is None:
+        raise ValueError(f'It counts the blocks of a ViT, but the student is a {type(student).__name__}.')
+    return depth

@@ -69,6 +69,7 @@ class VisionTransformer(BaseModule):
     pos_embed: Tensor | None
     block_class: ClassVar[type[Block]] = Block
     initialization: ClassVar[Initialization] = MAE_INIT
+    can_hide = True  # whether a mask may hide patches
     sees_all = False  # with a mask, only visible patches are computed
 
     def __init__(

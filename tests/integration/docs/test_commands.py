@@ -32,6 +32,7 @@ RUN_BY = {
     'benchmarks/gpu_benchmark.py': 'tests/unit/benchmarks/test_gpu_benchmark.py',
     'benchmarks/load_time.py': 'tests/integration/commands/test_check_equality.py',
     'benchmarks/step_time.py': 'tests/unit/benchmarks/test_step_time.py',
+    'projects/any_student/run.py': 'tests/integration/projects/test_any_student.py',
     'projects/paper_claims/run.py': 'tests/integration/projects/test_paper_claims.py',
     'projects/small_data/run.py': 'tests/integration/projects/test_small_data.py',
     'tools/analyze.py': 'tests/unit/reporting/test_analysis_report.py',

@@ -172,7 +172,7 @@ def test_choices__are_those_of_the_package():
     assert all(getattr(args, name, value) in (value, list(value) if isinstance(value, tuple) else value)
                for name, value in vars(Settings()).items())  # fmt: skip
     assert (tuple(PROTOCOLS), KS, SHOTS) == (evaluate.PROTOCOLS, evaluate.KS, evaluate.SHOTS)
-    assert convert.PARTS == PARTS and set(convert.TARGETS) == {'mkd', *TARGETS}
+    assert convert.PARTS == PARTS and set(convert.TARGETS) == {'mkd', 'backbone', *TARGETS}
     assert set(train.LAUNCHERS) == {'none', *VARIABLES}
     (pixels,) = [action for action in parser_of('evaluate')._actions if action.dest == 'pixels']
     assert pixels.choices == list(PIXEL_STATISTICS)

@@ -8,6 +8,7 @@ import pickle
 import threading
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -51,6 +52,29 @@ def test_shard_trained__same_step_also_with_taps_inside_blocks(group, build_dist
     assert all(sharding.is_share(p) for p in sharded.parameters())
     assert {name for name, _ in sharded.teachers.named_parameters()} >= {'boot.network.layers.0.attn.qkv.weight'}
     torch.testing.assert_close(gradients(sharded, images), gradients(model, images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('cached', [False, True])
+@pytest.mark.parametrize('model', ['vit_tiny_patch16_224', 'eva02_tiny_patch14_224', 'resnet18'])
+def test_shard_teachers__blocks_of_timms(group, tmp_path, build_distiller, images, model, cached):
+    sizes = dict(depth=2, embed_dim=32, num_heads=2, patch_size=4)
+    cfg = dict(
+        type='TimmTeacher', model=model, seed=0, resample='bilinear', options={} if model == 'resnet18' else sizes
+    )
+    if cached:
+        cfg = dict(type='CachedTeacher', teacher=cfg, folder=str(tmp_path), max_gigabytes=1)
+    head = dict(head=dict(type='TransformerDecoder', depth=1, width=16, num_heads=2), region='hidden')
+    whole = build_distiller(teachers=dict(boot=cfg), objective=dict(tap='output', **head))
+    sharded = copy.deepcopy(whole)
+    options = sharding.shard_options(None)
+    sharding.shard_trained(sharded, options)
+    sharding.shard_teachers(sharded, options)
+    held = [p for name, p in sharded.teachers.named_parameters() if '.blocks.' in name]
+    assert all(sharding.is_share(p) for p in held)
+    own = timm.create_model(model, num_classes=0, **cfg.get('teacher', cfg)['options'])
+    blocks = getattr(own, 'blocks', torch.nn.ModuleList())
+    assert sum(p.numel() for p in held) == sum(p.numel() for p in blocks.parameters())
+    torch.testing.assert_close(gradients(sharded, images), gradients(whole, images), rtol=1e-12, atol=1e-12)
 
 
 def test_shard_options__half_precision_is_gathered_and_shares_stay_float32(group, build_distiller, images):
