@@ -131,7 +131,8 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
     report = fill_network(network, source.checkpoint, path, prefix=found.prefix, allow_missing=FINAL_NORM)
     if source.theirs is not None:
         check_same_tokens(source.theirs, network, path)
-    statistics, notes = choose_pixels(source, pixels, found.format.name)
+    kind = found.format.name if options['cls_token'] else 'siglip'
+    statistics, notes = choose_pixels(source, pixels, kind)
     part = found.prefix or 'the whole file'
     settings = f'{sorted(network.options.items())} {[list(map(float, values)) for values in statistics]}'
     return OpenedModel(
@@ -182,8 +183,10 @@ def choose_pixels(source: SourceFile, pixels: str | None, format_name: str) -> t
         return source.pixels, source.notes
     if pixels is not None:
         return PIXEL_STATISTICS[pixels], [*source.notes, f'pixel statistics from --pixels {pixels}']
-    if format_name in ('clip', 'hf_clip', 'hf_clip_tower'):
+    if format_name in ('clip', 'hf_clip', 'hf_clip_tower', 'eva02'):
         return CLIP_PIXELS, [*source.notes, "CLIP's pixel statistics, because of the format"]
+    if format_name == 'siglip':
+        return HALF_PIXELS, [*source.notes, "SigLIP's pixel statistics, because there is no cls token"]
     note = "ImageNet's pixel statistics: the file states none (change them with --pixels)"
     return IMAGENET_PIXELS, [*source.notes, note]
 
