@@ -49,6 +49,40 @@ or SigLIP's attention pooling), `prefix:j` is the j-th token before the patches,
 
 """
 
+MODERN = """
+## DINOv3, SigLIP and EVA-02 as the one ViT
+
+The ViT of students and `ViTTeacher` computes these models too, with all taps above. It reads their files in timm's names, and
+DINOv3's in its authors' (`.pth`). Teachers and students take the same options:
+
+```python
+DINOV3 = dict(position='none', rope='dinov3', layer_scale=1e-5, num_registers=4, norm_eps=1e-5)   # S, B, L
+DINOV3_PLUS = dict(DINOV3, activation='swiglu')               # S+, H+: arch=dict(width=1280, depth=32, num_heads=20)
+SIGLIP = dict(position='learned', cls_token=False, activation='gelu_tanh')           # 'gelu' where timm's model has it
+EVA02 = dict(position='learned', rope='eva02', activation='swiglu', inner_norm='mlp', final_norm=False)   # B, L
+EVA02_CLIP = dict(EVA02, inner_norm='both', final_norm=True)
+
+eva_b = dict(width=768, depth=12, num_heads=12, mlp_ratio=8 / 3)   # the MLP's width is rounded down
+teacher = dict(type='ViTTeacher', arch='b', patch_size=16, network=DINOV3, checkpoint='dinov3_vitb16.pth')
+student = dict(type='VisibleViT', arch='b', img_size=224, patch_size=16, **DINOV3,
+               init_cfg=dict(type='Pretrained', checkpoint='dinov3_vitb16.pth'))
+```
+
+- A file that needs other options is refused with those to set. Only the kind of GELU is in no file: timm's models of SigLIP 2
+  differ in it, and `timm:MODEL=FILE` in `mkd evaluate` and `mkd analyze` takes it from timm.
+- **Pixels.** `ViTTeacher` converts to ImageNet's statistics, which DINOv3 has. SigLIP needs `pixel_mean=[127.5] * 3,
+  pixel_std=[127.5] * 3`, EVA-02 those of `CLIPTeacher`. A student's are in `data_preprocessor`.
+- A visible patch keeps the rotation of its place. Under rotary positions keys have no bias: its part of `qkv.bias` stays 0, and
+  a file without biases starts those of queries and values at 0.
+- Without a cls token there is no `region='…+cls'`, and pooling is the mean of the patches. SigLIP's attention pooling is not
+  part of this ViT: use the tap `pooled` of `TimmTeacher`.
+- The EVA-02 that was trained on images alone has no norm after its last block: read `block:-1`.
+- `MaskTokenViT` needs `allow_missing=['mask_token']` in `init_cfg`: the token is new.
+- `mkd convert --to timm` writes them back for timm; mmpretrain's and Hugging Face's classes of the other targets lack these
+  parts, which the message names.
+
+"""
+
 TIMM = """
 ## Foundation models through timm
 
@@ -267,7 +301,7 @@ def tried_table() -> str:
 
 def page() -> str:
     """The whole page."""
-    return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + tried_table() + OWN
+    return HEAD + '\n'.join(section(entry) for entry in RELEASES.values()) + MODERN + tried_table() + OWN
 
 
 def main() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.networks_modern import NETWORKS
 
 from mkd_plugin.checkpoint.releases import RELEASES
 from mkd_plugin.models.protocols import StudentContext
@@ -48,3 +50,19 @@ def test_config__builds_the_released_network(name):
     assert kept == set(built) | ({'proj.weight'} & kept)
     assert network.grid == entry.grid
     assert network.patch_size == patch
+
+
+def test_page__options_of_modern_networks_are_those_compared_with_timm():
+    """As `tests/unit/models/test_modern_parts.py` compares them."""
+    names = dict(
+        DINOV3='dinov3', DINOV3_PLUS='dinov3_plus', SIGLIP='siglip2', EVA02='eva02_base', EVA02_CLIP='eva02_clip'
+    )
+    found: dict = {}
+    exec(re.search('```python\n(.*?)```', SCRIPT['MODERN'], re.DOTALL)[1], found)
+    assert {name: found[name] for name in names} == {name: NETWORKS[other][3] for name, other in names.items()}
+    for config in (found['teacher'], found['student']):
+        options = dict(config)
+        check_options(find(options.pop('type')), options, ['student'])
+    with torch.device('meta'):
+        for options in (dict(arch='b', **found['DINOV3']), dict(arch=found['eva_b'], patch_size=14, **found['EVA02'])):
+            assert VisionTransformer(**options).layers[0].ffn.layers[1].in_features in (3072, 2048)
