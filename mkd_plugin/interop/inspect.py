@@ -10,6 +10,7 @@ from typing import Any
 
 from mkd_plugin.checkpoint.formats import find_networks
 from mkd_plugin.checkpoint.formats.detect import COMPILE_PREFIX
+from mkd_plugin.checkpoint.foundation import identify
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 from mkd_plugin.utils.files import printable
 
@@ -56,9 +57,9 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     """Describe a file.
 
     Returns:
-        ``file``, ``bytes``, ``format``, ``tensors``, ``parameters``, ``dtypes``, ``entries`` (the file's other keys),
-        ``epoch``, ``iter``, ``time``, ``seed``, ``stage``, ``provenance`` and ``config`` (text); None or empty if the file
-        does not say it.
+        ``file``, ``bytes``, ``format``, ``teacher`` (the config that takes a foundation model), ``tensors``,
+        ``parameters``, ``dtypes``, ``entries`` (the file's other keys), ``epoch``, ``iter``, ``time``, ``seed``, ``stage``,
+        ``provenance`` and ``config`` (text); None or empty if the file does not say it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -69,10 +70,12 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     provenance = dict(provenance_of(checkpoint))
+    foundation = identify(weights)
     return {
         'file': str(path),
         'bytes': Path(path).expanduser().stat().st_size,
-        'format': guess_format(weights),
+        'format': guess_format(weights) if foundation is None else foundation.sentence(),
+        'teacher': None if foundation is None else foundation.config(path),
         'tensors': len(weights),
         'parameters': sum(tensor.numel() for tensor in weights.values()),
         'dtypes': dict(Counter(str(tensor.dtype).removeprefix('torch.') for tensor in weights.values())),
