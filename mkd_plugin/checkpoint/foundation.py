@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mkd_plugin.checkpoint.formats.rules import Format, Tensors
 from mkd_plugin.checkpoint.formats.tables import read_rules
-from mkd_plugin.checkpoint.read import refusing
+from mkd_plugin.checkpoint.read import CheckpointError, refusing
 
 # timm is imported inside functions: `import mkd_plugin` would take seconds longer.
 
@@ -36,7 +36,6 @@ class Layout:
 
     family: str  #: Name for people
     layout: str  #: Whose names these are
-    models: str  #: Pattern of the names of timm's models
     module: str  #: Module of ``timm.models`` with the network's class
     mark: str  #: A name that every such file has; the text before it is the network's prefix
     also: tuple[str, ...] = ()  #: Regular expressions of further names that it has
@@ -161,6 +160,22 @@ def identify(weights: Mapping[str, Tensor]) -> Foundation | None:
     return None
 
 
+def with_timm_names(weights: Mapping[str, Tensor], source: str | Path) -> Mapping[str, Tensor]:
+    """Name the tensors of a foundation model as timm does, for our own ViT; return any others as they are.
+
+    Raises:
+        CheckpointError: It is of a family that our ViT cannot compute; the message says which, and what takes it.
+    """
+    found = identify(weights)
+    if found is None or (loads := _FAMILIES[found.family].get('our_vit')) == 'as it is':
+        return weights
+    if loads != 'by timm names':
+        raise CheckpointError(
+            f'{source} holds {found.sentence()}. Our VisionTransformer cannot compute it. Use {found.config(source)}.'
+        )
+    return found.to_timm()
+
+
 def filter_of(module: str) -> Any:
     """Return the function with which timm converts the files of a module's models."""
     return import_module(f'timm.models.{module}').checkpoint_filter_fn
@@ -255,7 +270,8 @@ def read_layout(entry: dict[str, Any]) -> Layout:
     family, title, mark = entry['family'], entry['layout'], entry['mark']
     table = None if rules is None else Format(family, title, mark, rules, dropped=tuple(entry.get('dropped', ())))
     patterns = {name: tuple(entry.get(name, ())) for name in ('also', 'lacks')}
-    return Layout(family, title, **_FAMILIES[family], mark=mark, table=table, **patterns)
+    module = _FAMILIES[family]['module']
+    return Layout(family, title, module, mark, table=table, **patterns)
 
 
 _TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name('foundation.yml').read_text('utf-8'))
