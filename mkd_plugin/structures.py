@@ -281,7 +281,7 @@ class TokenFeatures:
     """Features of one network for one batch."""
 
     taps: Mapping[str, TapValue]  #: Tap name → value over N tokens
-    num_prefix: int  #: P, the number of prefix tokens before the patches (the first is cls)
+    num_prefix: int  #: P, the number of prefix tokens before the patches (the first is cls; 0 without cls)
     #: Mask whose visible patches were computed, in the order of ``mask.ids_keep_BV``; None for the full grid
     mask: TokenMask | None = None
     region: RegionTokens | None = None  #: Region whose tokens were computed, in its order; None for all tokens
@@ -294,6 +294,19 @@ class TokenFeatures:
         """Read all tokens of a tap, (B, N, D)."""
         assert self.region is None, 'only the features of a region were computed'
         return self.taps[tap].at(slice(None))
+
+    def pool(self, tap: str, how: str) -> Tensor:
+        """Read one vector per image, the 'cls' token or the 'mean' of the patches, or all tokens with 'none'.
+
+        Raises:
+            ValueError: There is no cls token.
+        """
+        if how == 'cls' and self.num_prefix == 0:
+            raise ValueError("pool='cls': the network has no cls token. Use 'mean'.")
+        tokens_BND = self.tokens(tap)
+        if how == 'none':
+            return tokens_BND
+        return tokens_BND[:, 0] if how == 'cls' else tokens_BND[:, self.num_prefix :].mean(dim=1)
 
     def repeat(self, count: int) -> TokenFeatures:
         """Repeat every image ``count`` times, for several masks per image."""

@@ -18,12 +18,14 @@ Grid = tuple[int, int]  # patches per column and per row
 HEADS = {1280: 16, 1408: 16}
 
 PATCHES, FIRST_TABLE = 'patch_embed.projection.weight', f'layers.0.attn.{RELATIVE_TABLE}'
+FIRST_MLP, LAST_MLP = (f'layers.0.ffn.layers.{name}.weight' for name in ('0.0', '1'))
+MLP_NORM, ATTENTION_NORM = 'layers.0.ffn.layers.0.2.weight', 'layers.0.attn.inner_norm.weight'
 MAX_SIDE = 2**20  # of an image or a network, according to a file
 MAX_TOKENS = 2**16  # of an image, according to a file: 4,096 pixels with patches of 16
 # Options that a file may state and its tensors determine.
 DETERMINED = (
-    'patch_size', 'in_channels', 'projection', 'distillation_token', 'num_registers', 'relative_position', 'pre_norm',
-    'width', 'depth',
+    'patch_size', 'in_channels', 'projection', 'cls_token', 'distillation_token', 'num_registers', 'relative_position',
+    'pre_norm', 'inner_norm', 'width', 'depth',
 )  # fmt: skip
 
 # Optional parts of a network: a tensor that only networks with the part have, and the option that builds it.
@@ -32,12 +34,15 @@ OPTIONAL_PARTS = {
     'a relative position bias shared by all blocks': (RELATIVE_TABLE, "relative_position='shared'"),
     'a relative position bias in every block': (FIRST_TABLE, "relative_position='per_block'"),
     'a norm before the first block': ('pre_norm.weight', 'pre_norm=True'),
+    'a norm inside its MLPs': (MLP_NORM, "inner_norm='mlp'"),
+    'a norm inside its attention': (ATTENTION_NORM, "inner_norm='both'"),
     'a distillation token': ('dist_token', 'distillation_token=True'),
     'register tokens': ('register_tokens', 'num_registers=…'),
     'absolute positions': ('pos_embed', "position='learned'"),
 }
-ACTIVATIONS = ('gelu', 'quick_gelu')  # the same names as Hugging Face's
-POSITIONS = ('sincos', 'learned', 'none')
+# Our activations by Hugging Face's names; with SiLU, its DINOv3 has gates.
+ACTIVATIONS = dict(gelu='gelu', quick_gelu='quick_gelu', gelu_pytorch_tanh='gelu_tanh', silu='swiglu')
+POSITIONS, ROPES = ('sincos', 'learned', 'none'), (None, 'dinov3', 'eva02')
 # Our options by Hugging Face's names of them.
 HUGGING_FACE = dict(
     num_heads='num_attention_heads', norm_eps='layer_norm_eps', img_size='image_size', patch_size='patch_size'
@@ -53,6 +58,7 @@ class LoadableViT(Protocol):
     patch_size: int
     num_placed: int  # prefix tokens that have a position
     relative_position: str | None
+    options: dict[str, Any]
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -67,8 +73,8 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         sizes |= dict(width=shape[0], channels=shape[1], patch=shape[2])
     if blocks := block_numbers(tensors):
         sizes['depth'] = max(blocks) + 1
-    if (shape := shape_of(tensors, 'layers.0.ffn.layers.0.0.weight', 2)) is not None:
-        sizes['mlp'] = shape[0]
+    if (shape := shape_of(tensors, LAST_MLP, 2)) is not None:
+        sizes['mlp'] = shape[1]
     for table in (RELATIVE_TABLE, FIRST_TABLE):
         if (shape := shape_of(tensors, table, 2)) is not None:
             sizes['heads'] = shape[1]
@@ -87,6 +93,25 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple
     if len(shape) != dimensions or 0 in shape:
         raise CheckpointError(f'{name} is {shape} in the file; a ViT has {dimensions} dimensions there.')
     return shape
+
+
+def is_gated(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the MLPs have gates: their first layer then has twice the channels that their last one reads."""
+    first, last = shape_of(tensors, FIRST_MLP, 2), shape_of(tensors, LAST_MLP, 2)
+    return first is not None and last is not None and first[0] == 2 * last[1]
+
+
+def infer_rope(tensors: Mapping[str, Tensor]) -> str | None:
+    """Infer the form of rotary positions, of which there are no tensors, from what else DINOv3 and EVA-02 have."""
+    table = 'pos_embed' in tensors
+    if not table and 'register_tokens' in tensors:
+        return 'dinov3'
+    return 'eva02' if table and is_gated(tensors) else None
+
+
+def count_placed(tensors: Mapping[str, Tensor]) -> int:
+    """Count the prefix tokens that have a position."""
+    return ('cls_token' in tensors) + ('dist_token' in tensors)
 
 
 def optional_parts(tensors: Mapping[str, Tensor]) -> set[str]:
@@ -120,17 +145,22 @@ def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> di
     parts = optional_parts(tensors)
     pre_norm = 'a norm before the first block' in parts
     relative = 'shared' if RELATIVE_TABLE in tensors else 'per_block' if 'heads' in sizes else None
+    rope = infer_rope(tensors)
     options = dict(
         arch=dict(width=width, depth=sizes['depth'], num_heads=heads, mlp_ratio=sizes['mlp'] / width),
         patch_size=sizes['patch'],
         in_channels=sizes['channels'],
         position='learned' if 'pos_embed' in tensors else 'none',
         relative_position=relative,
+        rope=rope,
         layer_scale=1.0 if 'layer scale' in parts else None,
-        activation='quick_gelu' if pre_norm else 'gelu',
-        norm_eps=1e-5 if pre_norm else 1e-6,
+        activation='swiglu' if is_gated(tensors) else 'quick_gelu' if pre_norm else 'gelu',
+        inner_norm='both' if ATTENTION_NORM in tensors else 'mlp' if MLP_NORM in tensors else None,
+        norm_eps=1e-5 if pre_norm or rope == 'dinov3' else 1e-6,
         pre_norm=pre_norm,
+        final_norm='ln1.weight' in tensors,
         projection=tensors['proj.weight'].shape[0] if 'proj.weight' in tensors else None,
+        cls_token='cls_token' in tensors,
         distillation_token='dist_token' in tensors,
         num_registers=tensors['register_tokens'].shape[1] if 'register_tokens' in tensors else 0,
     )
@@ -144,10 +174,11 @@ def infer_image_side(tensors: Mapping[str, Tensor], patch: int) -> int:
     grid = None
     relative = next((tensors[name] for name in tensors if name.endswith(RELATIVE_TABLE)), None)
     if 'pos_embed' in tensors:
-        num_prefix = 2 if 'dist_token' in tensors else 1
-        grid = infer_grid(tensors['pos_embed'].shape[1] - num_prefix, (1, 1))
+        grid = infer_grid(tensors['pos_embed'].shape[1] - count_placed(tensors), (1, 1))
     elif relative is not None:
         grid = infer_grid(relative.shape[0] - 3, (1, 1), relative=True)
+    elif infer_rope(tensors) is not None:  # for any grid
+        grid = (224 // patch, 224 // patch)
     if grid is None:
         raise CheckpointError(
             'The image size cannot be inferred from the position tables in the file: give img_size=(height, width).'
@@ -193,9 +224,8 @@ def check_claims(tensors: Mapping[str, Tensor], claims: Mapping[str, Any]) -> No
     if told.get('position', 'none') != 'none' and found['position'] == 'none':
         different['position'] = 'none'
     grid = sides[0] // found['patch_size'], sides[1] // found['patch_size']
-    num_prefix = 2 if 'dist_token' in tensors else 1
     table = shape_of(tensors, 'pos_embed', 3)
-    entries = grid[0] * grid[1] if table is None else table[1] - num_prefix
+    entries = grid[0] * grid[1] if table is None else table[1] - count_placed(tensors)
     if 'img_size' in claims and (entries != grid[0] * grid[1] or entries > MAX_TOKENS):
         different['patches'] = entries
     if different:
@@ -215,19 +245,19 @@ def options_in_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = provenance_of(checkpoint).get('backbone')
     if isinstance(options, dict):
-        return check_types(options)
+        return check_types({'rope': None, **options})
     meta = checkpoint.get('meta')
     config = meta.get('hf_config') if isinstance(meta, dict) else None
     if not isinstance(config, dict):
         return {}
     config = config.get('vision_config', config)  # of a whole CLIP
     activation = config.get('hidden_act', 'gelu')
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         raise CheckpointError(
-            f"The file's network has the activation {activation!r:.100}; ours has {sorted(ACTIVATIONS)}."
+            f"The file's network has the activation {activation!r:.100}; ours has {sorted(ACTIVATIONS.values())}."
         )
     stated = {ours: config[theirs] for ours, theirs in HUGGING_FACE.items() if config.get(theirs) is not None}
-    return check_types({**stated, 'activation': activation})
+    return check_types({**stated, 'activation': ACTIVATIONS[activation]})
 
 
 def check_types(options: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +272,13 @@ def check_types(options: dict[str, Any]) -> dict[str, Any]:
     reals = [options.get('norm_eps', 1), scale or 1, arch.get('mlp_ratio', 1)]
     valid = all(type(number) is int for number in whole) and all(type(number) in (int, float) for number in reals)
     valid = valid and (scale is None or type(scale) in (int, float))
-    known = options.get('activation', 'gelu') in ACTIVATIONS and options.get('position', 'none') in POSITIONS
-    if not valid or not known or not all(0 < number < MAX_SIDE for number in [*whole, *reals]):
+    known = options.get('activation', 'gelu') in ACTIVATIONS.values() and options.get('position', 'none') in POSITIONS
+    if (
+        not valid
+        or not known
+        or options.get('rope') not in ROPES
+        or not all(0 < number < MAX_SIDE for number in [*whole, *reals])
+    ):
         raise CheckpointError(f'Its metadata state what no network has: {printable(repr(options), 300)}.')
     return options
 

@@ -14,7 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from mkd_plugin.checkpoint.infer_arch import OPTIONAL_PARTS, LoadableViT, infer_sizes, optional_parts
+from mkd_plugin.checkpoint.infer_arch import (
+    OPTIONAL_PARTS,
+    LoadableViT,
+    infer_rope,
+    infer_sizes,
+    is_gated,
+    optional_parts,
+)
 from mkd_plugin.checkpoint.read import CheckpointError
 
 ROWS = {
@@ -96,8 +103,9 @@ def shorten(names: Sequence[str], limit: int = 6) -> str:
 def check_architecture(
     report: LoadReport, network: LoadableViT, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError if the file's network has other sizes or, according to its metadata, other heads."""
-    theirs, ours = infer_sizes(tensors), infer_sizes(network.state_dict())
+    """Raise CheckpointError if the file's network has other sizes or, according to its metadata, other heads or rotations."""
+    own = network.state_dict()
+    theirs, ours = infer_sizes(tensors), infer_sizes(own)
     labels = dict(depth='blocks', mlp='hidden width', heads='attention heads')
     different = [
         f'{labels.get(name, name)} {theirs[name]} in the file and {ours[name]} here'
@@ -115,6 +123,19 @@ def check_architecture(
         raise CheckpointError(
             f'{report.source} holds a network with {heads} attention heads, and this one has {own_heads}: the tensors have the '
             'same shapes, but the network would compute something else. Check arch.'
+        )
+    needed: dict[str, Any] = {'rope': metadata.get('rope', infer_rope(tensors))}
+    if needed['rope'] == 'dinov3':
+        needed['norm_eps'] = metadata.get('norm_eps', 1e-5)
+    if 'cls_token' in {**own, **tensors}:
+        needed['cls_token'] = 'cls_token' in tensors
+    if is_gated(tensors) and not is_gated(own):
+        needed['activation'] = 'swiglu'
+    lacking = [f'{name}={value!r}' for name, value in needed.items() if network.options[name] != value]
+    if lacking:
+        raise CheckpointError(
+            f'{report.source} ({report.format}) holds a network that computes something else than this one. Build it with '
+            f'{", ".join(lacking)}.'
         )
 
 

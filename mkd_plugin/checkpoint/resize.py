@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mkd_plugin.checkpoint.formats.tables import RELATIVE_TABLE
-from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, infer_grid
+from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, count_placed, infer_grid
 from mkd_plugin.checkpoint.read import CheckpointError
 
 # timm is imported inside functions: `import mkd_plugin`, which reads no position table, would take seconds longer.
@@ -47,7 +47,7 @@ def resize_for_network(tensors: Mapping[str, Tensor], network: LoadableViT, grid
     if network.relative_position == 'per_block' and RELATIVE_TABLE in tensors:
         shared = resized.pop(RELATIVE_TABLE)
         resized |= {f'layers.{index}.attn.{RELATIVE_TABLE}': shared for index in range(network.arch.depth)}
-    num_prefix = 2 if 'dist_token' in tensors else 1
+    num_prefix = count_placed(tensors) or network.num_placed  # a DenseViT with windows has the position of cls only
     for name, own in network.state_dict().items():
         table = resized.get(name)
         if table is None or table.shape[-1] != own.shape[-1]:

@@ -23,7 +23,7 @@ class DenseAttention(Attention):
     """Self-attention over a plane of patches behind prefix tokens; parameters and options as in :class:`Attention`."""
 
     def forward(  # type: ignore[override]
-        self, x_BND: Tensor, grid: tuple[int, int], window: int | None = None
+        self, x_BND: Tensor, grid: tuple[int, int], window: int | None = None, turns_1NK: Tensor | None = None
     ) -> Tensor:
         """Attend, (B, N, D).
 
@@ -31,8 +31,13 @@ class DenseAttention(Attention):
             x_BND: Normalised tokens: prefix tokens, if any, then the patches.
             grid: Rows and columns of the patches.
             window: Side of the windows, in patches, within which to attend (without prefix tokens); None for the whole plane.
+            turns_1NK: Cosines and sines of rotary positions, by the place in the plane also within windows.
         """
         packed_BNE = self.qkv(x_BND)
+        if turns_1NK is not None:
+            q, k, v = self._split(packed_BNE)
+            turned = self.turn(q, turns_1NK), self.turn(k, turns_1NK), v
+            packed_BNE = torch.cat([part.transpose(1, 2).flatten(2) for part in turned], dim=-1)
         bias = self.rel_pos_bias
         cls_3H = None if bias is None or x_BND.shape[1] == grid[0] * grid[1] else bias.of_cls()
         if window is None:
@@ -44,7 +49,7 @@ class DenseAttention(Attention):
                 window,
                 lambda part, size: self._mix(part, None if bias is None else bias.within(size)),
             )
-        return self.gamma1(self.proj(mixed_BND))
+        return self.gamma1(self.proj(self.inner_norm(mixed_BND)))
 
     def _mix(self, packed_BNE: Tensor, offsets_Hab: Tensor | None, cls_3H: Tensor | None = None) -> Tensor:
         """Attend with concatenated queries, keys and values; the mixed values, (B, N, D).
@@ -63,21 +68,31 @@ class DenseBlock(Block):
     attention_class = DenseAttention
 
     def forward(  # type: ignore[override]
-        self, x_BND: Tensor, grid: tuple[int, int], window: int | None = None, kept_2B11: Tensor | None = None
+        self,
+        x_BND: Tensor,
+        grid: tuple[int, int],
+        window: int | None = None,
+        kept_2B11: Tensor | None = None,
+        turns_1NK: Tensor | None = None,
     ) -> Tensor:
         """Return the new tokens (B, N, D); arguments as of :class:`DenseAttention` and :class:`Block`."""
         if not self.training:  # a frozen block skips nothing
             kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
-            x_BND, update_BND = checkpoint(self._run, x_BND, grid, window, kept_2B11, **self.recompute)
+            x_BND, update_BND = checkpoint(self._run, x_BND, grid, window, kept_2B11, turns_1NK, **self.recompute)
         else:
-            x_BND, update_BND = self._run(x_BND, grid, window, kept_2B11)
+            x_BND, update_BND = self._run(x_BND, grid, window, kept_2B11, turns_1NK)
         return add_branch(x_BND, update_BND, kept_2B11, 1)
 
     def _run(
-        self, x_BND: Tensor, grid: tuple[int, int], window: int | None, kept_2B11: Tensor | None
+        self,
+        x_BND: Tensor,
+        grid: tuple[int, int],
+        window: int | None,
+        kept_2B11: Tensor | None,
+        turns_1NK: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        x_BND = add_branch(x_BND, self.attn(self.ln1(x_BND), grid, window), kept_2B11, 0)
+        x_BND = add_branch(x_BND, self.attn(self.ln1(x_BND), grid, window, turns_1NK), kept_2B11, 0)
         return x_BND, self.ffn(self.ln2(x_BND))
 
 

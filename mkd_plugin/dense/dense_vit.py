@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +19,8 @@ class DenseViT(VisionTransformer):
     """A ViT that returns maps of patch tokens after chosen blocks, for images of any height and width.
 
     Images are padded with zeros, right and below, to whole patches. Tables of positions are resized to the image's grid
-    (antialiased bicubic in float32, as timm's ``dynamic_img_size``). The maps have no final norm and no cls token, as in the
-    detectors of dBOT, BEiT and ViTDet.
+    (antialiased bicubic in float32, as timm's ``dynamic_img_size``), and rotary positions are computed for it. The maps have
+    no final norm and no cls token, as in the detectors of dBOT, BEiT and ViTDet.
 
     Args:
         position: As for :class:`VisionTransformer`, but trained by default.
@@ -57,8 +56,10 @@ class DenseViT(VisionTransformer):
         self._refuse_unused_options(window_size is not None)
         del self.ln1
         if window_size is not None:
-            self.cls_token = None  # type: ignore[assignment]
+            self.cls_token = None
             self.num_prefix = 0
+            if self.rotary is not None:
+                self.rotary.num_prefix = 0
 
     def _refuse_unused_options(self, windowed: bool) -> None:
         if self.proj is not None:
@@ -68,7 +69,7 @@ class DenseViT(VisionTransformer):
                 "DenseViT(relative_position='shared'): every block has its own bias here. Use 'per_block': a checkpoint's "
                 'shared bias is copied to each block.'
             )
-        if windowed and self.num_prefix != 1:
+        if windowed and self.num_prefix > 1:
             raise ValueError(
                 'DenseViT(window_size=…): a window holds patches only, so a distillation token or registers would have no '
                 'part in attention. Leave window_size or them out.'
@@ -83,17 +84,16 @@ class DenseViT(VisionTransformer):
         tokens_BND = self.patch_embed(padded)
         if self.pos_embed is not None:
             tokens_BND = tokens_BND + resize_positions(self.pos_embed[:, self.num_placed :], self.grid, grid, 0)
-        if self.num_prefix:
-            tokens_BND = torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), tokens_BND], dim=1)
-        return self.pre_norm(tokens_BND), grid
+        return self.pre_norm(self._with_prefix(tokens_BND)), grid
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return a map (B, D, h, w) per entry of ``out_indices``; h and w are the image's sides in patches, rounded up."""
         x_BND, grid = self.embed_plane(images_BCHW)
         maps = []
         kept = self.drop_path(x_BND)
+        turns_1NK = None if self.rotary is None else self.rotary.at(grid, self.rotary.turns)
         for index, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
-            x_BND = block(x_BND, grid, window, kept[index])
+            x_BND = block(x_BND, grid, window, kept[index], turns_1NK)
             if index in self.out_indices:
                 maps.append(x_BND[:, self.num_prefix :].transpose(1, 2).unflatten(2, grid).contiguous())
         return tuple(maps)

@@ -94,6 +94,8 @@ class FeatureStore:
             raise ValueError(
                 f"{subject.source} has no norm for tokens, so there is no 'output'. Read its last block: 'block:-1'."
             )
+        if subject.network.cls_token is None and any(feature.pool == 'cls' for feature in which):
+            raise ValueError(f"{subject.source} has no cls token. Pool its patches: 'mean'.")
         key = dict(version=VERSION, subject=subject.identity, data=images.identity(), features=sorted(map(str, which)))
         folder = self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,17 +143,9 @@ def compute(subject: OpenedModel, images_BCHW: Tensor, which: Sequence[Feature])
     tapped = network(subject.normalise(images_BCHW.to(subject.device)), taps=taps)
     values = {}
     for feature in which:
-        tokens_BND = tapped.tokens(feature.tap)
-        values[feature] = pooled(tokens_BND, feature.pool, network.num_prefix)
+        values[feature] = tapped.pool(feature.tap, feature.pool)
         check_finite(values[feature], str(feature))
     return values
-
-
-def pooled(tokens_BND: Tensor, pool: str, prefix: int) -> Tensor:
-    """Pool tokens, the first ``prefix`` of which are no patches."""
-    if pool == 'none':
-        return tokens_BND
-    return tokens_BND[:, 0] if pool == 'cls' else tokens_BND[:, prefix:].mean(dim=1)
 
 
 def shape_of(subject: OpenedModel, feature: Feature, images: int) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ def convert_checkpoint(
     network = VisionTransformer(**inferred)
     conversion = Conversion(fill_network(network, checkpoint, source, prefix=found.prefix), network.options)
     decoder = find_decoder(weights, converted.tensors, source) if part == 'decoder' else {}
-    check_floating(decoder, dict.fromkeys(decoder, network.cls_token), source)
+    check_floating(decoder, dict.fromkeys(decoder, network.patch_embed.projection.weight), source)
     written = {**network.state_dict(), **decoder}
     conversion.nonfinite = [name for name, tensor in written.items() if not tensor.float().isfinite().all()]
     if conversion.nonfinite and not allow_nonfinite:

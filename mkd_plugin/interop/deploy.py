@@ -45,7 +45,7 @@ class AnySizeViT(VisionTransformer):
             # as timm resizes a checkpoint's; timm's own function compares sizes, which a graph of any size cannot
             resized_1Dhw = F.interpolate(table_1Dhw.float(), grid, mode='bicubic', antialias=True)
             patches_BLD = patches_BLD + resized_1Dhw.flatten(2).mT.to(patches_BLD.dtype)
-        return self.pre_norm(torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), patches_BLD], dim=1))
+        return self.pre_norm(self._with_prefix(patches_BLD))
 
 
 class Deployed(nn.Module):
@@ -65,6 +65,8 @@ class Deployed(nn.Module):
         super().__init__()
         if pool not in ('cls', 'mean', 'none'):
             raise ValueError(f"pool='{pool}': use 'cls', 'mean' or 'none'.")
+        if pool == 'cls' and network.cls_token is None:
+            raise ValueError("pool='cls': the network has no cls token. Use 'mean'.")
         self.network, self.tap, self.pool = network, tap, pool
         mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) / 255 for values in pixels)
         self.register_buffer('mean', mean)
@@ -72,10 +74,7 @@ class Deployed(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return (B, D), or (B, N, D) with ``pool='none'``."""
-        tokens_BND = self.network((images_BCHW - self.mean) / self.std, taps=(self.tap,)).tokens(self.tap)
-        if self.pool == 'none':
-            return tokens_BND
-        return tokens_BND[:, 0] if self.pool == 'cls' else tokens_BND[:, self.network.num_prefix :].mean(dim=1)
+        return self.network((images_BCHW - self.mean) / self.std, taps=(self.tap,)).pool(self.tap, self.pool)
 
 
 def export_graph(
@@ -149,15 +148,17 @@ def export_graph(
 
 def check_network(model: OpenedModel, tap: str, any_size: bool) -> None:
     """Raise ValueError if the network lacks what a graph is asked for."""
-    model.network.tap_spec(tap)  # raises if there is no such block
     if tap in ('output', 'projected') and not model.final_norm:
         raise ValueError(
             f"{model.source} has no norm after its last block, so there is no '{tap}': use --tap block:-1."
         )
-    if any_size and model.network.relative_position is not None:
+    model.network.tap_spec(tap)  # raises if there is no such block
+    positions = (
+        'a relative position bias' if model.network.relative_position else model.network.rotary and 'rotary positions'
+    )
+    if any_size and positions:
         raise ValueError(
-            f'--any-size: {model.source} has a relative position bias, which a graph cannot resize. Give one size with '
-            '--img-size.'
+            f'--any-size: {model.source} has {positions}, which a graph cannot resize. Give one size with --img-size.'
         )
 
 

@@ -26,7 +26,7 @@ from mkd_plugin.utils.files import sha256_of
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel, 0 … 255
 
 PIXEL_STATISTICS: dict[str, Statistics] = {'imagenet': IMAGENET_PIXELS, 'clip': CLIP_PIXELS, 'half': HALF_PIXELS}
-TIMM_ACTIVATIONS = {'GELU': 'gelu', 'QuickGELU': 'quick_gelu'}
+TIMM_ACTIVATIONS = {'GELU': 'gelu', 'QuickGELU': 'quick_gelu', 'GELUTanh': 'gelu_tanh', 'SiLU': 'swiglu'}
 FINAL_NORM = ('ln1.weight', 'ln1.bias')
 
 
@@ -46,7 +46,7 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.cls_token.device
+        return self.network.patch_embed.projection.weight.device
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Normalise RGB in [0, 1] as in the network's training."""
@@ -142,7 +142,7 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
         pixels=statistics,
         format=found.format.title,
         notes=(*notes, *assumptions(source, network, report, known)),
-        final_norm=not report.missing,
+        final_norm=not report.missing and network.options['final_norm'],
         prefix=found.prefix,
     )
 
@@ -195,7 +195,7 @@ def assumptions(
     notes = []
     if not {'arch', 'num_heads'} & {*source.options, *known}:
         notes.append(f'{network.arch.num_heads} attention heads, from the width (set them with --network num_heads=…)')
-    if report.missing:
+    if report.missing or not network.options['final_norm']:
         notes.append('it has no norm for tokens after the last block')
     if report.unexpected:
         notes.append(f'tensors of the file that are unknown: {shorten(report.unexpected)}')
@@ -214,7 +214,8 @@ def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.
         near = timm.list_models(f'*{model.split("_")[0]}*')[:5]
         raise ValueError(f"timm {timm.__version__} has no model '{model}'. Did you mean one of {near}?")
     network: nn.Module = timm.create_model(model, num_classes=0)
-    if not hasattr(network, 'blocks') or getattr(network, 'cls_token', None) is None:
+    no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', 1)
+    if not hasattr(network, 'blocks') or no_cls:
         raise ValueError(
             f"timm's {model} is a {type(network).__name__} without a cls token or without blocks, so it is not a plain ViT. "
             'Only plain ViTs can be opened here.'

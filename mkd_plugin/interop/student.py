@@ -55,18 +55,15 @@ class LoadedStudent(nn.Module):
             (B, D), or (B, 1 + L, D) with ``pool='none'``.
 
         Raises:
-            ValueError: The tap or pool is unknown; the images have another type or range, or a size that is no multiple of
-                the patch.
+            ValueError: The tap or pool is unknown, or there is no cls token; the images have another type or range, or a size
+                that is no multiple of the patch.
         """
         if pool not in ('mean', 'cls', 'none'):
             raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
         with torch.set_grad_enabled(gradients):
             images_BCHW = to_rgb_batch(images, self.backbone.image_hw).to(self.pixel_mean.device)
             network = self.backbone if gradients else self.network_for(images_BCHW)
-            tokens = network(self.normalise(images_BCHW), taps=(tap,)).tokens(tap)
-        if pool == 'mean':
-            return tokens[:, self.backbone.num_prefix :].mean(dim=1)
-        return tokens[:, 0] if pool == 'cls' else tokens
+            return network(self.normalise(images_BCHW), taps=(tap,)).pool(tap, pool)
 
     def network_for(self, images_BCHW: Tensor) -> VisionTransformer:
         """Return the network with positions for images of this size."""

@@ -191,8 +191,11 @@ class MaskedDistiller(BaseSelfSupervisor):
                 raise ValueError(
                     f"The masking reads the teacher '{name}', which must then see the whole image: sees='all'."
                 )
-            for tap in needed:
-                self.teachers[name].tap_spec(tap)  # raises if there is no such tap
+            specs = [self.teachers[name].tap_spec(tap) for tap in needed]  # raises if there is no such tap
+            if self.masking.reads_cls and not all(spec.cls for spec in specs):
+                raise ValueError(
+                    f"{type(self.masking).__name__} reads the attention of cls, which '{name}' does not have."
+                )
             taps[name] += needed
         regions: dict[str, list[Region]] = {name: [] for name in self.teachers}
         for objective in self.objectives.values():

@@ -125,8 +125,11 @@ class Objective(nn.Module):
             raise ValueError(
                 f"{type(head).__name__} accepts {' or '.join(head.kinds)}, but '{student_taps[0]}' is {target.kind}."
             )
-        if self.region.cls and not (head.predicts_cls and target.cls):
-            lacking = f"The teacher '{self.teacher}' has" if head.predicts_cls else f'{type(head).__name__} predicts'
+        if head.reads_cls and not sources[0].cls:
+            raise ValueError(f'{type(head).__name__} needs a student with a cls token. Use a TransformerDecoder.')
+        if self.region.cls and not (head.predicts_cls and target.cls and sources[0].cls):
+            source = 'The student' if target.cls else f"The teacher '{self.teacher}'"
+            lacking = f'{source} has' if head.predicts_cls else f'{type(head).__name__} predicts'
             others = self.region.patches or VISIBLE.name
             raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
         if self.region.patches and not target.patches:

@@ -49,7 +49,7 @@ def use_bfloat16_stream(part: nn.Module) -> list[Any]:
 
 def use_float8_products(blocks: nn.ModuleList) -> None:
     """Switch the linear layers of blocks to float8. Raises ValueError if a size or the device has no kernel."""
-    for linear in [module for module in blocks.modules() if type(module) is nn.Linear]:
+    for linear in [module for module in blocks.modules() if isinstance(module, nn.Linear)]:
         tokens = torch.ones(16, linear.in_features, device=get_device(), dtype=torch.bfloat16)
         ones = [torch.ones_like(value, device=tokens.device) for value in (linear.weight, linear.bias)]
         try:

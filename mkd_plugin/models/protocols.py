@@ -156,6 +156,7 @@ class Masking(nn.Module):
     num_visible: int  #: V, the number of visible patches of every image (the minimum, if it varies)
     per_image: int = 1  #: Masks per image; the teachers run once for all of them
     per_process = False  #: Whether an image's masks depend on the other images of its process
+    reads_cls = False  #: Whether it needs teachers with a cls token
 
     def __init__(self, *, student: StudentContext) -> None:
         super().__init__()
@@ -204,6 +205,7 @@ class Head(nn.Module):
 
     reaches_hidden = False  #: Whether it can predict patches that are hidden from the student
     predicts_cls = True  #: Whether it can predict the cls token
+    reads_cls = False  #: Whether it needs a student with a cls token
     per_process = False  #: Whether an image's prediction depends on the process that computes it
     many_taps = False  #: Whether one head reads all of the student's taps, instead of one head per tap
     kinds: tuple[str, ...] = ('tokens',)  #: Kinds of taps it accepts: 'tokens', 'relation' or both

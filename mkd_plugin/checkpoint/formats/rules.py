@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-THREE = re.compile(r'\{([^{}]*\|[^{}]*)\}')
+PARTS = re.compile(r'\{([^{}]*\|[^{}]*)\}')
 PLACEHOLDERS = {r'\{i\}': r'(?P<i>\d+)', r'\{p\}': r'(?P<p>weight|bias)'}
 
 
@@ -45,17 +45,18 @@ class Rule:
     #: Pattern of the foreign name, with the placeholders ``{i}`` for a number and ``{p}`` for weight or bias.
     #: ``{query|key|value}`` are the names of queries, keys and values; an empty name for keys means zeros (BEiT has no
     #: bias there: it would add the same value to all logits of a query, which does not change the output).
+    #: ``{gate|value}`` are likewise two tensors that are one in our network.
     theirs: str
     ours: str  #: Pattern of our name
     layout: Layout = SAME  #: How the foreign tensor's shape differs
 
     @cached_property
     def names(self) -> tuple[str | None, ...]:
-        """Patterns of the foreign names: one, or three."""
-        three = THREE.search(self.theirs)
-        if three is None:
+        """Patterns of the foreign names: one, or those of two or three parts."""
+        parts = PARTS.search(self.theirs)
+        if parts is None:
             return (self.theirs,)
-        return tuple(self.theirs.replace(three[0], name) if name else None for name in three[1].split('|'))
+        return tuple(self.theirs.replace(parts[0], name) if name else None for name in parts[1].split('|'))
 
     @cached_property
     def patterns(self) -> tuple[re.Pattern[str] | None, ...]:
@@ -77,7 +78,7 @@ class Rule:
         match = self._ours.fullmatch(name)
         if match is None:
             return None
-        tensors = [self.layout.to_theirs(tensor)] if len(self.names) == 1 else tensor.chunk(3)
+        tensors = [self.layout.to_theirs(tensor)] if len(self.names) == 1 else tensor.chunk(len(self.names))
         pairs = zip(self.names, tensors, strict=True)
         return {theirs.format(**match.groupdict()): part for theirs, part in pairs if theirs is not None}
 
@@ -123,7 +124,7 @@ class Format:
     def to_ours(self, weights: Mapping[str, Tensor]) -> Converted:
         """Import a state dict. Tensors are not copied unless queries, keys and values must be concatenated."""
         converted = Converted()
-        parts: dict[str, dict[int, str]] = {}
+        parts: dict[str, tuple[int, dict[int, str]]] = {}
         for name, tensor in weights.items():
             found = next(((rule, *match) for rule in self.rules if (match := rule.match_theirs(name))), None)
             if found is None:
@@ -134,14 +135,15 @@ class Format:
             if len(rule.names) == 1:
                 converted.tensors[ours] = rule.layout.to_ours(tensor)
             else:
-                parts.setdefault(ours, {})[index] = name
-        for ours, three in parts.items():
-            if {0, 2} <= three.keys() and (1 in three or ours.endswith('.bias')):
-                query, value = weights[three[0]], weights[three[2]]
-                key = weights[three[1]] if 1 in three else torch.zeros_like(query)
-                converted.tensors[ours] = torch.cat([query, key, value])
+                parts.setdefault(ours, (len(rule.names), {}))[1][index] = name
+        for ours, (count, found_parts) in parts.items():
+            lacking = set(range(count)) - found_parts.keys()
+            if not lacking or (lacking == {1} and count == 3 and ours.endswith('.bias')):
+                zeros = torch.zeros_like(weights[found_parts[0]])
+                tensors = [weights[found_parts[i]] if i in found_parts else zeros for i in range(count)]
+                converted.tensors[ours] = torch.cat(tensors)
             else:
-                converted.unknown += three.values()
+                converted.unknown += found_parts.values()
         self.adjust(converted)
         return converted
 

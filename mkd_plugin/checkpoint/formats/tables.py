@@ -66,6 +66,16 @@ def restore_timm(tensors: Tensors) -> None:
         tensors['head.bias'] = weight.new_zeros(weight.shape[0])
 
 
+def clear_key_bias(converted: Converted) -> None:
+    """Make the biases of keys 0, which DINOv3 masks, and add biases of 0 where its authors' or timm's network has none."""
+    tensors = converted.tensors
+    for name in [name for name in tensors if name.endswith('attn.qkv.weight')]:
+        bias = f'{name.removesuffix("weight")}bias'
+        zeros = tensors[name].new_zeros(len(tensors[name]))
+        query, key, value = tensors.get(bias, zeros).chunk(3)
+        tensors[bias] = torch.cat([query, torch.zeros_like(key), value])
+
+
 def drop_mask_token(converted: Converted) -> None:
     """Drop the mask token of DINOv2's classes, which is only used in their own pre-training."""
     if converted.tensors.pop(UNUSED, None) is not None:
@@ -83,6 +93,7 @@ ADJUSTMENTS: dict[str, tuple[Callable[[Converted], None], Callable[[Tensors], No
     'patch_bias': (add_patch_bias, remove_patch_bias),
     'patch_bias_kept': (add_patch_bias, do_nothing),  # our own network has the bias
     'timm': (adjust_timm, restore_timm),
+    'keys': (clear_key_bias, do_nothing),
     'mask_token': (drop_mask_token, add_mask_token),
 }
 

@@ -188,13 +188,15 @@ class ContextRegressor(Head):
         if mask is None:  # nothing is hidden
             return self.predict(self.norm(features.select(taps[0], region)))
         assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None and mask.ids_restore_BL is not None
-        tokens_BND = cls_and_patches(features, taps[0])
+        tokens_BND, prefix = cls_and_patches(features, taps[0]), min(features.num_prefix, 1)
         positions_BLD = self.pos_embed.expand(len(tokens_BND), -1, -1)
         places_BMD = take(positions_BLD, mask.ids_hide_BM)
         places_BLD = torch.cat([take(positions_BLD, mask.ids_keep_BV), places_BMD], dim=1)
         hidden_BMD = self.mask_token.to(tokens_BND.dtype).expand_as(places_BMD)
         for block in self.layers:
-            hidden_BMD = block(hidden_BMD, torch.cat([tokens_BND[:, 1:], hidden_BMD], dim=1), places_BMD, places_BLD)
+            hidden_BMD = block(
+                hidden_BMD, torch.cat([tokens_BND[:, prefix:], hidden_BMD], dim=1), places_BMD, places_BLD
+            )
         predicted = self.predict(self.norm(torch.cat([tokens_BND, hidden_BMD], dim=1)))
         places = replace(region, ids_BR=mask.ids_restore_BL.gather(1, region.ids_BR))
-        return take(predicted, places.rows(num_prefix=1))
+        return take(predicted, places.rows(prefix))

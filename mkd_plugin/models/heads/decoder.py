@@ -16,9 +16,9 @@ from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, TokenMas
 
 
 def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
-    """Read a tap's cls and patch tokens, without distillation token and registers, (B, 1 + V, D)."""
+    """Read a tap's cls, if there is one, and patch tokens, without distillation token and registers, (B, 1 or 0 + V, D)."""
     tokens_BND = features.tokens(tap)
-    if features.num_prefix == 1:
+    if features.num_prefix <= 1:
         return tokens_BND
     return torch.cat([tokens_BND[:, :1], tokens_BND[:, features.num_prefix :]], dim=1)
 
@@ -73,21 +73,21 @@ class TransformerDecoder(Head):
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
-        tokens_BND = self.embed(cls_and_patches(features, taps[0]))
+        tokens_BND, prefix = self.embed(cls_and_patches(features, taps[0])), min(features.num_prefix, 1)
         if features.mask is not None:
-            tokens_BND = self._fill_hidden(tokens_BND, features.mask)
-        tokens_BND = self.stream(tokens_BND + self.pos_embed)
+            tokens_BND = self._fill_hidden(tokens_BND, features.mask, prefix)
+        tokens_BND = self.stream(tokens_BND + self.pos_embed[:, 1 - prefix :])
         kept = self.drop_path(tokens_BND)
         for block, factors in zip(self.layers[:-1], kept[:-1], strict=True):
             tokens_BND, _ = block(tokens_BND, kept_2B11=factors)
-        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(num_prefix=1), kept_2B11=kept[-1])
+        tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(prefix), kept_2B11=kept[-1])
         return self.predict(self.norm(tokens_BRD))
 
-    def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask) -> Tensor:
-        """Insert mask tokens: cls and visible tokens → cls and all L patches in row-major order."""
+    def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask, prefix: int) -> Tensor:
+        """Insert mask tokens: cls, if any, and visible tokens → the same and all L patches in row-major order."""
         assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None
         shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
-        cls, visible_BVD = tokens_BND[:, :1], tokens_BND[:, 1:]
+        cls, visible_BVD = tokens_BND[:, :prefix], tokens_BND[:, prefix:]
         batch, visible, width = visible_BVD.shape
         hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, shuffled_BL.shape[1] - visible, width)
         patches_BLD = Permute.apply(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL, shuffled_BL)
@@ -109,6 +109,7 @@ class NeckHead(Head):
 
     reaches_hidden = True
     predicts_cls = False
+    reads_cls = True
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int], neck: dict[str, Any]) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)

@@ -114,12 +114,12 @@ class TargetPredictor(TransformerDecoder):
             raise ValueError(
                 f'blocks={self.blocks}: the region has {region.ids_BR.shape[1]} tokens. Set it as in the masking.'
             )
-        tokens_BND = self.embed(cls_and_patches(features, taps[0]))
+        tokens_BND, prefix = self.embed(cls_and_patches(features, taps[0])), min(features.num_prefix, 1)
         positions_BND = self.pos_embed.expand(len(tokens_BND), -1, -1)
-        context_BVD = tokens_BND[:, 1:] + take(positions_BND, features.mask.ids_keep_BV + 1)
+        context_BVD = tokens_BND[:, prefix:] + take(positions_BND, features.mask.ids_keep_BV + 1)
         asked_BRD = self.mask_token + take(positions_BND, region.ids_BR + 1)
         asked = asked_BRD.reshape(self.blocks * len(asked_BRD), -1, asked_BRD.shape[-1])
-        context = torch.cat([tokens_BND[:, :1], context_BVD], dim=1).repeat_interleave(self.blocks, dim=0)
+        context = torch.cat([tokens_BND[:, :prefix], context_BVD], dim=1).repeat_interleave(self.blocks, dim=0)
         x = torch.cat([context, asked], dim=1)
         for block, factors in zip(self.layers, self.drop_path(x), strict=True):
             x, _ = block(x, kept_2B11=factors)

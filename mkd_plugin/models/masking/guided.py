@@ -38,6 +38,7 @@ class AttentionMasking(Masking):
     """
 
     tap = 'logit:-1'
+    reads_cls = True
 
     def __init__(
         self, *, student: StudentContext, teacher: str, ratio: float | None = None, num_visible: int | None = None

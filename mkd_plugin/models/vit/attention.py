@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mkd_plugin.models.vit.relative import RelativePositionBias
+from mkd_plugin.models.vit.rotary import FORMS, keep
 from mkd_plugin.structures import QueryKey, take
 
 
@@ -19,8 +20,8 @@ class AttentionOutput(NamedTuple):
 
     #: Residual update of the selected tokens; None if only queries, keys and values were computed
     update_BRD: Tensor | None
-    q_BHRK: Tensor  #: Queries of the selected tokens
-    k_BHNK: Tensor  #: Keys
+    q_BHRK: Tensor  #: Queries of the selected tokens, turned by rotary positions
+    k_BHNK: Tensor  #: Keys, likewise
     v_BHNK: Tensor | None  #: Values; None if no tap reads them
 
     def query_key(self) -> QueryKey:
@@ -68,6 +69,25 @@ class LayerScale(nn.Module):
         return x_BND * self.weight
 
 
+class QueryValueBias(nn.Linear):
+    """Linear layer of queries, keys and values without bias for the keys: that part of it stays 0 and gets no gradient."""
+
+    used: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width)
+        self.register_buffer('used', torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(width), persistent=False)
+
+    @property
+    def used_bias(self) -> Tensor:
+        """The bias, 0 for keys."""
+        return self.bias * self.used
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        return F.linear(input, self.weight, self.used_bias)
+
+
 class Attention(nn.Module):
     """Self-attention; parameter names as in mmpretrain's ``MultiheadAttention``.
 
@@ -76,6 +96,8 @@ class Attention(nn.Module):
         num_heads: Heads; each has ``width // num_heads`` channels.
         relative_grid: Grid of this layer's own relative position bias; None for no bias.
         layer_scale: Initial value of the update's layer scale; None for no layer scale.
+        rope: Form of the rotary positions, for which keys have no bias; None for none.
+        inner_norm: Epsilon of a LayerNorm before the last linear layer; None for no norm.
     """
 
     attend: Callable[..., Tensor] = staticmethod(attend)  # AttentionHook may replace it
@@ -87,42 +109,60 @@ class Attention(nn.Module):
         num_heads: int,
         relative_grid: tuple[int, int] | None = None,
         layer_scale: float | None = None,
+        rope: str | None = None,
+        inner_norm: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width) if rope is None else QueryValueBias(width)
+        self.turn: Callable[..., Tensor] = keep if rope is None else FORMS[rope].turn
+        self.inner_norm: nn.Module = nn.Identity() if inner_norm is None else nn.LayerNorm(width, eps=inner_norm)
         self.proj = nn.Linear(width, width)
         self.gamma1: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.rel_pos_bias: RelativePositionBias | None = None
         if relative_grid is not None:
             self.rel_pos_bias = RelativePositionBias(grid=relative_grid, num_heads=num_heads)
 
-    def forward(self, x_BND: Tensor, rows_BR: Tensor | None = None, bias_1HNN: Tensor | None = None) -> AttentionOutput:
+    def forward(
+        self,
+        x_BND: Tensor,
+        rows_BR: Tensor | None = None,
+        bias_1HNN: Tensor | None = None,
+        turns_BNK: Tensor | None = None,
+    ) -> AttentionOutput:
         """Attend.
 
         Args:
             x_BND: Normalised tokens.
             rows_BR: Tokens to compute the output for; they still attend to all N. None for all.
             bias_1HNN: Bias shared by all layers, added to the attention logits.
+            turns_BNK: Cosines and sines of rotary positions, for all images or each.
         """
         if rows_BR is None:
             q, k, v = self._split(self.qkv(x_BND))
         else:
             (q,) = self._split(self._part_of_qkv(take(x_BND, rows_BR), 0, 1))
             k, v = self._split(self._part_of_qkv(x_BND, 1, 3))
+        q, k = self.turn(q, turns_BNK, rows_BR), self.turn(k, turns_BNK)
         bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
         out_BHNK = self.attend(q, k, v, bias, rows_BR)
-        return AttentionOutput(self.gamma1(self.proj(out_BHNK.transpose(1, 2).flatten(2))), q, k, v)
+        return AttentionOutput(self._update(out_BHNK), q, k, v)
 
-    def project(self, x_BND: Tensor, *, values: bool) -> AttentionOutput:
+    def _update(self, out_BHNK: Tensor) -> Tensor:
+        """Compute the residual update from the heads' mixed values."""
+        return self.gamma1(self.proj(self.inner_norm(out_BHNK.transpose(1, 2).flatten(2))))
+
+    def project(self, x_BND: Tensor, turns_BNK: Tensor | None, *, values: bool) -> AttentionOutput:
         """Compute only queries and keys, and values if requested, when no later layer is needed."""
         parts = self._split(self._part_of_qkv(x_BND, 0, 3 if values else 2))
-        return AttentionOutput(None, parts[0], parts[1], parts[2] if values else None)
+        q, k = (self.turn(part, turns_BNK) for part in parts[:2])
+        return AttentionOutput(None, q, k, parts[2] if values else None)
 
     def _part_of_qkv(self, x_BND: Tensor, first: int, end: int) -> Tensor:
         """Apply the rows of ``qkv`` for (query, key, value)[first:end], (B, N, (end − first) · D)."""
         rows = slice(first * x_BND.shape[-1], end * x_BND.shape[-1])
-        return F.linear(x_BND, self.qkv.weight[rows], self.qkv.bias[rows])
+        bias = getattr(self.qkv, 'used_bias', self.qkv.bias)
+        return F.linear(x_BND, self.qkv.weight[rows], bias[rows])
 
     def _split(self, packed_BNE: Tensor) -> tuple[Tensor, ...]:
         """Split concatenated queries, keys and values into one (B, H, N, K) tensor each."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import QuickGELU
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mkd_plugin.models.vit.attention import Attention, AttentionOutput, LayerScale
@@ -22,7 +23,7 @@ from mkd_plugin.utils.draws import draw_uniform
 
 @dataclass(frozen=True)
 class Arch:
-    """Size of a transformer.
+    """Size of a transformer; the MLP's hidden width is ``width · mlp_ratio``, rounded down.
 
     Raises:
         ValueError: A size is not positive, or ``width`` is not a multiple of ``num_heads``.
@@ -62,15 +63,43 @@ def resolve_arch(arch: str | dict[str, Any] | Arch) -> Arch:
     return Arch(**arch)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {'gelu': nn.GELU, 'quick_gelu': QuickGELU}
+class SwiGLU(nn.Module):
+    """Halve the channels: SiLU of the first half, the gate, times the second."""
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        """Apply the gate."""
+        gate, value = x_BNE.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    'gelu': nn.GELU,
+    'quick_gelu': QuickGELU,
+    'gelu_tanh': partial(nn.GELU, approximate='tanh'),
+    'swiglu': SwiGLU,
+}
 
 
 class FeedForward(nn.Module):
-    """Two-layer MLP, nested like mmcv's ``FFN`` so that state-dict keys match."""
+    """Two-layer MLP, nested like mmcv's ``FFN`` so that state-dict keys match.
 
-    def __init__(self, *, width: int, hidden: int, activation: str = 'gelu', layer_scale: float | None = None) -> None:
+    With 'swiglu', the first layer computes gate and value, ``2 · hidden`` channels. ``inner_norm``: epsilon of a LayerNorm
+    before the second layer; None for no norm.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        hidden: int,
+        activation: str = 'gelu',
+        layer_scale: float | None = None,
+        inner_norm: float | None = None,
+    ) -> None:
         super().__init__()
-        first = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation]())
+        inner = nn.Linear(width, 2 * hidden if activation == 'swiglu' else hidden)
+        norm = [] if inner_norm is None else [nn.LayerNorm(hidden, eps=inner_norm)]
+        first = nn.Sequential(inner, ACTIVATIONS[activation](), *norm)
         self.layers = nn.Sequential(first, nn.Linear(hidden, width))
         self.gamma2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
@@ -101,6 +130,8 @@ class Block(nn.Module):
         activation: Activation of the MLP, a key of ``ACTIVATIONS``.
         layer_scale: Initial value of both branches' layer scale; None for no layer scale.
         relative_grid: Grid of this block's own relative position bias; None for no bias.
+        rope: Form of the rotary positions; None for none.
+        inner_norm: Whether a LayerNorm comes before the last linear layer of the 'mlp', of 'both' branches, or of neither.
         recompute: Recompute activations in the backward pass (activation checkpointing): True for all, about a third more
             time for a fraction of the memory; 'selective' for all but products and attention; False for none.
     """
@@ -117,6 +148,8 @@ class Block(nn.Module):
         activation: str = 'gelu',
         layer_scale: float | None = None,
         relative_grid: tuple[int, int] | None = None,
+        rope: str | None = None,
+        inner_norm: str | None = None,
         recompute: bool | str = False,
     ) -> None:
         super().__init__()
@@ -128,11 +161,21 @@ class Block(nn.Module):
             self.recompute['context_fn'] = partial(keep_products, layer_scale is not None)
         self.ln1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = self.attention_class(
-            width=width, num_heads=num_heads, relative_grid=relative_grid, layer_scale=layer_scale
+            width=width,
+            num_heads=num_heads,
+            relative_grid=relative_grid,
+            layer_scale=layer_scale,
+            rope=rope,
+            inner_norm=norm_eps if inner_norm == 'both' else None,
         )
         self.ln2 = nn.LayerNorm(width, eps=norm_eps)
-        hidden = int(width * mlp_ratio)
-        self.ffn = FeedForward(width=width, hidden=hidden, activation=activation, layer_scale=layer_scale)
+        self.ffn = FeedForward(
+            width=width,
+            hidden=int(width * mlp_ratio + 1e-6),  # the ratio may be the quotient of two widths
+            activation=activation,
+            layer_scale=layer_scale,
+            inner_norm=None if inner_norm is None else norm_eps,
+        )
 
     def forward(
         self,
@@ -140,6 +183,7 @@ class Block(nn.Module):
         rows_BR: Tensor | None = None,
         bias_1HNN: Tensor | None = None,
         kept_2B11: Tensor | None = None,
+        turns_BNK: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput]:
         """Run the block.
 
@@ -148,6 +192,7 @@ class Block(nn.Module):
             rows_BR: Tokens to return, computed without the others; None for all.
             bias_1HNN: Relative position bias shared by all blocks.
             kept_2B11: Factors of both branches, of :class:`DropPath`; None to skip neither.
+            turns_BNK: Cosines and sines of rotary positions.
 
         Returns:
             The updated tokens (B, R, D), and the output of the attention layer.
@@ -155,26 +200,33 @@ class Block(nn.Module):
         if not self.training:  # a frozen block skips nothing
             kept_2B11 = None
         if self.recompute and torch.is_grad_enabled():
-            given = x_BND, rows_BR, bias_1HNN, kept_2B11
+            given = x_BND, rows_BR, bias_1HNN, kept_2B11, turns_BNK
             x_BND, update_BND, attention = checkpoint(self._branches, *given, **self.recompute)
         else:
-            x_BND, update_BND, attention = self._branches(x_BND, rows_BR, bias_1HNN, kept_2B11)
+            x_BND, update_BND, attention = self._branches(x_BND, rows_BR, bias_1HNN, kept_2B11, turns_BNK)
         return add_branch(x_BND, update_BND, kept_2B11, 1), attention
 
     def _branches(
-        self, x_BND: Tensor, rows_BR: Tensor | None, bias_1HNN: Tensor | None, kept_2B11: Tensor | None
+        self,
+        x_BND: Tensor,
+        rows_BR: Tensor | None,
+        bias_1HNN: Tensor | None,
+        kept_2B11: Tensor | None,
+        turns_BNK: Tensor | None,
     ) -> tuple[Tensor, Tensor, AttentionOutput]:
         """Compute the tokens after attention, the MLP's update, which the caller adds, and the output of the attention."""
-        attention = self.attn(self.ln1(x_BND), rows_BR, bias_1HNN)
+        attention = self.attn(self.ln1(x_BND), rows_BR, bias_1HNN, turns_BNK)
         x_BND = add_branch(x_BND if rows_BR is None else take(x_BND, rows_BR), attention.update_BRD, kept_2B11, 0)
         return x_BND, self.ffn(self.ln2(x_BND)), attention
 
-    def stop_inside(self, x_BND: Tensor, bias_1HNN: Tensor | None, kinds: set[str]) -> AttentionOutput:
+    def stop_inside(
+        self, x_BND: Tensor, bias_1HNN: Tensor | None, turns_BNK: Tensor | None, kinds: set[str]
+    ) -> AttentionOutput:
         """Compute only as much of the attention as these kinds of taps need."""
         x_BND = self.ln1(x_BND)
         if 'attention' in kinds:
-            return self.attn(x_BND, None, bias_1HNN)
-        return self.attn.project(x_BND, values=bool(kinds & {'qkv', 'value'}))
+            return self.attn(x_BND, None, bias_1HNN, turns_BNK)
+        return self.attn.project(x_BND, turns_BNK, values=bool(kinds & {'qkv', 'value'}))
 
 
 def add_branch(x_BND: Tensor, update_BND: Tensor, kept_2B11: Tensor | None, branch: int) -> Tensor:

@@ -13,7 +13,7 @@
 ``projected``             ``output`` after the network's projection (CLIP)
 ========================  ================================================================================
 
-``i`` counts from 0; negative values count from the end.
+With rotary positions, queries and keys are those after their rotation. ``i`` counts from 0; negative values count from the end.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mkd_plugin.models.vit.attention import AttentionOutput
+from mkd_plugin.models.vit.block import DropPath
+from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.structures import QueryKey, TapValue, Tokens
 
 INNER = ('attention', 'qkv', 'relation', 'logit', 'value')
@@ -90,8 +92,33 @@ def end_at_one_block(taps: Sequence[Tap]) -> bool:
     )
 
 
-def run_blocks(network: Any, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor | None = None) -> dict[str, TapValue]:
-    """Run a ViT's blocks up to the highest tap and read all taps; ``rows_BR``: tokens that the last block computes."""
+class TransformerParts(Protocol):
+    """Parts of a network that taps read."""
+
+    layers: nn.ModuleList  #: The blocks
+    ln1: nn.Module
+    proj: nn.Linear | None
+    rel_pos_bias: RelativePositionBias | None
+    stream: nn.Module  #: Sets the type of the residual stream
+    drop_path: DropPath
+
+
+def run_blocks(
+    network: TransformerParts,
+    x_BND: Tensor,
+    taps: Sequence[Tap],
+    rows_BR: Tensor | None = None,
+    turns_BNK: Tensor | None = None,
+) -> dict[str, TapValue]:
+    """Run a ViT's blocks up to the highest tap and read all taps.
+
+    Args:
+        network: The ViT.
+        x_BND: Input tokens of the first block.
+        taps: What to read.
+        rows_BR: Tokens that the last block computes; None for all.
+        turns_BNK: Cosines and sines of rotary positions.
+    """
     values: dict[str, TapValue] = {}
     bias_1HNN = None if network.rel_pos_bias is None else network.rel_pos_bias()
     sums: dict[str, Tensor] = {}
@@ -107,14 +134,14 @@ def run_blocks(network: Any, x_BND: Tensor, taps: Sequence[Tap], rows_BR: Tensor
         inner = [tap for tap in taps if tap.inner and tap.position == position]
         if position < last:
             rows = rows_BR if position == last - 1 else None
-            x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position])
+            x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position], turns_BNK)
         elif inner:
-            attention = network.layers[position].stop_inside(x_BND, bias_1HNN, {tap.kind for tap in inner})
+            attention = network.layers[position].stop_inside(x_BND, bias_1HNN, turns_BNK, {tap.kind for tap in inner})
         values.update({tap.name: read_inside(tap, attention) for tap in inner})
     return values
 
 
-def read_between(network: Any, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
+def read_between(network: TransformerParts, tap: Tap, x_BND: Tensor, sums: dict[str, Tensor]) -> Tokens:
     """Read a tap between two blocks."""
     if tap.kind == 'mean':
         return Tokens(sums.pop(tap.name) / (tap.position - tap.first + 1))

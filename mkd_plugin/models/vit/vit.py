@@ -23,6 +23,7 @@ from mkd_plugin.models.vit.block import (
 )
 from mkd_plugin.models.vit.embeddings import PatchEmbed, grid_of, sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
+from mkd_plugin.models.vit.rotary import FORMS, RotaryPositions
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
@@ -31,10 +32,10 @@ EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_
 
 
 class VisionTransformer(BaseModule):
-    """Plain pre-norm ViT with a cls token, parameter names as in mmpretrain's ``VisionTransformer``.
+    """Plain pre-norm ViT, parameter names as in mmpretrain's ``VisionTransformer``.
 
-    With a mask, only visible patches are computed. The defaults are MAE's encoder; further options cover BEiT, CLIP, DeiT
-    and DINOv2.
+    With a mask, only visible patches are computed. The defaults are MAE's encoder; further options cover BEiT, CLIP, DeiT,
+    DINOv2, DINOv3, SigLIP and EVA-02.
 
     Args:
         arch: Size: 'ti', 's', 'b', 'l', 'h' or ``dict(width=, depth=, num_heads=)``.
@@ -46,24 +47,29 @@ class VisionTransformer(BaseModule):
             the same table, unless the class's ``initialization`` draws them.
         relative_position: BEiT's relative position bias: 'shared' by all blocks (pre-training), 'per_block'
             (fine-tuning), or None.
+        rope: Rotary positions of the patches: 'dinov3', 'eva02', or None. They add to ``position``, and keys have no bias then.
         layer_scale: Initial value of layer scale on every branch; None for no layer scale.
-        activation: Activation of the MLPs: 'gelu', or 'quick_gelu' (CLIP).
-        norm_eps: Epsilon of every LayerNorm; CLIP uses 1e-5.
+        activation: Activation of the MLPs: 'gelu', 'quick_gelu' (CLIP), 'gelu_tanh' (SigLIP 2), or 'swiglu', whose first layer
+            has twice the hidden width (EVA-02, DINOv3 from H+ on).
+        inner_norm: LayerNorm before the last linear layer of the 'mlp' (EVA-02), of 'both' branches (its CLIP), or None.
+        norm_eps: Epsilon of every LayerNorm; CLIP and DINOv3 use 1e-5.
         pre_norm: Add a LayerNorm before the first block (CLIP's ``ln_pre``).
+        final_norm: Whether the last block's tokens have a norm, read at the tap 'output'.
         projection: Width of a linear layer after the final norm, read at the tap 'projected' (CLIP); None for no layer.
+        cls_token: Whether there is a cls token; SigLIP has none.
         distillation_token: Add a second prefix token, with a position (DeiT).
-        num_registers: Number of register tokens, without a position (DINOv2).
+        num_registers: Number of register tokens, without a position (DINOv2, DINOv3).
         activation_checkpointing: Recompute activations in the backward pass to save memory: True, or 'selective'.
         init_cfg: mmengine's ``init_cfg``. ``dict(type='Pretrained', checkpoint=…, prefix=…)`` is loaded strictly;
             ``allow_missing=[…]`` lists patterns of keys that may be missing, such as '*.rel_pos_bias.*'.
 
     Attributes:
-        num_prefix: P, the number of tokens before the patches; the first is cls.
+        num_prefix: P, the number of tokens before the patches; the first is cls. 0 without cls.
         options: Options to build the same network again.
 
     Raises:
         ValueError: The image size is not a multiple of the patch size; an option has an unknown value; a relative
-            position bias is combined with prefix tokens other than cls.
+            position bias is combined with prefix tokens other than cls, or these with no cls.
     """
 
     pos_embed: Tensor | None
@@ -81,11 +87,15 @@ class VisionTransformer(BaseModule):
         drop_path_rate: float = 0.0,
         position: str = 'sincos',
         relative_position: str | None = None,
+        rope: str | None = None,
         layer_scale: float | None = None,
         activation: str = 'gelu',
+        inner_norm: str | None = None,
         norm_eps: float = 1e-6,
         pre_norm: bool = False,
+        final_norm: bool = True,
         projection: int | None = None,
+        cls_token: bool = True,
         distillation_token: bool = False,
         num_registers: int = 0,
         activation_checkpointing: bool | str = False,
@@ -94,7 +104,11 @@ class VisionTransformer(BaseModule):
         super().__init__(init_cfg)
         check_choice('position', position, ('sincos', 'learned', 'none'))
         check_choice('relative_position', relative_position, (None, 'shared', 'per_block'))
+        check_choice('rope', rope, (None, *FORMS))
         check_choice('activation', activation, tuple(ACTIVATIONS))
+        check_choice('inner_norm', inner_norm, (None, 'mlp', 'both'))
+        if not cls_token and (distillation_token or num_registers):
+            raise ValueError('cls_token=False: remove distillation_token and num_registers, which follow a cls token.')
         self.image_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.grid = grid_of(self.image_hw, patch_size)
         self.arch = resolve_arch(arch)
@@ -107,19 +121,23 @@ class VisionTransformer(BaseModule):
             in_channels=in_channels,
             position=position,
             relative_position=relative_position,
+            rope=rope,
             layer_scale=layer_scale,
             activation=activation,
+            inner_norm=inner_norm,
             norm_eps=norm_eps,
             pre_norm=pre_norm,
+            final_norm=final_norm,
             projection=projection,
+            cls_token=cls_token,
             distillation_token=distillation_token,
             num_registers=num_registers,
         )
         width = self.arch.width
-        self.num_placed = 2 if distillation_token else 1  # prefix tokens with a position
+        self.num_placed = cls_token + distillation_token  # prefix tokens with a position
         self.num_prefix = self.num_placed + num_registers
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, width=width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if cls_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distillation_token else None
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
         self._build_positions(position)
@@ -127,7 +145,7 @@ class VisionTransformer(BaseModule):
         self.stream: nn.Module = nn.Identity()  # may set the type of the residual stream
         self.layers = self._build_blocks(activation_checkpointing)
         self.drop_path = DropPath(drop_path_rates(drop_path_rate, self.arch.depth))
-        self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps)
+        self.ln1: nn.Module = nn.LayerNorm(width, eps=norm_eps) if final_norm else nn.Identity()
         self.proj = None if projection is None else nn.Linear(width, projection, bias=False)
         self.reset_parameters()
 
@@ -141,6 +159,8 @@ class VisionTransformer(BaseModule):
                 activation=self.options['activation'],
                 layer_scale=self.options['layer_scale'],
                 relative_grid=self.grid if self.relative_position == 'per_block' else None,
+                rope=self.options['rope'],
+                inner_norm=self.options['inner_norm'],
                 recompute=recompute,
             )
             for _ in range(self.arch.depth)
@@ -156,11 +176,15 @@ class VisionTransformer(BaseModule):
         if self.relative_position is not None and self.num_prefix != 1:
             raise ValueError(
                 f'relative_position={self.relative_position!r} supports cls and patches only: remove distillation_token '
-                'and num_registers.'
+                'and num_registers, and keep cls_token.'
             )
         self.rel_pos_bias: RelativePositionBias | None = None
         if self.relative_position == 'shared':
             self.rel_pos_bias = RelativePositionBias(grid=self.grid, num_heads=self.arch.num_heads)
+        self.rotary: RotaryPositions | None = None
+        if (form := self.options['rope']) is not None:
+            channels = self.arch.width // self.arch.num_heads
+            self.rotary = RotaryPositions(form=form, grid=self.grid, channels=channels, num_prefix=self.num_prefix)
 
     def reset_parameters(self) -> None:
         """Draw new weights by the class's ``initialization``."""
@@ -194,14 +218,16 @@ class VisionTransformer(BaseModule):
 
     def tap_spec(self, name: str) -> TapSpec:
         """Describe a tap of this network. Raises ValueError for an unknown tap."""
-        kind = parse_tap(name, self.arch.depth).kind
+        kind, has_cls = parse_tap(name, self.arch.depth).kind, self.cls_token is not None
         if kind in ('relation', 'logit', 'value'):
-            return TapSpec('relation', self.arch.num_heads)
+            return TapSpec('relation', self.arch.num_heads, cls=has_cls)
+        if kind in ('output', 'projected') and not self.options['final_norm']:
+            raise ValueError(f"Tap '{name}': the network has no final norm. Use 'block:-1', or set final_norm=True.")
         if kind == 'projected':
             if self.proj is None:
                 raise ValueError(f"Tap '{name}': the network has no projection. Set projection=…, or use 'output'.")
-            return TapSpec('tokens', self.proj.out_features)
-        return TapSpec('tokens', self.arch.width * (3 if kind == 'qkv' else 1))
+            return TapSpec('tokens', self.proj.out_features, cls=has_cls)
+        return TapSpec('tokens', self.arch.width * (3 if kind == 'qkv' else 1), cls=has_cls)
 
     def embed(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """Compute the input tokens of the first block: prefix tokens, then the visible patches, (B, P + V, D).
@@ -214,15 +240,17 @@ class VisionTransformer(BaseModule):
                 f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
                 "Change the backbone's img_size or the pipeline's crop size."
             )
-        patches_BVD = self._embed_patches(images_BCHW, mask)
-        return self.pre_norm(torch.cat([self._prefix().expand(images_BCHW.shape[0], -1, -1), patches_BVD], dim=1))
+        return self.pre_norm(self._with_prefix(self._embed_patches(images_BCHW, mask)))
 
-    def _prefix(self) -> Tensor:
-        """Build the prefix tokens with their positions, (1, P, D)."""
+    def _with_prefix(self, patches_BVD: Tensor) -> Tensor:
+        """Put the prefix tokens before the patches, (B, P + V, D)."""
+        if self.cls_token is None:
+            return patches_BVD
         placed = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
         if self.pos_embed is not None:
             placed = placed + self.pos_embed[:, : self.num_placed]
-        return placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
+        prefix = placed if self.register_tokens is None else torch.cat([placed, self.register_tokens], dim=1)
+        return torch.cat([prefix.expand(patches_BVD.shape[0], -1, -1), patches_BVD], dim=1)
 
     def _embed_patches(self, images_BCHW: Tensor, mask: TokenMask | None) -> Tensor:
         """Embed the visible patches and add positions, (B, V, D)."""
@@ -263,9 +291,10 @@ class VisionTransformer(BaseModule):
         tokens_BND = self.embed(images_BCHW, mask)
         parsed = [parse_tap(name, depth) for name in taps]
         shown = None if self.sees_all else mask
+        turns_BNK = None if self.rotary is None else self.rotary(shown)
         if shown is not None or region is None or region.complete or not end_at_one_block(parsed):
-            return TokenFeatures(run_blocks(self, tokens_BND, parsed), self.num_prefix, shown)
-        values = run_blocks(self, tokens_BND, parsed, region.rows(self.num_prefix))
+            return TokenFeatures(run_blocks(self, tokens_BND, parsed, None, turns_BNK), self.num_prefix, shown)
+        values = run_blocks(self, tokens_BND, parsed, region.rows(self.num_prefix), turns_BNK)
         return TokenFeatures(values, self.num_prefix, region=region)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
