@@ -25,6 +25,7 @@ from mkd_plugin.checkpoint.read import CheckpointError, refusing
 # timm is imported inside functions: `import mkd_plugin` would take seconds longer.
 
 MAX_CANDIDATES = 4  # places in a file that are compared with a layout
+MAX_BLOCKS = 1000
 MAX_SIDE = 257  # of a grid of positions, whose side is found from its length
 PATCHES = r'(patch_embed\.proj|conv1|patchifier\.proj|embedder)\.weight$'  # names of the patches' projection
 SPLIT = 'attn_pool.qkv.'  # queries, keys and values of a pooling, which timm stores as `q` and `kv`
@@ -78,7 +79,7 @@ class Foundation:
         Raises:
             CheckpointError: The tensors do not have the dimensions of this layout.
         """
-        with refusing(self.source):
+        with refusing(self.title):
             tensors = self.for_filter()
             if self.layout.table is not None:
                 return tensors
@@ -89,7 +90,7 @@ class Foundation:
     def sizes(self) -> dict[str, int]:
         """Read width, depth, patch, numbers of cls tokens and registers, and the side of the positions' grid, 0 without."""
         tensors = self.shapes().to_timm()
-        with refusing(self.source):
+        with refusing(self.title):
             width, _, patch, _ = tensors['patch_embed.proj.weight'].shape
             positions, cls, registers = (
                 tensors[name].shape[1] if name in tensors else 0 for name in ('pos_embed', 'cls_token', 'reg_token')
@@ -106,7 +107,7 @@ class Foundation:
         registers = f' and {sizes["registers"]} registers' if sizes['registers'] else ''
         positions = f', positions for {sizes["side"]} × {sizes["side"]} patches' if sizes['side'] else ''
         return (
-            f'{self.family} in {self.layout.layout} layout: width {sizes["width"]}, {sizes["depth"]} blocks, '
+            f'{self.title}: width {sizes["width"]}, {sizes["depth"]} blocks, '
             f'patches of {sizes["patch"]} pixels{positions}, {cls} a cls token{registers}'
         )
 
@@ -115,7 +116,7 @@ class Foundation:
         model, options = self.timm_model(), ''
         if 'SigLIP' in self.family and self.layout.table is not None and not has_tanh(model):
             options = "options=dict(act_layer='gelu_tanh'), "  # as these libraries have it
-        return f"dict(type='TimmTeacher', model='{model}', {options}checkpoint='{path}')"
+        return f"dict(type='TimmTeacher', model='{model}', {options}checkpoint={str(path)!r})"
 
     def timm_model(self) -> str:
         """Find the model of timm whose tensors have the file's names and shapes; its family's pattern if there is none."""
@@ -127,11 +128,12 @@ class Foundation:
         fitting = []
         for name in timm.list_models(pattern):
             network = on_no_device(name, depth=1)  # one block, which all others equal: much faster
+            if network.feature_info[0]['reduction'] != sizes['patch']:
+                continue  # the filter would resize them
             given, own = adapt_to(network, tensors), network.state_dict()
             needed = {part for part in own if not part.endswith('pos_embed')}
             parts = {part for part in given if not part.startswith(('head', 'norm.', 'fc_norm'))}
-            same = parts <= needed <= given.keys() and all(own[part].shape == given[part].shape for part in needed)
-            if same and network.feature_info[0]['reduction'] == sizes['patch']:  # or the filter resized them
+            if parts <= needed <= given.keys() and all(own[part].shape == given[part].shape for part in needed):
                 other_grid = network.pretrained_cfg['input_size'][1] != sizes['side'] * sizes['patch']
                 fitting.append((other_grid, name))
         deep = (name for _, name in sorted(fitting) if len(on_no_device(name).blocks) == sizes['depth'])
@@ -142,9 +144,9 @@ class Foundation:
         return Foundation(self.layout, {name: tensor.to('meta') for name, tensor in self.weights.items()})
 
     @property
-    def source(self) -> str:
-        """Name in messages about damage."""
-        return f'a file in {self.layout.layout} layout of {self.family}'
+    def title(self) -> str:
+        """What it is, and by whose names."""
+        return f'{self.family} in {self.layout.layout} layout'
 
 
 def identify(weights: Mapping[str, Tensor]) -> Foundation | None:
@@ -160,20 +162,23 @@ def identify(weights: Mapping[str, Tensor]) -> Foundation | None:
     return None
 
 
-def with_timm_names(weights: Mapping[str, Tensor], source: str | Path) -> Mapping[str, Tensor]:
-    """Name the tensors of a foundation model as timm does, for our own ViT; return any others as they are.
+def with_timm_names(weights: Mapping[str, Tensor], source: str | Path) -> tuple[Mapping[str, Tensor], str | None]:
+    """Name the tensors of a foundation model as timm does, for our own ViT; keep all others.
+
+    Returns:
+        The tensors, and whose file it is; None if the names were kept.
 
     Raises:
         CheckpointError: It is of a family that our ViT cannot compute; the message says which, and what takes it.
     """
     found = identify(weights)
     if found is None or (loads := _FAMILIES[found.family].get('our_vit')) == 'as it is':
-        return weights
+        return weights, None
     if loads != 'by timm names':
         raise CheckpointError(
             f'{source} holds {found.sentence()}. Our VisionTransformer cannot compute it. Use {found.config(source)}.'
         )
-    return found.to_timm()
+    return found.to_timm(), found.title
 
 
 def filter_of(module: str) -> Any:
@@ -230,6 +235,8 @@ def unfold_flax(weights: Mapping[str, Tensor]) -> Tensors:
     for name, stacked in weights.items():
         parts = {name: stacked}
         if '/encoderblock/' in name:
+            if len(stacked) > MAX_BLOCKS:
+                raise ValueError(f'{name} is of {len(stacked)} blocks')
             parts = {name.replace('encoderblock', f'encoderblock_{index}'): part for index, part in enumerate(stacked)}
         for part, tensor in parts.items():
             head, _, kind = part.rpartition('/')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,12 @@ def convert_weights(
     if prefix and not prefix.endswith('.'):
         prefix += '.'  # as in the hosts, the dot is optional
     chosen = {name: tensor for name, tensor in weights.items() if name.startswith(prefix or '')}
-    if (renamed := with_timm_names(chosen, source)) is not chosen:
+    renamed, title = with_timm_names(chosen, source)
+    if title is not None:
         weights, prefix = renamed, None
     found = find_network(weights, source, prefix)
+    if title is not None:
+        found = found._replace(format=replace(found.format, title=title))
     converted = found.format.to_ours(found.inside(weights))
     converted.dropped += [name for name in weights if not name.startswith(found.prefix)]
     return found, converted

@@ -248,13 +248,13 @@ def load_weights(network: Any, model: str, path: str) -> None:
             return adapt_to(network, timm_names(weights))
         found.append(foundation)
         if type(network).__module__ not in (f'timm.models.{foundation.layout.module}', 'timm.models.naflexvit'):
-            raise CheckpointError('another class')
+            raise CheckpointError(f'timm computes it with another class than {type(network).__name__}.')
         adapted = adapt_to(network, foundation.for_filter())
         adapted = adapt_to(network, adapted)  # timm does not resize a Perception Encoder that it renames
         own = network.state_dict()
         lost = [name for name in adapted if name.endswith(('.q_bias', '.v_bias')) and name not in own]
         if any(bool(adapted[name].any()) for name in lost):
-            raise CheckpointError('biases that the model lacks')
+            raise CheckpointError('its queries and values have biases, which the model lacks.')
         return adapted
 
     try:
@@ -263,7 +263,8 @@ def load_weights(network: Any, model: str, path: str) -> None:
         if not found:
             raise
         raise CheckpointError(
-            f"{path} does not fit timm's {model}: it holds {found[0].sentence()}. Use {found[0].config(path)}."
+            f"{path} does not fit timm's {model}: it holds {found[0].sentence()}. Use {found[0].config(path)}. "
+            f'The reason: {error}'
         ) from error
 
 

@@ -63,6 +63,20 @@ def test_identify__published_sizes_of_hugging_face():
     }
 
 
+def test_identify__open_clips_siglip():
+    open_clip = pytest.importorskip('open_clip')
+    config = open_clip.get_model_config('ViT-B-16-SigLIP')
+    with torch.device('meta'):
+        weights = open_clip.CustomTextCLIP(
+            config['embed_dim'], config['vision_cfg'] | dict(timm_model_pretrained=False), config['text_cfg']
+        ).state_dict()
+    found = identify(weights)
+    assert found.sentence().startswith(
+        "SigLIP or SigLIP 2 in OpenCLIP's layout: width 768, 12 blocks, patches of 16 pixels, "
+    )
+    assert found.config('f') == "dict(type='TimmTeacher', model='vit_base_patch16_siglip_224', checkpoint='f')"
+
+
 @pytest.mark.parametrize(
     ('model', 'family'),
     [
@@ -159,7 +173,7 @@ def test_sizes__a_file_whose_tensors_have_other_dimensions():
         'blocks.0.attn.qkv.weight': torch.zeros(2),
         'blocks.0.ls1.gamma': torch.zeros(2),
     }
-    with pytest.raises(CheckpointError, match="a file in its authors' layout of DINOv3"):
+    with pytest.raises(CheckpointError, match="DINOv3 in its authors' layout"):
         identify(weights).sentence()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -9,9 +11,11 @@ import torch
 from helpers.checkpoint_networks import scattered
 from helpers.foundation_files import BY_TIMM, SMALL, big_vision_layout, published
 
+from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT
-from mkd_plugin.models.teachers import TimmTeacher
+from mkd_plugin.models.teachers import TimmTeacher, ViTTeacher
+from mkd_plugin.models.vit import VisionTransformer
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TANH = dict(act_layer='gelu_tanh')
@@ -33,7 +37,20 @@ def largest_error(found, wanted):
 
 
 def images_of(height=224, width=224):
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+DINOV3 = dict(position='none', rope='dinov3', layer_scale=1.0, num_registers=4, norm_eps=1e-5)
+
+
+def our_vit(path, size, *, width=32, heads=2, mlp=128, patch_size=16, **options):
+    """Load our own ViT from a file."""
+    arch = dict(width=width, depth=2, num_heads=heads, mlp_ratio=mlp / width)
+    network = VisionTransformer(arch=arch, img_size=size, patch_size=patch_size, **options).eval()
+    report = load_backbone(network, path)
+    assert re.match('(DINOv3|SigLIP|EVA-02).* in .* layout', report.format)
+    assert not report.missing and set(report.unexpected) <= {'ln2.weight', 'ln2.bias'}  # a norm after mean pooling
+    return network.double()
 
 
 def dinov3_of(hugging_face, **options):
@@ -95,10 +112,13 @@ def test_dinov3__equals_transformers(tmp_path, student, hugging_face, layout, ga
         torch.save({'model': authors_dinov3(theirs)}, path)
     model = 'vit_small_plus_patch16_dinov3_qkvb' if gated else 'vit_small_patch16_dinov3_qkvb'
     teacher = TimmTeacher(student=student, model=model, options={**SMALL, 'mlp_ratio': 4.0}, checkpoint=str(path))
+    theirs, teacher = theirs.double(), teacher.double()
     with torch.no_grad():
         for size in [(224, 224), (160, 256)]:
             wanted = theirs(images_of(*size)).last_hidden_state
             assert largest_error(teacher.network.forward_features(images_of(*size)), wanted) < 1e-6
+            ours = our_vit(path, size, **DINOV3, activation='swiglu' if gated else 'gelu')
+            assert largest_error(ours(images_of(*size)).tokens('output'), wanted) < 1e-6
     output = teacher(images_of(), None, ('output',)).tokens('output')
     assert largest_error(output[:, 0], theirs(teacher.view(images_of())).pooler_output) < 1e-6
 
@@ -107,13 +127,15 @@ def test_dinov3__biases_that_the_model_lacks(tmp_path, student, hugging_face):
     theirs = dinov3_of(hugging_face)
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     options = dict(student=student, model='vit_small_patch16_dinov3', options=SMALL)
-    with pytest.raises(ValueError, match=r"does not fit timm's vit_small_patch16_dinov3: it holds DINOv3 in Hugging"):
+    with pytest.raises(
+        ValueError, match=r'does not fit .*: it holds DINOv3 in Hugging .* queries and values have biases'
+    ):
         TimmTeacher(**options, checkpoint=str(tmp_path / 'file.pth'))
     for name, parameter in theirs.named_parameters():
         if name.endswith(('q_proj.bias', 'v_proj.bias')):
             torch.nn.init.zeros_(parameter)  # as in the published files
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    teacher = TimmTeacher(**options, checkpoint=str(tmp_path / 'file.pth'))
+    teacher, theirs = TimmTeacher(**options, checkpoint=str(tmp_path / 'file.pth')).double(), theirs.double()
     with torch.no_grad():
         wanted = theirs(images_of()).last_hidden_state
         assert largest_error(teacher.network.forward_features(images_of()), wanted) < 1e-6
@@ -134,11 +156,14 @@ def test_siglip__equals_transformers(tmp_path, student, hugging_face, whole):
     teacher = TimmTeacher(
         student=student, model='vit_base_patch16_siglip_224', options=SMALL | TANH, checkpoint=str(tmp_path)
     )
+    model, teacher = model.double(), teacher.double()
     with torch.no_grad():
         wanted = model.vision_model(images_of())
         tokens = teacher.network.forward_features(images_of())
         assert largest_error(tokens, wanted.last_hidden_state) < 1e-6
         assert largest_error(teacher.network.forward_head(tokens), wanted.pooler_output) < 1e-6
+        ours = our_vit(tmp_path, 224, position='learned', cls_token=False, activation='gelu_tanh')
+        assert largest_error(ours(images_of()).tokens('output'), wanted.last_hidden_state) < 1e-6
 
 
 @pytest.mark.parametrize('size', [(256, 256), (160, 224)])
@@ -148,6 +173,7 @@ def test_siglip2_naflex__equals_transformers(tmp_path, student, hugging_face, si
     teacher = TimmTeacher(
         student=student, model='naflexvit_base_patch16_siglip', options=SMALL, checkpoint=str(tmp_path)
     )
+    theirs, teacher = theirs.double(), teacher.double()
     rows, columns = size[0] // 16, size[1] // 16
     patches = images_of(*size).unflatten(2, (rows, 16)).unflatten(4, (columns, 16)).permute(0, 2, 4, 3, 5, 1)
     mask, grid = torch.ones(2, rows * columns), torch.tensor([[rows, columns]] * 2)
@@ -168,6 +194,7 @@ def test_aimv2__equals_transformers(tmp_path, student, hugging_face):
         student=student, model='aimv2_large_patch14_224', options=SMALL, img_size=224, checkpoint=str(tmp_path),
         resample='bilinear',
     )  # fmt: skip
+    theirs, teacher = theirs.double(), teacher.double()
     with torch.no_grad():
         wanted = theirs(images_of()).last_hidden_state
         assert largest_error(teacher.network.forward_features(images_of()), wanted) < 1e-6
@@ -181,6 +208,7 @@ def test_clip__equals_transformers(tmp_path, student, hugging_face, act):
     theirs.save_pretrained(tmp_path)
     model = f'vit_base_patch16_clip_{"quickgelu_" if act == "quick_gelu" else ""}224'
     teacher = TimmTeacher(student=student, model=model, options=SMALL, checkpoint=str(tmp_path))
+    theirs, teacher = theirs.double(), teacher.double()
     with torch.no_grad():
         wanted = theirs.vision_model.post_layernorm(theirs(images_of()).last_hidden_state)
         assert largest_error(teacher.network.forward_features(images_of()), wanted) < 1e-6
@@ -198,9 +226,12 @@ def test_big_vision__equals_timm(tmp_path, student, stacked):
         options=SMALL | TANH,
         checkpoint=str(tmp_path / 'file.npz'),
     )
+    source, by_timm, teacher = source.double(), by_timm.double(), teacher.double()
     wanted = by_timm(images_of())
     assert torch.equal(wanted, source(images_of()))
     assert torch.equal(teacher.network(images_of()), wanted)
+    ours = our_vit(tmp_path / 'file.npz', 224, position='learned', cls_token=False, activation='gelu_tanh')
+    assert largest_error(ours(images_of()).tokens('output'), source.forward_features(images_of())) < 1e-6
 
 
 @pytest.mark.parametrize('kind', BY_TIMM)
@@ -214,11 +245,53 @@ def test_authors_files__equal_what_timm_loads(tmp_path, student, kind):
         model, pretrained=True, pretrained_cfg_overlay=dict(state_dict=weights), num_classes=0, **given
     ).eval()
     by_timm.set_input_size(side)
-    images = images_of(side, side)
+    images = images_of(side, side).float()
     with torch.no_grad():
         assert torch.equal(teacher.network.forward_features(images), by_timm.forward_features(images))
         if kind != 'C-RADIO' and source.patch_embed.img_size[0] == side:  # nothing was resized
             assert torch.equal(source.forward_features(images), by_timm.forward_features(images))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [
+        ('EVA-02', dict(inner_norm='mlp', final_norm=False)),
+        ('EVA-02 small', dict(final_norm=False)),
+        ('EVA-02 CLIP', dict(inner_norm='both', patch_size=16)),
+        ('OpenCLIP', dict(cls_token=False)),
+    ],
+)
+def test_our_vit__equals_timm_on_the_authors_files(tmp_path, kind, options):
+    _, _, source, weights = published(kind)
+    torch.save(weights, tmp_path / 'file.pth')
+    if kind.startswith('EVA'):
+        eva = dict(rope='eva02', activation='swiglu', width=48, heads=3, mlp=128, patch_size=14)
+        ours = our_vit(tmp_path / 'file.pth', 224, position='learned', **{**eva, **options})
+    else:
+        ours = our_vit(tmp_path / 'file.pth', 224, position='learned', **options)
+    with torch.no_grad():
+        wanted = source.double().forward_intermediates(images_of(), indices=[1], output_fmt='NLC')[1][0]
+        found = ours(images_of(), taps=('block:1',)).tokens('block:1')
+        assert largest_error(found[:, ours.num_prefix :], wanted) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [('EVA-02', "rope='eva02', .*activation='swiglu'"), ('OpenCLIP', 'Build it with cls_token=False')],
+)
+def test_vit_teacher__says_which_options_the_file_needs(tmp_path, student, kind, message):
+    *_, weights = published(kind)
+    torch.save(weights, tmp_path / 'file.pth')
+    arch = (
+        dict(width=48, depth=2, num_heads=3, mlp_ratio=128 / 48)
+        if kind == 'EVA-02'
+        else dict(width=32, depth=2, num_heads=2)
+    )
+    options = dict(
+        student=student, arch=arch, patch_size=14 if kind == 'EVA-02' else 16, network=dict(position='learned')
+    )
+    with pytest.raises(ValueError, match=message):
+        ViTTeacher(**options, checkpoint=str(tmp_path / 'file.pth'))
 
 
 @pytest.mark.parametrize('kind', ['PE core', 'EVA-02', 'OpenCLIP', 'C-RADIO'])
