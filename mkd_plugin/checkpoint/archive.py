@@ -1,12 +1,16 @@
-"""Check the files of ``torch.save``, a zip archive of records or torch's old format, and read those of ``torch.jit.save``."""
+"""Check the files of ``torch.save``, a zip archive of records or torch's old format; read those of ``torch.jit.save``, and
+NumPy's ``.npz``.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from io import BytesIO
 from mmap import mmap
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,6 +112,31 @@ def read_torchscript(archive: zipfile.ZipFile, module: Any) -> dict[str, Tensor]
                 yield from tensors_of(value, f'{prefix}{name}.')
 
     return dict(tensors_of(module, ''))
+
+
+def holds_arrays(archive: zipfile.ZipFile) -> bool:
+    """Check whether an archive is one that ``numpy.savez`` writes."""
+    names = archive.namelist()
+    return bool(names) and all(name.endswith('.npy') for name in names)
+
+
+def read_arrays(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """Read the arrays of a ``.npz`` file (big_vision), which :func:`open_archive` has checked.
+
+    Headers are data here: nothing is unpickled, and no array is larger than its record.
+    """
+    arrays = {}
+    for record in archive.infolist():
+        content = archive.read(record)
+        stream = BytesIO(content)
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(stream)
+        is_bfloat16 = dtype == np.dtype('V2')  # as ml_dtypes stores it
+        array = np.frombuffer(bytearray(content), 'int16' if is_bfloat16 else dtype, offset=stream.tell())
+        tensor = torch.from_numpy(array.reshape(shape, order='F' if is_fortran else 'C'))
+        arrays[record.filename.removesuffix('.npy')] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+    return arrays
 
 
 def scan_old_format(data: bytes | mmap) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.download import local_file
 from mkd_plugin.checkpoint.formats import Converted, DetectedNetwork, find_network, strip_compile_prefix
+from mkd_plugin.checkpoint.foundation import with_timm_names
 from mkd_plugin.checkpoint.infer_arch import Grid, LoadableViT, grid_of_options, options_in_metadata
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.report import LoadReport, check_architecture, check_coverage, check_parts
@@ -104,7 +106,13 @@ def convert_weights(
     """
     if prefix and not prefix.endswith('.'):
         prefix += '.'  # as in the hosts, the dot is optional
+    chosen = {name: tensor for name, tensor in weights.items() if name.startswith(prefix or '')}
+    renamed, title = with_timm_names(chosen, source)
+    if title is not None:
+        weights, prefix = renamed, None
     found = find_network(weights, source, prefix)
+    if title is not None:
+        found = found._replace(format=replace(found.format, title=title))
     converted = found.format.to_ours(found.inside(weights))
     converted.dropped += [name for name in weights if not name.startswith(found.prefix)]
     return found, converted

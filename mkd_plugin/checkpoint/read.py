@@ -19,7 +19,15 @@ from mmengine.logging import HistoryBuffer
 from safetensors import safe_open
 from torch import Tensor
 
-from mkd_plugin.checkpoint.archive import ZIP, open_archive, read_torchscript, scan_archive, scan_old_format
+from mkd_plugin.checkpoint.archive import (
+    ZIP,
+    holds_arrays,
+    open_archive,
+    read_arrays,
+    read_torchscript,
+    scan_archive,
+    scan_old_format,
+)
 from mkd_plugin.checkpoint.checksum import PICKLE, check_tensors, checked_records
 from mkd_plugin.utils.files import printable
 
@@ -70,8 +78,8 @@ def read_checkpoint(
     """Read a checkpoint without running code in it.
 
     Args:
-        path: A file written by ``torch.save``, a ``.safetensors`` file, a TorchScript archive, or a folder with Hugging
-            Face's ``config.json`` and weights.
+        path: A file written by ``torch.save``, a ``.safetensors`` or NumPy's ``.npz`` file, a TorchScript archive, or
+            a folder with Hugging Face's ``config.json`` and weights.
         map_location: As in ``torch.load``; used for files of ``torch.save`` only, all others are read to the CPU.
         content: The bytes to read instead of a local file; ``path`` then only appears in messages.
         lazy: Map tensors from the file where its format allows it, instead of reading them now. Copy them before anything
@@ -139,7 +147,7 @@ def refusing(source: str | Path) -> Iterator[None]:
 
 
 def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, lazy: bool, *, ending: str = '') -> Any:
-    """Read a file of any of the three formats, after checks that cost little. Raises anything if it is damaged.
+    """Read a file of any of these formats, after checks that cost little. Raises anything if it is damaged.
 
     ``ending``: records whose names end so are compared with their checksums.
     """
@@ -152,6 +160,8 @@ def read_file(path: str | Path, map_location: Any, content: BinaryIO | None, laz
         file.seek(0)
         if zipped:
             archive = open_archive(file, size)
+            if holds_arrays(archive):
+                return {'state_dict': read_arrays(archive)}
             module = scan_archive(archive, size)
             if module is not None:
                 return {'state_dict': read_torchscript(archive, module)}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mkd_plugin.checkpoint.formats import find_networks
-from mkd_plugin.checkpoint.formats.detect import COMPILE_PREFIX
+from mkd_plugin.checkpoint.formats.detect import COMPILE_PREFIX, looks_like
+from mkd_plugin.checkpoint.foundation import identify
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 from mkd_plugin.utils.files import printable
 
@@ -22,11 +23,6 @@ MODELS: Patterns = (
     ('mmseg or mmdet model', (r'^backbone\.', r'^(decode_head|bbox_head|roi_head|rpn_head)\.')),
     ('MM model (backbone.…)', (r'^backbone\.',)),
 )
-# Families that cannot be loaded here.
-OTHERS: Patterns = (
-    ('torchvision ViT', (r'^encoder\.layers\.encoder_layer_0\.',)),
-    ('ResNet', (r'^layer1\.0\.conv1\.',)),
-)
 
 
 def guess_format(names: Iterable[str]) -> str:
@@ -36,12 +32,7 @@ def guess_format(names: Iterable[str]) -> str:
         f'{entry.format.title}{f", under {entry.prefix!r}" if entry.prefix else ""}' for entry in find_networks(names)
     )
     beginnings = sorted({name.split('.')[0] for name in names})[:8]
-    return (
-        first_match(names, MODELS)
-        or networks
-        or first_match(names, OTHERS)
-        or f'unknown; names begin with {beginnings}'
-    )
+    return first_match(names, MODELS) or networks or looks_like(names) or f'unknown; names begin with {beginnings}'
 
 
 def first_match(names: list[str], known: Patterns) -> str | None:
@@ -56,9 +47,9 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     """Describe a file.
 
     Returns:
-        ``file``, ``bytes``, ``format``, ``tensors``, ``parameters``, ``dtypes``, ``entries`` (the file's other keys),
-        ``epoch``, ``iter``, ``time``, ``seed``, ``stage``, ``provenance`` and ``config`` (text); None or empty if the file
-        does not say it.
+        ``file``, ``bytes``, ``format``, ``teacher`` (only of a foundation model: the config that takes it), ``tensors``,
+        ``parameters``, ``dtypes``, ``entries`` (the file's other keys), ``epoch``, ``iter``, ``time``, ``seed``, ``stage``,
+        ``provenance`` and ``config`` (text); None or empty if the file does not say it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -69,10 +60,12 @@ def describe_checkpoint(path: str | Path) -> dict[str, Any]:
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     provenance = dict(provenance_of(checkpoint))
+    foundation = identify(weights)
     return {
         'file': str(path),
         'bytes': Path(path).expanduser().stat().st_size,
-        'format': guess_format(weights),
+        'format': guess_format(weights) if foundation is None else foundation.sentence(),
+        **({} if foundation is None else {'teacher': foundation.config(path)}),
         'tensors': len(weights),
         'parameters': sum(tensor.numel() for tensor in weights.values()),
         'dtypes': dict(Counter(str(tensor.dtype).removeprefix('torch.') for tensor in weights.values())),

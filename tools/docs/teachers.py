@@ -89,16 +89,34 @@ TIMM = """
 `TimmTeacher` takes any model of timm that has `forward_intermediates`. Download a file, and name the model:
 
 ```python
-dict(type='TimmTeacher', model='vit_base_patch16_dinov3', checkpoint='dinov3_vitb16.safetensors')         # DINOv3
-dict(type='TimmTeacher', model='vit_base_patch16_siglip_224.v2_webli', checkpoint='siglip2_b16.safetensors')  # SigLIP 2
-dict(type='TimmTeacher', model='vit_pe_core_base_patch16_224', checkpoint='pe_core_b16.safetensors')      # Perception Encoder
-dict(type='TimmTeacher', model='vit_base_patch16_radio_v3', checkpoint='c_radio_v3_b.safetensors')        # C-RADIO
-dict(type='TimmTeacher', model='eva02_base_patch14_224', checkpoint='eva02_b14.safetensors')              # EVA-02
-dict(type='TimmTeacher', model='aimv2_large_patch14_224', checkpoint='aimv2_l14.safetensors')             # AIMv2
-dict(type='TimmTeacher', model='vit_base_patch16_clip_224.metaclip_400m', checkpoint='metaclip_b16.safetensors')  # MetaCLIP
+{lines}
 ```
 
-TIPSv2 is not in timm {version}; its files have DINOv2's layout, with a second cls token in place of a register.
+The file may be what the authors, Hugging Face, OpenCLIP, big_vision or timm publish; `checkpoint` is the file or Hugging Face's
+folder. `mkd inspect FILE` names the network in it and the model of timm that it fits, and so does the message about a file of
+another model.
+
+| network | layouts that are read |
+|---|---|
+| DINOv3 | authors' `.pth`, Hugging Face, timm |
+| SigLIP, SigLIP 2 | Hugging Face (a tower or the whole model), OpenCLIP, big_vision's `.npz`, timm |
+| SigLIP 2 NaFlex | Hugging Face and big_vision's `.npz`, as `naflexvit_base_patch16_siglip` |
+| EVA-02, Perception Encoder, C-RADIO | authors', timm |
+| AIMv2 | authors', Hugging Face, timm |
+| TIPSv2 | authors' |
+| MetaCLIP and other CLIPs, DINOv2, ViT | authors', OpenCLIP, Hugging Face, timm |
+
+- **Equal to the authors'.** Most of timm's SigLIP models have the exact GELU where SigLIP was trained with its approximation
+  by tanh: `options=dict(act_layer='gelu_tanh')` gives what Hugging Face and big_vision compute. CLIPs of OpenAI and Meta need a
+  model with `quickgelu` in its name. DINOv3's queries and values have biases, which timm found to be 0 in the published files
+  and leaves out: a file with others is refused, and needs a model whose name ends in `_qkvb`. timm's `pooled` of a DINOv3 is a
+  mean; its cls token is `prefix:0`.
+- **As `ViTTeacher` or student.** Our own ViT loads DINOv3, SigLIP, SigLIP 2 and EVA-02 from the same files, with relations and
+  attention as taps:
+
+```python
+{own_lines}
+```
 
 - **Size.** A ViT that takes any size gets the one whose grid is the student's: 196 px for a teacher of 14-px patches and a
   student of 14 × 14 patches. A model that takes one size only gets that, any other the student's; `img_size=` overrides this.
@@ -114,6 +132,28 @@ is the processor time of a forward pass relative to ViT-B/16.
 `python tools/docs/tried_teachers.py` repeats it.
 
 """
+
+# For each network, a config for a local file.
+LINES = {
+    'DINOv3': "dict(type='TimmTeacher', model='vit_base_patch16_dinov3', checkpoint='dinov3_vitb16_pretrain_lvd1689m.pth')",
+    'SigLIP 2': "dict(type='TimmTeacher', model='vit_base_patch16_siglip_224.v2_webli', "
+    "options=dict(act_layer='gelu_tanh'), checkpoint='siglip2-base-patch16-224')",
+    'Perception Encoder': "dict(type='TimmTeacher', model='vit_pe_core_base_patch16_224', checkpoint='PE-Core-B16-224.pt')",
+    'C-RADIO': "dict(type='TimmTeacher', model='vit_base_patch16_radio_v3', checkpoint='C-RADIOv3-B/model.safetensors')",
+    'EVA-02': "dict(type='TimmTeacher', model='eva02_base_patch14_224', checkpoint='eva02_B_pt_in21k_p14.pt')",
+    'AIMv2': "dict(type='TimmTeacher', model='aimv2_large_patch14_224', checkpoint='aimv2-large-patch14-224')",
+    'TIPSv2': "dict(type='TimmTeacher', model='vit_base_patch14_reg1_tipsv2', checkpoint='tipsv2-b14')",
+    'MetaCLIP': "dict(type='TimmTeacher', model='vit_base_patch16_clip_quickgelu_224.metaclip_400m', checkpoint='b16_400m.pt')",
+}
+OWN_LINES = {
+    'DINOv3': "dict(type='ViTTeacher', arch='b', patch_size=16, network=dict(position='none', rope='dinov3', "
+    "layer_scale=1e-5, num_registers=4, norm_eps=1e-5), checkpoint='dinov3_vitb16_pretrain_lvd1689m.pth')",
+    'SigLIP 2': "dict(type='ViTTeacher', arch='b', patch_size=16, network=dict(position='learned', cls_token=False, "
+    "activation='gelu_tanh'), checkpoint='siglip2-base-patch16-224', pixel_mean=[127.5] * 3, pixel_std=[127.5] * 3)",
+    'EVA-02': "dict(type='ViTTeacher', arch=dict(width=768, depth=12, num_heads=12, mlp_ratio=8 / 3), patch_size=14, "
+    "network=dict(position='learned', rope='eva02', activation='swiglu', inner_norm='mlp', final_norm=False), "
+    "checkpoint='eva02_B_pt_in21k_p14.pt', pixel_mean=[122.771, 116.746, 104.094], pixel_std=[68.5005, 66.6322, 70.3232])",
+}
 
 OWN = """
 ## Other teachers
@@ -296,7 +336,9 @@ def tried_table() -> str:
             f'{entry["seconds"] / unit:.2g}',
         ]
         lines.append(f'| {" | ".join(cells)} |')
-    return TIMM.format(version=tried['timm']) + '\n'.join(lines) + '\n'
+    blocks = ('\n'.join(f'{line}  # {name}' for name, line in part.items()) for part in (LINES, OWN_LINES))
+    lines_of = dict(zip(('lines', 'own_lines'), blocks, strict=True))
+    return TIMM.format(version=tried['timm'], **lines_of) + '\n'.join(lines) + '\n'
 
 
 def page() -> str:

@@ -19,6 +19,15 @@ DEFAULT_PREFIXES = ('', 'backbone.', 'teacher.backbone.', 'base_encoder.')
 COMPILE_PREFIX = '_orig_mod.'
 MAX_NETWORKS = 100  # in one file
 
+# Networks of other families, and a regular expression that a name of theirs contains.
+OTHERS = {
+    'torchvision ViT': r'^encoder\.layers\.encoder_layer_0\.',
+    'ResNet': r'(^|\.)layer1\.0\.conv1\.',
+    'Swin Transformer': r'(layers|stages)\.0\.blocks\.0\.att.*relative_position_bias_table',
+    'ConvNeXt': r'stages\.0\.([a-z]+\.)?0\.(conv_dw|dwconv|depthwise_conv)\.',
+    'language model': r'(^|\.)(embed_tokens|wte)\.weight',
+}
+
 
 class DetectedNetwork(NamedTuple):
     """A network in a state dict: the format and the prefix of its names."""
@@ -59,14 +68,20 @@ def all_match(names: Collection[str], prefix: str, patterns: Collection[str]) ->
     return all(any(re.fullmatch(pattern, name) for name in inner) for pattern in patterns)
 
 
+def looks_like(names: Collection[str]) -> str | None:
+    """Say of which other family a network is, as far as its names tell."""
+    return next((title for title, mark in OTHERS.items() if any(re.search(mark, name) for name in names)), None)
+
+
 def find_network(weights: Mapping[str, Tensor], source: str | Path, prefix: str | None = None) -> DetectedNetwork:
     """Find the network to load: the one under ``prefix``, by default one of ``DEFAULT_PREFIXES``."""
     names = [name for name in weights if prefix is None or name.startswith(prefix)]
     networks = find_networks(names)
     if not networks:
         where = '' if prefix is None else f" under the prefix '{prefix}'"
+        family = f', but one that looks like: {title}' if (title := looks_like(names)) else ''
         raise CheckpointError(
-            f'{source} holds no network of a known format{where}. Known formats: '
+            f'{source} holds no network of a known format{where}{family}. Known formats: '
             f'{"; ".join(entry.title for entry in FORMATS.values())}. The first ten of its {len(weights)} names are '
             f'{list(weights)[:10]}. A network of another family can be a teacher through TimmTeacher or GeneratorTeacher.'
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn import functional as F
 
+from mkd_plugin.checkpoint.formats import EXPORTS, find_networks
+from mkd_plugin.checkpoint.foundation import Foundation, adapt_to, identify
 from mkd_plugin.checkpoint.load import load_module
+from mkd_plugin.checkpoint.read import CheckpointError
 from mkd_plugin.models.protocols import StudentContext, Teacher, freeze
 from mkd_plugin.models.teachers.vit import PixelView, check_weights
 from mkd_plugin.registry import MODELS
@@ -44,7 +46,8 @@ class TimmTeacher(Teacher):
 
     Args:
         model: Name in timm, for example 'resnet50' or 'vit_base_patch16_dinov3'.
-        checkpoint: Local file with the model's weights; a classifier in it is dropped.
+        checkpoint: Local file with the model's weights, as timm, its authors, Hugging Face, OpenCLIP or big_vision publish
+            them; a classifier in it is dropped.
         seed: Seed for random weights, instead of ``checkpoint``.
         img_size: Side of the teacher's input, pixels. By default chosen so that the grids match, for a ViT that takes any
             size; the model's own, if it takes no other; otherwise the student's.
@@ -84,8 +87,7 @@ class TimmTeacher(Teacher):
         image_hw = set_size(self.network, student, img_size)
         cfg = self.network.pretrained_cfg
         if checkpoint is not None:
-            adapt = getattr(sys.modules[type(self.network).__module__], 'checkpoint_filter_fn', None)
-            load_module(self.network, checkpoint, adapt=adapt)  # timm's filter renames and resizes tensors
+            load_weights(self.network, model, checkpoint)
             tell_licence(model, cfg.get('license'))
         freeze(self.network, in_checkpoints=False)
         self.train()
@@ -230,6 +232,48 @@ def create(name: str, options: dict[str, Any]) -> Any:
     if not hasattr(network, 'forward_intermediates'):
         raise ValueError(f"timm's {name} has no forward_intermediates. Use another model, or write your own Teacher.")
     return network
+
+
+def load_weights(network: Any, model: str, path: str) -> None:
+    """Load a timm model from a file in timm's or another layout (``checkpoint/foundation.yml``); log a line.
+
+    Raises:
+        CheckpointError: The file does not cover the model, or holds another one; then the message says which.
+    """
+    found: list[Foundation] = []
+
+    def adapt(weights: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:
+        foundation = identify(weights)
+        if foundation is None:
+            return adapt_to(network, timm_names(weights))
+        found.append(foundation)
+        if type(network).__module__ not in (f'timm.models.{foundation.layout.module}', 'timm.models.naflexvit'):
+            raise CheckpointError(f'timm computes it with another class than {type(network).__name__}.')
+        adapted = adapt_to(network, foundation.for_filter())
+        adapted = adapt_to(network, adapted)  # timm does not resize a Perception Encoder that it renames
+        own = network.state_dict()
+        lost = [name for name in adapted if name.endswith(('.q_bias', '.v_bias')) and name not in own]
+        if any(bool(adapted[name].any()) for name in lost):
+            raise CheckpointError('its queries and values have biases, which the model lacks.')
+        return adapted
+
+    try:
+        load_module(network, path, adapt=adapt)
+    except CheckpointError as error:
+        if not found:
+            raise
+        raise CheckpointError(
+            f"{path} does not fit timm's {model}: it holds {found[0].sentence()}. Use {found[0].config(path)}. "
+            f'The reason: {error}'
+        ) from error
+
+
+def timm_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename the tensors of one of Hugging Face's plain ViTs (ViT, DINOv2, CLIP) as timm has them; keep all others."""
+    networks = [entry for entry in find_networks(weights) if entry.format.name.startswith('hf_')]
+    if len(networks) != 1:
+        return weights
+    return EXPORTS['timm'].to_theirs(networks[0].format.to_ours(networks[0].inside(weights)).tensors)[0]
 
 
 def set_size(network: Any, student: StudentContext, img_size: int | None) -> tuple[int, int]:
