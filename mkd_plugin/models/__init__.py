@@ -1,6 +1,6 @@
 """The algorithm and its components. Read ``distiller.py`` first, then ``objective.py`` and ``protocols.py``."""
 
-from mkd_plugin.models import heads, losses, masking, schedules, students, targets, teachers
+from mkd_plugin.models import balance, heads, losses, masking, schedules, standardize, students, targets, teachers
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.objective import Objective
 from mkd_plugin.models.preprocessor import CropPreprocessor
@@ -9,10 +9,12 @@ __all__ = [
     'CropPreprocessor',
     'MaskedDistiller',
     'Objective',
+    'balance',
     'heads',
     'losses',
     'masking',
     'schedules',
+    'standardize',
     'students',
     'targets',
     'teachers',
