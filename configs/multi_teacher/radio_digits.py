@@ -1,5 +1,5 @@
-# RADIO-style distillation of two networks on scikit-learn's digits. The teachers need weights: set `checkpoint` (and `seed=None`)
-# of both, for example from runs of mae_digits and dbot_digits.
+# RADIO-style distillation of two networks on scikit-learn's digits. The teachers need weights: set `checkpoint` (and
+# `seed=None`) of both, for example from runs of mae_digits and dbot_digits.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 teacher = dict(

@@ -1,5 +1,5 @@
-# UNIC with two teachers on scikit-learn's digits. They need weights: set `checkpoint` (and `seed=None`) of both, for example from
-# runs of mae_digits and dbot_digits.
+# UNIC with two teachers on scikit-learn's digits. They need weights: set `checkpoint` (and `seed=None`) of both, for
+# example from runs of mae_digits and dbot_digits.
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_100e.py', '../_base_/runtime_digits.py']
 
 find_unused_parameters = True  # the student's final norm

@@ -1,8 +1,8 @@
-# UNIC: DINO, DeiT-III, iBOT and dBOT fine-tuned on ImageNet-1K, all ViT-B/16, distilled into a ViT-B/16: 83.8 logistic regression,
-# 39.6 mIoU linear. Each teacher has a ladder of projectors for cls and one for patches; the loss is half cosine and half smooth L1,
-# and cls weighs as much as all patches. Numbers: main_unic.py and its defaults. dBOT's cls is its normalised mean of patches, and
-# its patches are not normalised, as in the reference code. The order of jitter, grey, blur and solarisation is that of the code,
-# their implementation mmpretrain's; bf16 instead of fp16 is our choice.
+# UNIC: DINO, DeiT-III, iBOT and dBOT fine-tuned on ImageNet-1K, all ViT-B/16, distilled into a ViT-B/16: 83.8 by logistic
+# regression, 39.6 mIoU linear. Each teacher has a ladder of projectors for cls and one for patches; the loss is half cosine
+# and half smooth L1, and cls weighs as much as all patches. Numbers: main_unic.py and its defaults. dBOT's cls is its
+# normalised mean of patches, and its patches are not normalised, as in the reference code. Jitter, grey, blur and
+# solarisation are mmpretrain's; bf16 instead of fp16 is our choice.
 _base_ = [
     '../_base_/datasets/in1k_pretrain_224.py', '../_base_/schedules/pretrain_bs1024_300e.py', '../_base_/runtime.py']
 
