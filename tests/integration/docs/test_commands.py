@@ -33,6 +33,7 @@ RUN_BY = {
     'benchmarks/load_time.py': 'tests/integration/commands/test_check_equality.py',
     'benchmarks/step_time.py': 'tests/unit/benchmarks/test_step_time.py',
     'projects/paper_claims/run.py': 'tests/integration/projects/test_paper_claims.py',
+    'projects/multi_teacher/run.py': 'tests/integration/projects/test_multi_teacher_project.py',
     'projects/small_data/run.py': 'tests/integration/projects/test_small_data.py',
     'tools/analyze.py': 'tests/unit/reporting/test_analysis_report.py',
     'tools/benchmark_all.sh': 'tests/integration/commands/test_benchmark_all.py',
