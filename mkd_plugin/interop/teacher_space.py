@@ -66,7 +66,7 @@ class TeacherSpace(nn.Module):
         tokens = []
         for kind, objective in self.objectives.items():
             region = (Region(None, True) if kind == CLS else Region(ALL.name, False)).tokens(mask)
-            (normalize,), (head,) = objective.normalizations, objective.heads  # type: ignore[misc, union-attr]
+            (normalize,), (head,) = objective.normalizations, objective.heads  # type: ignore[misc]
             predicted = head(features, objective.student_taps, region)
             tokens.append(normalize.invert(predicted) if isinstance(normalize, TargetStatistics) else predicted)
         return TokenFeatures({tap: Tokens(torch.cat(tokens, dim=1)) for tap in taps}, self.num_prefix)
@@ -125,14 +125,15 @@ def in_teacher_space(
         **{f'objectives.{chosen[kind]}': objectives[kind] for kind in chosen},
     }
     for part, module in parts.items():
-        own = {key: weights.get(f'{part}.{key}') for key in module.state_dict()}
-        other = [key for key, value in module.state_dict().items() if own[key] is None or own[key].shape != value.shape]
+        own = {key.removeprefix(f'{part}.'): value for key, value in weights.items() if key.startswith(f'{part}.')}
+        shapes = {key: value.shape for key, value in own.items()}
+        other = [key for key, value in module.state_dict().items() if shapes.get(key) != value.shape]
         if other:
             raise ValueError(
                 f"--as {name}: {path} is of another config: {part} has no '{other[0]}' of that shape. Give the config of "
                 'its run, which is in its work dir.'
             )
-        module.load_state_dict(own)
+        module.load_state_dict(own, strict=False)
     space = TeacherSpace(network, name, objectives).eval().to(subject.device)
     identity = (
         f'{subject.identity} as {name} {model.backbone} {[(key, model.objectives[key]) for key in chosen.values()]}'

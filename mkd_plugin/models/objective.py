@@ -179,7 +179,7 @@ class Objective(nn.Module):
         self.weight = self.schedule(progress)
         for normalize in self.normalizations:
             if getattr(normalize, 'scheduled', False):
-                normalize.set_progress(progress)
+                normalize.set_progress(progress)  # type: ignore[operator]
 
     def forward(
         self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask

@@ -111,7 +111,7 @@ class FixedStandardize(TargetStatistics):
         self.register_buffer('total', torch.zeros(width, dtype=torch.float64))
         self.register_buffer('products', torch.zeros(width, width, dtype=torch.float64))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, target: Tensor, region: RegionTokens | None = None) -> Tensor:
         """Standardise a target (…, R, D); in training, count it first. ``region`` marks padding tokens."""
         if self.training and self.count < self.needed:
@@ -241,7 +241,7 @@ class RunningStandardize(TargetStatistics):
         """Update the share by its schedule."""
         self.share = self.schedule(progress)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, target: Tensor, region: RegionTokens | None = None) -> Tensor:
         """Standardise a target (…, R, D); in training, count it afterwards. ``region`` marks padding tokens."""
         if not self.training:

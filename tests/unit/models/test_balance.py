@@ -10,6 +10,7 @@ from helpers.networks import VIT, scatter_weights
 from torch import nn
 from torch.nn import functional as F
 
+from mkd_plugin.engine.compile import compile_model
 from mkd_plugin.models.balance import RunningBalance, TeacherDropping
 from mkd_plugin.models.heads import LadderHead, ResidualAdaptor
 from mkd_plugin.models.losses import CosineSmoothL1Loss
@@ -144,6 +145,21 @@ def test_distiller__logs_what_a_balance_does(balance, logged, images):
     results = distiller(type=balance).loss(images)
     assert logged in results and not [name for name in results if 'loss' in name[1:] and not name.startswith('loss_')]
     assert {name for name in results if 'loss' in name} == {'loss_a_cls', 'loss_a', 'loss_b'}
+
+
+def test_distiller__compiled_loss_is_the_same(images):
+    """Statistics are left out of the graph: they are decided on the host."""
+    torch.manual_seed(0)
+    model = distiller(type='TeacherDropping')
+    other = copy.deepcopy(model)
+    compile_model(other, 'loss', 'eager')
+    for step in range(2):
+        found = []
+        for one in (model, other):
+            start_step(step)
+            found.append(one.loss(images))
+        for name, value in found[0].items():
+            torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_distiller__state_of_balance_and_statistics_is_in_its_checkpoint(images):
