@@ -6,6 +6,9 @@ FILE is a checkpoint in any format that the package reads, as for `mkd evaluate`
 folder for each class, their numbers become labels. The file holds one array for each layer and pooling, such as
 `block:-1_mean` (N, D), beside the names of the images. What an interrupted command has computed stays in OUT.partial; the same
 command goes on from there.
+
+With `--as TEACHER --config CONFIG` and a checkpoint of the pre-training, the features are what the student predicts of a
+teacher: through its heads, with the normalisation of the targets undone.
 """
 
 from __future__ import annotations
@@ -24,10 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('model', metavar='[NETWORK=]FILE[#PART]', help='network to run')
     add('images', help='folder of images, with a folder for each class or not')
     add('--out', type=Path, required=True, metavar='FILE', help='file to write: .npz, .parquet or .safetensors')
-    add('--tap', '--taps', default='block:-1', help="layers to read, such as 'block:-1,block:5,output'")
+    add('--tap', '--taps', help="layers to read, such as 'block:-1,block:5,output' (default: block:-1)")
     add(
-        '--pool', '--pools', default='cls,mean', help="how tokens become one vector: cls or mean; 'none' keeps them all"
+        '--pool',
+        '--pools',
+        help="how tokens become one vector: cls or mean; 'none' keeps them all (default: cls,mean)",
     )
+    add('--as', dest='teacher', metavar='TEACHER', help='teacher of the pre-training, or one of its objectives')
+    add('--config', help='config of the pre-training, for --as: a file, such as the one in its work dir, or a name')
     add(
         '--resize',
         type=at_least(1),
@@ -47,14 +54,26 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.evaluation.images import Preprocessing, open_any
     from mkd_plugin.interop.open_model import open_models
     from mkd_plugin.interop.specs import ModelSpec
+    from mkd_plugin.interop.teacher_space import in_teacher_space
+    from mkd_plugin.preflight.config import read_config
     from mkd_plugin.utils.files import lock_file
 
     check_feature_file(args.out)
     ModelSpec(args.model).check()
-    which = [Feature(tap, pool) for tap in args.tap.split(',') for pool in args.pool.split(',')]
+    if (args.teacher is None) != (args.config is None) or (args.teacher and args.tap):
+        raise ValueError(
+            '--as TEACHER and --config CONFIG belong together, without --tap: the heads read what they learned.'
+        )
+    pools = args.pool.split(',') if args.pool else ['cls', 'mean']
+    taps = [f'as:{args.teacher}'] if args.teacher else (args.tap or 'block:-1').split(',')
+    which = [Feature(tap, pool) for tap in taps for pool in pools]
     (subject,) = open_models(
         [args.model], known=network_options(args.network), device=usable_device(args.device), pixels=args.pixels
     )
+    if args.teacher:
+        path, asked = str(ModelSpec(args.model).path), pools if args.pool else None
+        subject, predicted = in_teacher_space(subject, path, read_config(args.config, {}), args.teacher, asked)
+        which = [feature for feature in which if args.pool or feature.pool in predicted]
     for feature in which:
         subject.network.tap_spec(feature.tap)  # raises if there is no such block
     crop = subject.network.image_hw

@@ -27,6 +27,7 @@ METHODS = {
     'gram': 'gram/gram_vit-base-p16_8xb256-64e_in1k',
     'proteus': 'proteus/proteus_vit-base-p14_teacher-dinov2-large_8xb64-300e_in1k',
     'tinymim': 'tinymim/tinymim_vit-base-p16_teacher-mae-large_8xb512-300e_in1k',
+    'multi_teacher': 'multi_teacher/radio_vit-base-p16_teachers-dinov3-siglip2-sam_8xb128-300e_in1k',
     'unified_view': 'unified_view/data2vec_vit-base-p16_8xb256-300e_in1k',
 }
 FIELDS = ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg')

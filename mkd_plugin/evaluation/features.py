@@ -22,7 +22,7 @@ from mkd_plugin.utils.files import lock_file, write_whole
 
 Report = Callable[[float], None]  # called with the fraction that is done, 0 … 1
 
-TAP = re.compile(r'output|block:-?\d+')  # taps whose tokens have the network's width
+TAP = re.compile(r'output|block:-?\d+|as:.+')  # the last one of a network in a teacher's space
 POOLS = ('cls', 'mean', 'none')
 VERSION = 2  # of the cached values and files; raise it when either changes
 
@@ -151,7 +151,7 @@ def compute(subject: OpenedModel, images_BCHW: Tensor, which: Sequence[Feature])
 def shape_of(subject: OpenedModel, feature: Feature, images: int) -> tuple[int, ...]:
     network = subject.network
     tokens = (network.num_prefix + network.grid[0] * network.grid[1],) if feature.pool == 'none' else ()
-    return (images, *tokens, network.arch.width)
+    return (images, *tokens, network.tap_spec(feature.tap).channels)
 
 
 def file_of(folder: Path, feature: Feature) -> Path:

@@ -46,7 +46,7 @@ class OpenedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.patch_embed.projection.weight.device
+        return next(self.network.parameters()).device
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Normalise RGB in [0, 1] as in the network's training."""

@@ -16,7 +16,7 @@ from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from mkd_plugin.models.feature_cache import FeatureCache, TeacherRequest
-from mkd_plugin.models.objective import Objective
+from mkd_plugin.models.objective import Objective, accepts
 from mkd_plugin.models.precision import set_precision
 from mkd_plugin.models.protocols import (
     Balance,
@@ -92,7 +92,8 @@ class MaskedDistiller(BaseSelfSupervisor):
         context = DistillContext(student, self.teachers, self.masking)
         terms = {name: build_objective(name, cfg, context) for name, cfg in objectives.items()}
         self.objectives = nn.ModuleDict(terms)  # type: ignore[assignment]
-        self.balance: Balance = Balance() if balance is None else build(balance)
+        asked = {'objectives': tuple(terms)} if balance is not None and accepts(balance, 'objectives') else {}
+        self.balance: Balance = Balance() if balance is None else build(balance, **asked)
         for name, module in self.named_modules():
             if isinstance(module, DropPath):
                 module.name = name  # what two networks skip is independent
@@ -130,6 +131,7 @@ class MaskedDistiller(BaseSelfSupervisor):
             terms[name], watched = objective(teacher, student, mask)
             results.update({f'{name}_{what}': value for what, value in watched.items()})
         results.update({f'loss_{name}': loss for name, loss in self.balance(terms).items()})
+        results.update(self.balance.watched)
         return results
 
     def extract_feat(self, inputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -182,7 +184,7 @@ class MaskedDistiller(BaseSelfSupervisor):
             return
         self._steps_not_followed += 1
         changing = [f"teacher '{name}'" for name, teacher in self.teachers.items() if teacher.changes]
-        changing += [f"weight of objective '{name}'" for name, term in self.objectives.items() if term.scheduled]
+        changing += [f"schedule of objective '{name}'" for name, term in self.objectives.items() if term.scheduled]
         if changing and self._steps_not_followed > 1:
             raise ValueError(
                 f'The {" and the ".join(changing)} should change during training, but nothing changes it: add '

@@ -28,6 +28,37 @@ class CosineLoss(nn.Module):
 
 
 @MODELS.register_module()
+class CosineSmoothL1Loss(nn.Module):
+    """Weighted sum of 1 − cosine similarity and smooth L1, the mean over channels (UNIC ½ and ½, Theia 0.9 and 0.1).
+
+    Args:
+        cosine: Weight of the cosine term.
+        smooth_l1: Weight of smooth L1.
+        beta: Difference below which smooth L1 is quadratic.
+        whole_image: Take the cosine of all tokens of an image as one vector, as Theia does, not of each token.
+    """
+
+    wants_region = True
+
+    def __init__(
+        self, *, cosine: float = 0.5, smooth_l1: float = 0.5, beta: float = 1.0, whole_image: bool = False
+    ) -> None:
+        super().__init__()
+        self.cosine, self.smooth_l1, self.beta, self.whole_image = cosine, smooth_l1, beta, whole_image
+
+    def forward(self, prediction_BRD: Tensor, target_BRD: Tensor, region: RegionTokens | None = None) -> Tensor:
+        """Compute the loss, (B, R). ``region`` marks padding tokens, which do not count in the cosine of an image."""
+        near_BR = F.smooth_l1_loss(prediction_BRD, target_BRD, beta=self.beta, reduction='none').mean(-1)
+        if not self.whole_image:
+            similarity = F.cosine_similarity(prediction_BRD, target_BRD, dim=-1)
+        else:
+            if region is not None and region.weight_BR is not None:
+                prediction_BRD, target_BRD = (x * region.weight_BR.unsqueeze(-1) for x in (prediction_BRD, target_BRD))
+            similarity = F.cosine_similarity(prediction_BRD.flatten(1), target_BRD.flatten(1)).unsqueeze(1)
+        return self.cosine * (1 - similarity) + self.smooth_l1 * near_BR
+
+
+@MODELS.register_module()
 class TokenInfoNCE(nn.Module):
     """InfoNCE between the tokens of an image (ConMIM, MimCo).
 

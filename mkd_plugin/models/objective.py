@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mkd_plugin.models.losses import TORCH_LOSSES
 from mkd_plugin.models.protocols import DistillContext, Head, Progress, Term
 from mkd_plugin.models.schedules import build_schedule
+from mkd_plugin.models.standardize import TargetStatistics
 from mkd_plugin.registry import build, find, parameters_of
 from mkd_plugin.structures import ALL, VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
 
@@ -65,7 +66,6 @@ class Objective(nn.Module):
         if normalize_prediction and normalize is None:
             raise ValueError('normalize_prediction=True needs normalize=….')
         self.schedule = build_schedule(weight, low=0, high=float('inf'), name='weight')
-        self.scheduled = isinstance(weight, dict)
         self.teacher, self.weight = teacher, self.schedule(Progress(0, 1))
         self.teacher_taps, self.student_taps = as_tuple(tap), as_tuple(student)
         self.region = Region.parse(region, context.masking.regions())
@@ -83,6 +83,7 @@ class Objective(nn.Module):
         )
         self.heads = nn.ModuleList(heads)  # type: ignore[assignment]
         self.normalizations = nn.ModuleList(normalizations)
+        self.scheduled = isinstance(weight, dict) or any(getattr(one, 'scheduled', False) for one in normalizations)
         self._check_region(region, context)
 
     def _pair_taps(self, head: dict[str, Any] | None) -> list[tuple[str, tuple[str, ...]]]:
@@ -140,7 +141,13 @@ class Objective(nn.Module):
             raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
         if self.region.patches and not target.patches:
             raise ValueError(f"'{tap}' of the teacher '{self.teacher}' is one vector per image: use region='cls'.")
-        return head, build_normalization(normalize, target.channels)
+        normalization = build_normalization(normalize, target.channels)
+        if isinstance(normalization, TargetStatistics) and (self.normalize_prediction or target.kind != 'tokens'):
+            raise ValueError(
+                f"{type(normalization).__name__} has statistics of the teacher's channels: use it for tokens, and with "
+                'normalize_prediction=False.'
+            )
+        return head, normalization
 
     def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
         if target.kind != source.kind:
@@ -177,8 +184,11 @@ class Objective(nn.Module):
             head.reset_parameters()
 
     def set_progress(self, progress: Progress) -> None:
-        """Update the weight by its schedule."""
+        """Update the weight, and the normalisations that have a schedule."""
         self.weight = self.schedule(progress)
+        for normalize in self.normalizations:
+            if getattr(normalize, 'scheduled', False):
+                normalize.set_progress(progress)  # type: ignore[operator]
 
     def forward(
         self, teacher: TokenFeatures, student: TokenFeatures, mask: TokenMask
@@ -203,7 +213,7 @@ class Objective(nn.Module):
                 prediction = apply(normalize, region, prediction)
             losses.append(apply(self.loss, region, prediction, target))
             watched = {'target_std': spread(target), 'student_std': spread(student.taps[student_taps[-1]].watched())}
-        return Term(tuple(losses), region, self.weight), watched
+        return Term(tuple(losses), region, self.weight, self.teacher), watched
 
 
 def as_tuple(taps: str | Sequence[str]) -> tuple[str, ...]:

@@ -253,9 +253,10 @@ class Head(nn.Module):
 class Normalization(Protocol):
     """N: a module that maps targets (…, R, D) to the same shape.
 
-    Keep statistics in buffers, which are saved in checkpoints, and synchronise them across ranks. If the constructor has
-    a keyword ``width``, the objective sets it to D. With ``wants_region = True``, the module is called with the keyword
-    ``region``, which marks padding tokens.
+    Keep statistics in buffers, which are saved in checkpoints, and synchronise them across ranks (``TargetStatistics`` in
+    :mod:`.standardize` does). If the constructor has a keyword ``width``, the objective sets it to D. With
+    ``wants_region = True``, the module is called with the keyword ``region``, which marks padding tokens. With
+    ``scheduled = True``, its ``set_progress`` is called at the start and after every optimiser step.
     """
 
     def __call__(self, target: Tensor) -> Tensor: ...
@@ -277,6 +278,7 @@ class Term:
     losses: tuple[Tensor, ...]  #: Loss of each pair of taps, (B, R, …)
     region: RegionTokens  #: Tokens to average over
     weight: float | Tensor  #: Factor of the term in the sum
+    teacher: str = ''  #: Name of the objective's teacher
 
     def mean(self) -> Tensor:
         """Average over pairs of taps and the region, times the weight.
@@ -297,8 +299,11 @@ class Term:
 class Balance(nn.Module):
     """Combines the objectives' terms into losses; the default takes each term's mean.
 
-    A subclass may compare the terms, per image as well, and drop or rescale some (UNIC's teacher dropping).
+    A subclass may compare the terms, per image as well, and drop or rescale some (UNIC's teacher dropping). If its
+    constructor has a keyword ``objectives``, the model sets it to their names.
     """
+
+    watched: Mapping[str, Tensor] = {}  #: Values of the last batch to log; no name contains 'loss'
 
     def forward(self, terms: Mapping[str, Term]) -> dict[str, Tensor]:
         """Map objective → term to objective → loss."""

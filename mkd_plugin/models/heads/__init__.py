@@ -1,5 +1,6 @@
 """Heads, H in the equation: predict the target from student tokens."""
 
+from mkd_plugin.models.heads.adaptors import LadderHead, ResidualAdaptor
 from mkd_plugin.models.heads.cross_attention import ContextRegressor, CrossAttentionDecoder
 from mkd_plugin.models.heads.decoder import NeckHead, TransformerDecoder
 from mkd_plugin.models.heads.pointwise import LinearHead, NoHead, ProjectorHead, RegroupedRelations
@@ -9,11 +10,13 @@ __all__ = [
     'ContextRegressor',
     'ConvDecoder',
     'CrossAttentionDecoder',
+    'LadderHead',
     'LinearHead',
     'NeckHead',
     'NoHead',
     'ProjectorHead',
     'RegroupedRelations',
+    'ResidualAdaptor',
     'TargetPredictor',
     'TransformerDecoder',
 ]

@@ -53,6 +53,10 @@ def shrink_teacher(teacher: dict) -> None:
         teacher.update(arch=TEACHER)
     if teacher['type'] == 'CLIPTeacher' or 'projection' in teacher.get('network', {}):
         teacher.update(network={**teacher.get('network', {}), 'projection': 16})
+    if teacher['type'] == 'TimmTeacher':
+        own = dict(img_size=64, global_attn_indexes=(1,)) if 'samvit' in teacher['model'] else {}
+        teacher.update(options=dict(depth=2, embed_dim=32, num_heads=2, **own, **teacher.get('options', {})))
+        teacher.update(img_size=own.get('img_size'))
     if teacher['type'] == 'GeneratorTeacher':
         shrink_generator(teacher)
     if teacher['type'] == 'TimmTeacher':

@@ -30,6 +30,8 @@ CONFIGS = [
     'ijepa/ijepa_digits',
     'data2vec2/data2vec2_digits',
     'proteus/proteus_digits',
+    'multi_teacher/radio_digits',
+    'multi_teacher/unic_digits',
 ]
 
 

@@ -17,11 +17,11 @@ PAPERS = yaml.safe_load((Path(__file__).parents[3] / 'docs' / 'papers.yml').read
 # no line of their own in a paper: our own configs, the small ones, and variants of a listed one
 UNLISTED = (
     *('digit', 'folder', 'shards', '1xb64', '1x800e', 'dbot-sym-abs', 'data-masks', 'dmae-dino', 'dmae-moco'),
-    *('unmasked', '/distill-'),
+    *('unmasked', '/distill-', 'radio_'),
 )
 METHODS = (
     *('dbot', 'maskdistill', 'dmae', 'hybrid_distill'),
-    *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus'),
+    *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus', 'multi_teacher'),
 )
 
 

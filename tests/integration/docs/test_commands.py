@@ -34,6 +34,7 @@ RUN_BY = {
     'benchmarks/step_time.py': 'tests/unit/benchmarks/test_step_time.py',
     'projects/any_student/run.py': 'tests/integration/projects/test_any_student.py',
     'projects/paper_claims/run.py': 'tests/integration/projects/test_paper_claims.py',
+    'projects/multi_teacher/run.py': 'tests/integration/projects/test_multi_teacher_project.py',
     'projects/small_data/run.py': 'tests/integration/projects/test_small_data.py',
     'tools/analyze.py': 'tests/unit/reporting/test_analysis_report.py',
     'tools/benchmark_all.sh': 'tests/integration/commands/test_benchmark_all.py',

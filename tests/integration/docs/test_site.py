@@ -51,7 +51,7 @@ def test_methods__are_all_that_have_a_readme():
     'method',
     [
         *('dbot', 'maskdistill', 'dmae', 'hybrid_distill', 'mae', 'fd', 'unified_view'),
-        *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus'),
+        *('tinymim', 'crossmae', 'caev2', 'gram', 'ijepa', 'data2vec2', 'proteus', 'multi_teacher'),
     ],
 )
 def test_method_page__has_equation_config_ablations_and_what_is_confirmed(method):

@@ -33,7 +33,7 @@ FROZEN = dict(type='ViTTeacher', arch=ARCH, patch_size=4, seed=1, pixel_mean=[0.
 def doubles():
     """Register the test doubles of this file for one test."""
     with registered(
-        WeightedSum, RunningStandardize, LadderHead, HardestTeacher, RowDivergence, CrossAttention, CoarseTeacher, TwoMasks,
+        WeightedSum, RunningMean, RungsHead, HardestTeacher, RowDivergence, CrossAttention, CoarseTeacher, TwoMasks,
         PeriodicCopy,
     ):  # fmt: skip
         yield
@@ -83,7 +83,7 @@ def test_g2__cls_alone(images):
 
 
 # G3: N with statistics.
-class RunningStandardize(nn.Module):
+class RunningMean(nn.Module):
     """Standardises with the statistics of the first batch, stored in buffers."""
 
     def __init__(self, *, width):
@@ -99,7 +99,7 @@ class RunningStandardize(nn.Module):
 
 
 def test_g3__normalization_with_state_is_told_its_width_and_saved(images):
-    model = build(dict(feature=dict(PLAIN, normalize=dict(type='RunningStandardize'))))
+    model = build(dict(feature=dict(PLAIN, normalize=dict(type='RunningMean'))))
     model.loss(images)
     target = model.teachers['frozen'](images, None, ('output',)).tokens('output')[:, 1:]
     state = model.state_dict()
@@ -108,7 +108,7 @@ def test_g3__normalization_with_state_is_told_its_width_and_saved(images):
 
 
 # G4: a head that reads several taps.
-class LadderHead(Head):
+class RungsHead(Head):
     """Sums one projection per tap of the student."""
 
     many_taps = True
@@ -123,14 +123,14 @@ class LadderHead(Head):
 
 def test_g4__one_head_reads_several_taps(images):
     taps = ['block:0', 'block:1', 'output']
-    model = build(dict(ladder=dict(PLAIN, student=taps, head=dict(type='LadderHead', taps=3))))
+    model = build(dict(ladder=dict(PLAIN, student=taps, head=dict(type='RungsHead', taps=3))))
     features = model.backbone(images, taps=taps)
     head = model.objectives['ladder'].heads[0]
     predicted = sum(rung(features.tokens(tap)[:, 1:]) for rung, tap in zip(head.rungs, taps, strict=True))
     target = model.teachers['frozen'](images, None, ('output',)).tokens('output')[:, 1:]
     assert model.loss(images)['loss_ladder'].item() == pytest.approx(F.mse_loss(predicted, target).item(), rel=1e-12)
-    with pytest.raises(ValueError, match='LadderHead reads all .* for one tap of the teacher'):
-        build(dict(ladder=dict(PLAIN, tap=taps, student=taps, head=dict(type='LadderHead', taps=3))))
+    with pytest.raises(ValueError, match='RungsHead reads all .* for one tap of the teacher'):
+        build(dict(ladder=dict(PLAIN, tap=taps, student=taps, head=dict(type='RungsHead', taps=3))))
 
 
 # G5: losses per image that depend on each other.
