@@ -217,7 +217,7 @@ def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.
         near = timm.list_models(f'*{model.split("_")[0]}*')[:5]
         raise ValueError(f"timm {timm.__version__} has no model '{model}'. Did you mean one of {near}?")
     network: nn.Module = timm.create_model(model, num_classes=0)
-    no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', 1)
+    no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', None) != 0
     if not hasattr(network, 'blocks') or no_cls:
         raise ValueError(
             f"timm's {model} is a {type(network).__name__} without a cls token or without blocks, so it is not a plain ViT. "

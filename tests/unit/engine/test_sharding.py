@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from helpers.networks import VIT
+from helpers.networks_modern import DINOV3, EVA02
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
@@ -75,6 +77,19 @@ def test_shard_teachers__blocks_of_timms(group, tmp_path, build_distiller, image
     blocks = getattr(own, 'blocks', torch.nn.ModuleList())
     assert sum(p.numel() for p in held) == sum(p.numel() for p in blocks.parameters())
     torch.testing.assert_close(gradients(sharded, images), gradients(whole, images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('parts', [DINOV3, dict(EVA02, inner_norm='both')], ids=['dinov3', 'eva02'])
+def test_shard_trained__same_step_with_rotary_positions_and_gates(group, build_distiller, images, parts):
+    objective = dict(tap='block:-1', student='block:-1', normalize=None)
+    model = build_distiller(
+        objective=objective, backbone=dict(type='VisibleViT', **VIT, **{**parts, 'activation': 'swiglu'})
+    )
+    sharded = copy.deepcopy(model)
+    options = sharding.shard_options(None)
+    sharding.shard_trained(sharded, options)
+    sharding.shard_teachers(sharded, options)
+    torch.testing.assert_close(gradients(sharded, images), gradients(model, images), rtol=1e-12, atol=1e-12)
 
 
 def test_shard_options__half_precision_is_gathered_and_shares_stay_float32(group, build_distiller, images):
