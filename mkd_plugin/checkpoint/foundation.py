@@ -127,9 +127,9 @@ class Foundation:
         tensors = {name: tensors[name] for name in tensors if not re.search(r'pos_embed$|blocks\.[1-9]', name)}
         fitting = []
         for name in timm.list_models(pattern):
+            if f'_patch{sizes["patch"]}_' not in name:  # the filter would resize them
+                continue
             network = on_no_device(name, depth=1)  # one block, which all others equal: much faster
-            if network.feature_info[0]['reduction'] != sizes['patch']:
-                continue  # the filter would resize them
             given, own = adapt_to(network, tensors), network.state_dict()
             needed = {part for part in own if not part.endswith('pos_embed')}
             parts = {part for part in given if not part.startswith(('head', 'norm.', 'fc_norm'))}
