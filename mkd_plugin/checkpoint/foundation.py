@@ -264,7 +264,7 @@ def finish(tensors: Tensors, family: str) -> Tensors:
             finished |= {f'{start}q_bias': query, f'{start}v_bias': value}
         elif name == 'patch_embed.proj.weight' and tensor.ndim == 2:  # of flattened patches (h, w, channel)
             side = round((tensor.shape[1] / 3) ** 0.5)
-            finished[name] = tensor.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+            finished[name] = tensor.reshape(-1, side, side, 3).permute(0, 3, 1, 2)
         elif name == 'pos_embed' and tensor.shape[0] > 1:  # (h, w, D)
             finished[name] = tensor.flatten(0, 1).unsqueeze(0)
         else:

@@ -34,8 +34,6 @@ OPTIONAL_PARTS = {
     'a relative position bias shared by all blocks': (RELATIVE_TABLE, "relative_position='shared'"),
     'a relative position bias in every block': (FIRST_TABLE, "relative_position='per_block'"),
     'a norm before the first block': ('pre_norm.weight', 'pre_norm=True'),
-    'a norm inside its MLPs': (MLP_NORM, "inner_norm='mlp'"),
-    'a norm inside its attention': (ATTENTION_NORM, "inner_norm='both'"),
     'a distillation token': ('dist_token', 'distillation_token=True'),
     'register tokens': ('register_tokens', 'num_registers=…'),
     'absolute positions': ('pos_embed', "position='learned'"),
@@ -109,6 +107,11 @@ def infer_rope(tensors: Mapping[str, Tensor]) -> str | None:
     return 'eva02' if table and is_gated(tensors) else None
 
 
+def infer_inner_norm(tensors: Mapping[str, Tensor]) -> str | None:
+    """Infer which residual branches have a norm inside."""
+    return 'both' if ATTENTION_NORM in tensors else 'mlp' if MLP_NORM in tensors else None
+
+
 def count_placed(tensors: Mapping[str, Tensor]) -> int:
     """Count the prefix tokens that have a position."""
     return ('cls_token' in tensors) + ('dist_token' in tensors)
@@ -155,7 +158,7 @@ def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> di
         rope=rope,
         layer_scale=1.0 if 'layer scale' in parts else None,
         activation='swiglu' if is_gated(tensors) else 'quick_gelu' if pre_norm else 'gelu',
-        inner_norm='both' if ATTENTION_NORM in tensors else 'mlp' if MLP_NORM in tensors else None,
+        inner_norm=infer_inner_norm(tensors),
         norm_eps=1e-5 if pre_norm or rope == 'dinov3' else 1e-6,
         pre_norm=pre_norm,
         final_norm='ln1.weight' in tensors,

@@ -17,6 +17,7 @@ from torch import Tensor
 from mkd_plugin.checkpoint.infer_arch import (
     OPTIONAL_PARTS,
     LoadableViT,
+    infer_inner_norm,
     infer_rope,
     infer_sizes,
     is_gated,
@@ -124,7 +125,10 @@ def check_architecture(
             f'{report.source} holds a network with {heads} attention heads, and this one has {own_heads}: the tensors have the '
             'same shapes, but the network would compute something else. Check arch.'
         )
-    needed: dict[str, Any] = {'rope': metadata.get('rope', infer_rope(tensors))}
+    needed: dict[str, Any] = {
+        'rope': metadata.get('rope', infer_rope(tensors)),
+        'inner_norm': infer_inner_norm(tensors),
+    }
     if needed['rope'] == 'dinov3':
         needed['norm_eps'] = metadata.get('norm_eps', 1e-5)
     if 'cls_token' in {**own, **tensors}:

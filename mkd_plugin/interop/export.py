@@ -23,9 +23,14 @@ SCALE, PRE_NORM, QUICK, PROJECTION = 'layer scale', 'a norm before the first blo
 SHARED, PER_BLOCK = 'a relative position bias shared by all blocks', 'a relative position bias in every block'
 DISTILLED, REGISTERS, NO_TABLE = 'a distillation token', 'register tokens', 'no absolute positions'
 NOT_SQUARE = 'an image that is not square'
+NO_CLS, NO_NORM = 'no cls token', 'no final norm'
+DINOV3, EVA02 = 'rotary positions of DINOv3', 'rotary positions of EVA-02'
+GATED, TANH = 'gated MLPs', "tanh's GELU"
+MLP_NORM, BOTH_NORMS = 'a norm inside its MLPs', 'norms inside its MLPs and attention'
 FEATURES = dict(  # by their names in classes.yml
     scale=SCALE, pre_norm=PRE_NORM, quick=QUICK, projection=PROJECTION, shared=SHARED, per_block=PER_BLOCK,
-    distilled=DISTILLED, registers=REGISTERS, no_table=NO_TABLE, not_square=NOT_SQUARE,
+    distilled=DISTILLED, registers=REGISTERS, no_table=NO_TABLE, not_square=NOT_SQUARE, no_cls=NO_CLS, no_norm=NO_NORM,
+    dinov3=DINOV3, eva02=EVA02, gated=GATED, tanh=TANH, mlp_norm=MLP_NORM, both_norms=BOTH_NORMS,
 )  # fmt: skip
 
 
@@ -82,6 +87,14 @@ def features_of(options: Options) -> Features:
         SCALE: options['layer_scale'] is not None,
         PRE_NORM: options['pre_norm'],
         QUICK: options['activation'] == 'quick_gelu',
+        GATED: options['activation'] == 'swiglu',
+        TANH: options['activation'] == 'gelu_tanh',
+        MLP_NORM: options['inner_norm'] == 'mlp',
+        BOTH_NORMS: options['inner_norm'] == 'both',
+        DINOV3: options['rope'] == 'dinov3',
+        EVA02: options['rope'] == 'eva02',
+        NO_CLS: not options['cls_token'],
+        NO_NORM: not options['final_norm'],
         PROJECTION: options['projection'] is not None,
         SHARED: relative == 'shared',
         PER_BLOCK: relative == 'per_block',

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 Options = Mapping[str, Any]
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name('classes.yml').read_text('utf-8'))
 
-EPS = 1e-6  # of the norms in timm's models
+EPS = {'DINOv3': 1e-5}  # of the norms in timm's models, if not 1e-6
+# What timm's class has beside the options that its DINOv3 and EVA-02 share.
+EVA: dict[str, dict[str, Any]] = {
+    'DINOv3': dict(rope_type='dinov3', rope_temperature=100, rope_rotate_half=True, use_abs_pos_emb=False),
+    'EVA02': dict(ref_feat_shape=[16, 16]),
+}
 
 
 def keywords(library: str, options: Options) -> dict[str, Any]:
@@ -54,18 +59,19 @@ def beit_positions(options: Options) -> dict[str, Any]:
 
 
 class Timm(Library):
-    """timm's ``VisionTransformer``, ``VisionTransformerDistilled`` and ``Beit``."""
+    """timm's ``VisionTransformer``, ``VisionTransformerDistilled``, ``Beit`` and ``Eva``."""
 
     package = 'timm'
 
     def build(self, name: str, options: Options) -> nn.Module:
         from timm.models.beit import Beit
         from timm.models.deit import VisionTransformerDistilled
+        from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
 
         kinds: dict[str, Any] = {kind.__name__: kind for kind in (Beit, VisionTransformerDistilled, VisionTransformer)}
         norm = partial(nn.LayerNorm, eps=options['norm_eps'])
-        network: nn.Module = kinds[name](**self.arguments(name, options), norm_layer=norm)
+        network: nn.Module = kinds.get(name, Eva)(**self.arguments(name, options), norm_layer=norm)
         return network
 
     def arguments(self, name: str, options: Options) -> dict[str, Any]:
@@ -73,11 +79,16 @@ class Timm(Library):
         common = dict(keywords('timm', options), num_classes=options['projection'] or 0, global_pool='token')
         if name == 'Beit':
             return {**common, **beit_positions(options)}
-        quick = options['activation'] == 'quick_gelu'
-        common |= dict(pre_norm=options['pre_norm'], act_layer='quick_gelu' if quick else 'gelu')
+        registers, inner = options['num_registers'], options['inner_norm']
+        if name in EVA:
+            norms = dict(scale_mlp=inner is not None, scale_attn_inner=inner == 'both', qkv_fused=inner is None)
+            gated, rotary = options['activation'] == 'swiglu', dict(use_rot_pos_emb=True, **EVA[name])
+            return {**common, **norms, **rotary, 'swiglu_mlp': gated, 'swiglu_align_to': 0, 'num_reg_tokens': registers}
+        common |= dict(pre_norm=options['pre_norm'], act_layer=options['activation'])
         if name == 'VisionTransformerDistilled':
             return common
-        registers = options['num_registers']
+        if not options['cls_token']:
+            return {**common, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False}
         return {**common, 'reg_tokens': registers, 'no_embed_class': registers > 0}
 
     def run(self, network: Any, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -87,7 +98,7 @@ class Timm(Library):
         return tokens
 
     def config(self, name: str, options: Options) -> dict[str, Any]:
-        if options['norm_eps'] != EPS:
+        if options['norm_eps'] != EPS.get(name, 1e-6):
             raise ValueError(
                 f"timm's config.json cannot state norm_eps={options['norm_eps']}: write a file (.safetensors or .pth) instead "
                 'of a folder, and build the network with norm_layer.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.formats import find_networks, strip_compile_prefix
 from mkd_plugin.checkpoint.infer_arch import check_claims, infer_options, options_in_metadata
-from mkd_plugin.checkpoint.load import convert_weights, fill_network, load_module
+from mkd_plugin.checkpoint.load import convert_weights, fill_network
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.releases import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS
 from mkd_plugin.checkpoint.report import LoadReport, shorten
@@ -131,7 +130,8 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
     report = fill_network(network, source.checkpoint, path, prefix=found.prefix, allow_missing=FINAL_NORM)
     if source.theirs is not None:
         check_same_tokens(source.theirs, network, path)
-    statistics, notes = choose_pixels(source, pixels, found.format.name)
+    kind = found.format.name if options['cls_token'] else 'siglip'
+    statistics, notes = choose_pixels(source, pixels, kind)
     part = found.prefix or 'the whole file'
     settings = f'{sorted(network.options.items())} {[list(map(float, values)) for values in statistics]}'
     return OpenedModel(
@@ -182,8 +182,10 @@ def choose_pixels(source: SourceFile, pixels: str | None, format_name: str) -> t
         return source.pixels, source.notes
     if pixels is not None:
         return PIXEL_STATISTICS[pixels], [*source.notes, f'pixel statistics from --pixels {pixels}']
-    if format_name in ('clip', 'hf_clip', 'hf_clip_tower'):
+    if format_name in ('clip', 'hf_clip', 'hf_clip_tower', 'eva02'):
         return CLIP_PIXELS, [*source.notes, "CLIP's pixel statistics, because of the format"]
+    if format_name == 'siglip':
+        return HALF_PIXELS, [*source.notes, "SigLIP's pixel statistics, because there is no cls token"]
     note = "ImageNet's pixel statistics: the file states none (change them with --pixels)"
     return IMAGENET_PIXELS, [*source.notes, note]
 
@@ -203,25 +205,26 @@ def assumptions(
 
 
 def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.Module:
-    """Load a file into a model of timm; timm's own filter renames and resizes the tensors. Nothing is downloaded.
+    """Load a file of any layout that :class:`TimmTeacher` reads into a model of timm. Nothing is downloaded.
 
     Raises:
         ValueError: timm has no such model, it is not a plain ViT, or the file does not cover it.
     """
     import timm  # takes seconds
 
+    from mkd_plugin.models.teachers.timm import load_weights
+
     if not timm.is_model(model):
         near = timm.list_models(f'*{model.split("_")[0]}*')[:5]
         raise ValueError(f"timm {timm.__version__} has no model '{model}'. Did you mean one of {near}?")
     network: nn.Module = timm.create_model(model, num_classes=0)
-    no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', 1)
+    no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', None) != 0
     if not hasattr(network, 'blocks') or no_cls:
         raise ValueError(
             f"timm's {model} is a {type(network).__name__} without a cls token or without blocks, so it is not a plain ViT. "
             'Only plain ViTs can be opened here.'
         )
-    adapt = getattr(sys.modules[type(network).__module__], 'checkpoint_filter_fn', None)
-    load_module(network, str(path), prefix=prefix or '', adapt=adapt)
+    load_weights(network, model, str(path), prefix=prefix or '')
     return network.eval()
 
 

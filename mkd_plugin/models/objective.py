@@ -128,8 +128,8 @@ class Objective(nn.Module):
         if head.reads_cls and not sources[0].cls:
             raise ValueError(f'{type(head).__name__} needs a student with a cls token. Use a TransformerDecoder.')
         if self.region.cls and not (head.predicts_cls and target.cls and sources[0].cls):
-            source = 'The student' if target.cls else f"The teacher '{self.teacher}'"
-            lacking = f'{source} has' if head.predicts_cls else f'{type(head).__name__} predicts'
+            who = 'The student' if target.cls else f"The teacher '{self.teacher}'"
+            lacking = f'{who} has' if head.predicts_cls else f'{type(head).__name__} predicts'
             others = self.region.patches or VISIBLE.name
             raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
         if self.region.patches and not target.patches:

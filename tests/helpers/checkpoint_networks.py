@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from mkd_plugin.interop.export import (
+    BOTH_NORMS,
+    DINOV3,
     DISTILLED,
+    EVA02,
+    GATED,
+    MLP_NORM,
+    NO_CLS,
+    NO_NORM,
     NO_TABLE,
     NOT_SQUARE,
     PER_BLOCK,
@@ -18,6 +25,7 @@ from mkd_plugin.interop.export import (
     REGISTERS,
     SCALE,
     SHARED,
+    TANH,
     ForeignClass,
 )
 from mkd_plugin.models.vit import VisionTransformer
@@ -34,6 +42,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     REGISTERS: dict(num_registers=4),
     NO_TABLE: dict(position='none'),
     NOT_SQUARE: dict(img_size=(32, 48)),
+    NO_CLS: dict(cls_token=False),
+    NO_NORM: dict(final_norm=False),
+    DINOV3: dict(rope='dinov3', norm_eps=1e-5),
+    EVA02: dict(rope='eva02'),
+    GATED: dict(activation='swiglu'),
+    TANH: dict(activation='gelu_tanh'),
+    MLP_NORM: dict(inner_norm='mlp'),
+    BOTH_NORMS: dict(inner_norm='both'),
 }
 
 
@@ -60,9 +76,9 @@ def tiny(features: frozenset[str] = frozenset(), foreign: ForeignClass | None = 
     with torch.no_grad():
         if PRE_NORM in features:
             network.patch_embed.projection.bias.zero_()
-        if foreign is not None and 'beit' in foreign.format.name:
+        if network.rotary is not None or (foreign is not None and 'beit' in foreign.format.name):
             for block in network.layers:
                 block.attn.qkv.bias[width : 2 * width] = 0
-        if REGISTERS in features:
+        if REGISTERS in features and network.pos_embed is not None:
             network.pos_embed[:, : network.num_placed] = 0
     return network

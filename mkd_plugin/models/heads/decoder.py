@@ -39,6 +39,7 @@ class TransformerDecoder(Head):
     """
 
     reaches_hidden = True
+    pos_embed: Tensor
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,8 @@ def run_blocks(
             rows = rows_BR if position == last - 1 else None
             x_BND, attention = network.layers[position](x_BND, rows, bias_1HNN, kept[position], turns_BNK)
         elif inner:
-            attention = network.layers[position].stop_inside(x_BND, bias_1HNN, turns_BNK, {tap.kind for tap in inner})
+            block: Any = network.layers[position]
+            attention = block.stop_inside(x_BND, bias_1HNN, turns_BNK, {tap.kind for tap in inner})
         values.update({tap.name: read_inside(tap, attention) for tap in inner})
     return values
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.networks_modern import timm_network
 from helpers.tiny_dense import SIDE, TINY, batch_of, build, names, parsed, read, shrink
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
@@ -191,3 +192,16 @@ def test_dense_config__builds_at_full_size(name):
     else:
         found = sample.pred_instances
         assert len(found) <= 100 and math.isfinite(found.scores.sum()) and found.masks.shape[0] == len(found.bboxes)
+
+
+@pytest.mark.parametrize('name', [name for name in TRAINED if name.endswith('_dinov3')])
+@torch.no_grad()
+def test_dinov3_config__starts_from_its_file_strictly_and_gives_timms_maps(name, tmp_path):
+    assert parsed(name).model.backbone.arch == 'b' and parsed(name).model.backbone.patch_size == 16
+    theirs = timm_network('dinov3_qkvb', embed_dim=TINY['width'], depth=4, patch_size=16, img_size=SIDE)
+    torch.save(theirs.state_dict(), tmp_path / 'dinov3.pth')
+    network = build_backbone(shrunk_backbone(name), tmp_path / 'dinov3.pth').eval()
+    images = torch.randn(1, 3, SIDE, 3 * SIDE // 2)
+    wanted = theirs.forward_intermediates(images, indices=list(network.out_indices), intermediates_only=True)
+    for found, map_BDhw in zip(network(images), wanted, strict=True):
+        torch.testing.assert_close(found, map_BDhw, rtol=1e-4, atol=1e-5)

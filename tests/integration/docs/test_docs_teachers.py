@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import timm
 import torch
 from helpers.checkpoint_networks import scattered
 from helpers.foundation_files import BY_TIMM, SMALL, published
+from helpers.networks_modern import NETWORKS
 
-from mkd_plugin.checkpoint.load import fill_network
 from mkd_plugin.checkpoint.releases import RELEASES
 from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT
@@ -54,6 +55,22 @@ def test_config__builds_the_released_network(name):
     assert network.patch_size == patch
 
 
+def test_page__options_of_modern_networks_are_those_compared_with_timm():
+    """As `tests/unit/models/test_modern_parts.py` compares them."""
+    names = dict(
+        DINOV3='dinov3', DINOV3_PLUS='dinov3_plus', SIGLIP='siglip2', EVA02='eva02_base', EVA02_CLIP='eva02_clip'
+    )
+    found: dict = {}
+    exec(re.search('```python\n(.*?)```', SCRIPT['MODERN'], re.DOTALL)[1], found)
+    assert {name: found[name] for name in names} == {name: NETWORKS[other][3] for name, other in names.items()}
+    for config in (found['teacher'], found['student']):
+        options = dict(config)
+        check_options(find(options.pop('type')), options, ['student'])
+    with torch.device('meta'):
+        for options in (dict(arch='b', **found['DINOV3']), dict(arch=found['eva_b'], patch_size=14, **found['EVA02'])):
+            assert VisionTransformer(**options).layers[0].ffn.layers[1].in_features in (3072, 2048)
+
+
 FILES = {
     'DINOv3': 'vit_base_patch16_dinov3',
     'SigLIP 2': 'vit_base_patch16_siglip_224',
@@ -79,15 +96,3 @@ def test_foundation_models__their_lines_load_files(tmp_path, name):
     teacher = cls(student=StudentContext(student, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), **options)
     assert torch.equal(teacher.network.blocks[-1].norm2.weight, network.blocks[-1].norm2.weight)
     assert teacher.tap_spec('block:-1').channels == sizes['embed_dim']
-
-
-@pytest.mark.parametrize('name', SCRIPT['OWN_LINES'])
-def test_foundation_models__our_own_vit_is_timms_model(name):
-    """The options of the line build the network of timm's model in the line above: its file loads."""
-    config = eval(SCRIPT['OWN_LINES'][name], {'dict': dict})
-    model = eval(SCRIPT['LINES'][name], {'dict': dict})['model']
-    arch = dict(width=48, depth=1, num_heads=3, mlp_ratio=4.0 if name != 'EVA-02' else 8 / 3)
-    sizes = dict(embed_dim=48, depth=1, num_heads=3)
-    network = VisionTransformer(arch=arch, img_size=224, patch_size=config['patch_size'], **config['network'])
-    weights = timm.create_model(model, num_classes=0, **sizes).state_dict()
-    assert not fill_network(network, {'state_dict': weights}, 'file').missing

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from helpers.networks import scatter_weights
+from helpers.networks_modern import ours_of, timm_network
 from helpers.networks_timm import timm_beit, timm_vit
 from torch.nn import functional as F
 
@@ -319,3 +320,54 @@ def test_embed_plane__float32_positions_are_resized_once_and_antialiased():
     table = network.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     wanted = F.interpolate(table, size=grid, mode='bicubic', antialias=True).flatten(2).transpose(1, 2)
     torch.testing.assert_close(tokens[:, 1:], wanted + network.patch_embed.projection.bias)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (40, 64), (16, 24)])
+@pytest.mark.parametrize('name', ['dinov3', 'dinov3_plus', 'siglip'])
+@torch.no_grad()
+def test_forward__is_timms_dinov3_and_siglip_at_any_size(tmp_path, name, size):
+    """Rotary positions of the image's grid; registers, or no cls."""
+    theirs = timm_network(name, depth=4, dynamic_img_size=True)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    options = ours_of(name, arch=dict(ours_of(name)['arch'], depth=4))
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'timm.pth'))
+    ours = MODELS.build(dict(type='DenseViT', **options, out_indices=(0, 1, 3), init_cfg=init)).eval()
+    ours.init_weights()
+    images = torch.randn(2, 3, *size)
+    wanted = theirs.forward_intermediates(images, indices=[0, 1, 3], intermediates_only=True)
+    assert_maps_equal(ours(images), wanted, 1e-5)
+    padded = ours(images[..., 1:, 1:])[0]
+    assert padded.shape == wanted[0].shape and not torch.equal(padded, wanted[0])
+
+
+@torch.no_grad()
+def test_forward__is_timms_eva02_at_the_size_that_it_was_set_to(tmp_path):
+    theirs = timm_network('eva02_clip', depth=4)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    options = ours_of('eva02_clip', arch=dict(ours_of('eva02_clip')['arch'], depth=4))
+    ours = DenseViT(**options, out_indices=(0, 1, 3)).eval()
+    load_backbone(ours, tmp_path / 'timm.pth')
+    theirs.set_input_size((40, 64))
+    images = torch.randn(2, 3, 40, 64)
+    wanted = theirs.forward_intermediates(images, indices=[0, 1, 3], intermediates_only=True)
+    assert_maps_equal(ours(images), wanted, 1e-5)
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+def test_windows__with_rotary_positions_are_blocks_of_smaller_images(recompute):
+    """EVA-02's rotations depend on the difference of places, so a window is like any other of its size."""
+    arch = dict(width=48, depth=1, num_heads=4)
+    options = dict(arch=arch, img_size=48, patch_size=8, rope='eva02', position='none', out_indices=(0,))
+    windowed = dense(**options, window_size=3, global_blocks=(), activation_checkpointing=recompute).train()
+    images = torch.randn(1, 3, 48, 48, requires_grad=True)
+    [found] = windowed(images)
+    tokens, grid = windowed.embed_plane(images)
+    block, places = windowed.layers[0], windowed.rotary.at(grid)
+    for top, left in ((0, 0), (0, 3), (3, 0), (3, 3)):
+        rows = torch.tensor([(top + row) * 6 + left + column for row in range(3) for column in range(3)])
+        wanted = block(tokens[:, rows], (3, 3), None, None, places[:, rows])
+        torch.testing.assert_close(
+            found[:, :, top : top + 3, left : left + 3].flatten(2).mT, wanted, rtol=1e-4, atol=1e-5
+        )
+    found.sum().backward()
+    assert images.grad.abs().sum() > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.networks_modern import DINOV3
 from mmengine.logging import MMLogger
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -32,13 +33,16 @@ class RunnerDouble:
 
 # Options that change what blocks compute.
 OPTIONS = dict(
-    selective=dict(activation_checkpointing='selective'), precision=dict(residual='bfloat16', teacher='fp8')
+    selective=dict(activation_checkpointing='selective'), precision=dict(residual='bfloat16', teacher='fp8'),
+    parts=dict(DINOV3, activation='swiglu', inner_norm='both'),
 )  # fmt: skip
 
 
-def build(method: str, selective: dict | None = None, precision: dict | None = None) -> nn.Module:
+def build(
+    method: str, selective: dict | None = None, precision: dict | None = None, parts: dict | None = None
+) -> nn.Module:
     cfg, arch = get_config(DIGITS[method]), dict(width=32, depth=12, num_heads=4)
-    cfg.model.backbone.update(arch=arch, drop_path_rate=0.2, **(selective or {}))
+    cfg.model.backbone.update(arch=arch, drop_path_rate=0.2, **(selective or {}), **(parts or {}))
     cfg.model.precision = precision
     if selective:
         cfg.model.objectives.feature.head.update(selective)

@@ -10,6 +10,8 @@ import threading
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.networks import VIT
+from helpers.networks_modern import DINOV3, EVA02
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
@@ -50,6 +52,19 @@ def test_shard_trained__same_step_also_with_taps_inside_blocks(group, build_dist
     sharding.shard_teachers(sharded, options)
     assert all(sharding.is_share(p) for p in sharded.parameters())
     assert {name for name, _ in sharded.teachers.named_parameters()} >= {'boot.network.layers.0.attn.qkv.weight'}
+    torch.testing.assert_close(gradients(sharded, images), gradients(model, images), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('parts', [DINOV3, dict(EVA02, inner_norm='both')], ids=['dinov3', 'eva02'])
+def test_shard_trained__same_step_with_rotary_positions_and_gates(group, build_distiller, images, parts):
+    objective = dict(tap='block:-1', student='block:-1', normalize=None)
+    model = build_distiller(
+        objective=objective, backbone=dict(type='VisibleViT', **VIT, **{**parts, 'activation': 'swiglu'})
+    )
+    sharded = copy.deepcopy(model)
+    options = sharding.shard_options(None)
+    sharding.shard_trained(sharded, options)
+    sharding.shard_teachers(sharded, options)
     torch.testing.assert_close(gradients(sharded, images), gradients(model, images), rtol=1e-12, atol=1e-12)
 
 
