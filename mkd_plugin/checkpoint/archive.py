@@ -129,9 +129,9 @@ def read_arrays(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     for record in archive.infolist():
         content = archive.read(record)
         stream = BytesIO(content)
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(stream)
+        shape, is_fortran, dtype = read_header(stream)  # type: ignore[no-untyped-call]
         is_bfloat16 = dtype == np.dtype('V2')  # as ml_dtypes stores it
         array = np.frombuffer(bytearray(content), 'int16' if is_bfloat16 else dtype, offset=stream.tell())
         tensor = torch.from_numpy(array.reshape(shape, order='F' if is_fortran else 'C'))

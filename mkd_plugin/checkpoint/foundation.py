@@ -127,9 +127,9 @@ class Foundation:
         tensors = {name: tensors[name] for name in tensors if not re.search(r'pos_embed$|blocks\.[1-9]', name)}
         fitting = []
         for name in timm.list_models(pattern):
+            if f'_patch{sizes["patch"]}_' not in name:  # the filter would resize them
+                continue
             network = on_no_device(name, depth=1)  # one block, which all others equal: much faster
-            if network.feature_info[0]['reduction'] != sizes['patch']:
-                continue  # the filter would resize them
             given, own = adapt_to(network, tensors), network.state_dict()
             needed = {part for part in own if not part.endswith('pos_embed')}
             parts = {part for part in given if not part.startswith(('head', 'norm.', 'fc_norm'))}
@@ -264,7 +264,7 @@ def finish(tensors: Tensors, family: str) -> Tensors:
             finished |= {f'{start}q_bias': query, f'{start}v_bias': value}
         elif name == 'patch_embed.proj.weight' and tensor.ndim == 2:  # of flattened patches (h, w, channel)
             side = round((tensor.shape[1] / 3) ** 0.5)
-            finished[name] = tensor.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+            finished[name] = tensor.reshape(-1, side, side, 3).permute(0, 3, 1, 2)
         elif name == 'pos_embed' and tensor.shape[0] > 1:  # (h, w, D)
             finished[name] = tensor.flatten(0, 1).unsqueeze(0)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.formats import find_networks, strip_compile_prefix
 from mkd_plugin.checkpoint.infer_arch import check_claims, infer_options, options_in_metadata
-from mkd_plugin.checkpoint.load import convert_weights, fill_network, load_module
+from mkd_plugin.checkpoint.load import convert_weights, fill_network
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.checkpoint.releases import CLIP_PIXELS, HALF_PIXELS, IMAGENET_PIXELS
 from mkd_plugin.checkpoint.report import LoadReport, shorten
@@ -206,12 +205,14 @@ def assumptions(
 
 
 def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.Module:
-    """Load a file into a model of timm; timm's own filter renames and resizes the tensors. Nothing is downloaded.
+    """Load a file of any layout that :class:`TimmTeacher` reads into a model of timm. Nothing is downloaded.
 
     Raises:
         ValueError: timm has no such model, it is not a plain ViT, or the file does not cover it.
     """
     import timm  # takes seconds
+
+    from mkd_plugin.models.teachers.timm import load_weights
 
     if not timm.is_model(model):
         near = timm.list_models(f'*{model.split("_")[0]}*')[:5]
@@ -223,8 +224,7 @@ def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.
             f"timm's {model} is a {type(network).__name__} without a cls token or without blocks, so it is not a plain ViT. "
             'Only plain ViTs can be opened here.'
         )
-    adapt = getattr(sys.modules[type(network).__module__], 'checkpoint_filter_fn', None)
-    load_module(network, str(path), prefix=prefix or '', adapt=adapt)
+    load_weights(network, model, str(path), prefix=prefix or '')
     return network.eval()
 
 

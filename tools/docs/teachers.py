@@ -52,8 +52,8 @@ or SigLIP's attention pooling), `prefix:j` is the j-th token before the patches,
 MODERN = """
 ## DINOv3, SigLIP and EVA-02 as the one ViT
 
-The ViT of students and `ViTTeacher` computes these models too, with all taps above. It reads their files in timm's names, and
-DINOv3's in its authors' (`.pth`). Teachers and students take the same options:
+The ViT of students and `ViTTeacher` computes these models too, with all taps above. It reads their files in every layout of
+[the table below](#foundation-models-through-timm). Teachers and students take the same options:
 
 ```python
 DINOV3 = dict(position='none', rope='dinov3', layer_scale=1e-5, num_registers=4, norm_eps=1e-5)   # S, B, L
@@ -111,13 +111,8 @@ another model.
   model with `quickgelu` in its name. DINOv3's queries and values have biases, which timm found to be 0 in the published files
   and leaves out: a file with others is refused, and needs a model whose name ends in `_qkvb`. timm's `pooled` of a DINOv3 is a
   mean; its cls token is `prefix:0`.
-- **As `ViTTeacher` or student.** Our own ViT loads DINOv3, SigLIP, SigLIP 2 and EVA-02 from the same files, with relations and
-  attention as taps:
-
-```python
-{own_lines}
-```
-
+- **As `ViTTeacher` or student.** [Our own ViT](#dinov3-siglip-and-eva-02-as-the-one-vit) loads DINOv3, SigLIP, SigLIP 2 and
+  EVA-02 from the same files. It names the teacher to use instead if a file is of another of these networks.
 - **Size.** A ViT that takes any size gets the one whose grid is the student's: 196 px for a teacher of 14-px patches and a
   student of 14 × 14 patches. A model that takes one size only gets that, any other the student's; `img_size=` overrides this.
   A grid that still differs needs `resample='bilinear'`, `'bicubic'` or `'nearest'`.
@@ -144,15 +139,6 @@ LINES = {
     'AIMv2': "dict(type='TimmTeacher', model='aimv2_large_patch14_224', checkpoint='aimv2-large-patch14-224')",
     'TIPSv2': "dict(type='TimmTeacher', model='vit_base_patch14_reg1_tipsv2', checkpoint='tipsv2-b14')",
     'MetaCLIP': "dict(type='TimmTeacher', model='vit_base_patch16_clip_quickgelu_224.metaclip_400m', checkpoint='b16_400m.pt')",
-}
-OWN_LINES = {
-    'DINOv3': "dict(type='ViTTeacher', arch='b', patch_size=16, network=dict(position='none', rope='dinov3', "
-    "layer_scale=1e-5, num_registers=4, norm_eps=1e-5), checkpoint='dinov3_vitb16_pretrain_lvd1689m.pth')",
-    'SigLIP 2': "dict(type='ViTTeacher', arch='b', patch_size=16, network=dict(position='learned', cls_token=False, "
-    "activation='gelu_tanh'), checkpoint='siglip2-base-patch16-224', pixel_mean=[127.5] * 3, pixel_std=[127.5] * 3)",
-    'EVA-02': "dict(type='ViTTeacher', arch=dict(width=768, depth=12, num_heads=12, mlp_ratio=8 / 3), patch_size=14, "
-    "network=dict(position='learned', rope='eva02', activation='swiglu', inner_norm='mlp', final_norm=False), "
-    "checkpoint='eva02_B_pt_in21k_p14.pt', pixel_mean=[122.771, 116.746, 104.094], pixel_std=[68.5005, 66.6322, 70.3232])",
 }
 
 OWN = """
@@ -336,9 +322,8 @@ def tried_table() -> str:
             f'{entry["seconds"] / unit:.2g}',
         ]
         lines.append(f'| {" | ".join(cells)} |')
-    blocks = ('\n'.join(f'{line}  # {name}' for name, line in part.items()) for part in (LINES, OWN_LINES))
-    lines_of = dict(zip(('lines', 'own_lines'), blocks, strict=True))
-    return TIMM.format(version=tried['timm'], **lines_of) + '\n'.join(lines) + '\n'
+    lines_of = '\n'.join(f'{line}  # {name}' for name, line in LINES.items())
+    return TIMM.format(version=tried['timm'], lines=lines_of) + '\n'.join(lines) + '\n'
 
 
 def page() -> str:

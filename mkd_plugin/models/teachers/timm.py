@@ -234,7 +234,7 @@ def create(name: str, options: dict[str, Any]) -> Any:
     return network
 
 
-def load_weights(network: Any, model: str, path: str) -> None:
+def load_weights(network: Any, model: str, path: str, *, prefix: str = '') -> None:
     """Load a timm model from a file in timm's or another layout (``checkpoint/foundation.yml``); log a line.
 
     Raises:
@@ -258,7 +258,7 @@ def load_weights(network: Any, model: str, path: str) -> None:
         return adapted
 
     try:
-        load_module(network, path, adapt=adapt)
+        load_module(network, path, prefix=prefix, adapt=adapt)
     except CheckpointError as error:
         if not found:
             raise

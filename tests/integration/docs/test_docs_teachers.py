@@ -13,7 +13,6 @@ from helpers.checkpoint_networks import scattered
 from helpers.foundation_files import BY_TIMM, SMALL, published
 from helpers.networks_modern import NETWORKS
 
-from mkd_plugin.checkpoint.load import fill_network
 from mkd_plugin.checkpoint.releases import RELEASES
 from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.models.students import MaskTokenViT
@@ -97,15 +96,3 @@ def test_foundation_models__their_lines_load_files(tmp_path, name):
     teacher = cls(student=StudentContext(student, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), **options)
     assert torch.equal(teacher.network.blocks[-1].norm2.weight, network.blocks[-1].norm2.weight)
     assert teacher.tap_spec('block:-1').channels == sizes['embed_dim']
-
-
-@pytest.mark.parametrize('name', SCRIPT['OWN_LINES'])
-def test_foundation_models__our_own_vit_is_timms_model(name):
-    """The options of the line build the network of timm's model in the line above: its file loads."""
-    config = eval(SCRIPT['OWN_LINES'][name], {'dict': dict})
-    model = eval(SCRIPT['LINES'][name], {'dict': dict})['model']
-    arch = dict(width=48, depth=1, num_heads=3, mlp_ratio=4.0 if name != 'EVA-02' else 8 / 3)
-    sizes = dict(embed_dim=48, depth=1, num_heads=3)
-    network = VisionTransformer(arch=arch, img_size=224, patch_size=config['patch_size'], **config['network'])
-    weights = timm.create_model(model, num_classes=0, **sizes).state_dict()
-    assert not fill_network(network, {'state_dict': weights}, 'file').missing

@@ -203,6 +203,7 @@ def test_timm_teacher__a_restricted_licence_is_printed_once(student_224, tmp_pat
     name, sizes = 'vit_small_patch16_dinov3', dict(depth=1, embed_dim=64, num_heads=2)
     torch.save(timm.create_model(name, num_classes=0, **sizes).state_dict(), tmp_path / 'dinov3.pth')
     told = []
+    tell_licence.cache_clear()  # other tests load this model
     monkeypatch.setattr('mkd_plugin.models.teachers.timm.print_log', lambda message, logger: told.append(message))
     for _ in range(2):
         TimmTeacher(student=student_224, model=name, checkpoint=str(tmp_path / 'dinov3.pth'), options=sizes)
