@@ -265,7 +265,9 @@ class Normalization(Protocol):
 class Loss(Protocol):
     """L: a module that maps (prediction, target) to a tensor (B, R, …): a value or a vector for each token.
 
-    Set ``wants_classes = True`` for class indices as targets, ``wants_region = True`` for the keyword ``region``.
+    Set ``wants_classes = True`` for class indices as targets, ``wants_region = True`` for the keyword ``region``, and
+    ``per_image`` to the number of masks that an image must have. If the constructor has a keyword ``width``, the objective sets
+    it to D of the target.
     """
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
