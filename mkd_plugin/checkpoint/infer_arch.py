@@ -101,10 +101,10 @@ def is_gated(tensors: Mapping[str, Tensor]) -> bool:
 
 def infer_rope(tensors: Mapping[str, Tensor]) -> str | None:
     """Infer the form of rotary positions, of which there are no tensors, from what else DINOv3 and EVA-02 have."""
-    table = 'pos_embed' in tensors
+    table, scaled = 'pos_embed' in tensors, OPTIONAL_PARTS['layer scale'][0] in tensors
     if not table and 'register_tokens' in tensors:
         return 'dinov3'
-    return 'eva02' if table and is_gated(tensors) else None
+    return 'eva02' if table and is_gated(tensors) and not scaled else None  # DINOv2-g has gates and layer scale
 
 
 def infer_inner_norm(tensors: Mapping[str, Tensor]) -> str | None:
