@@ -61,7 +61,10 @@ def test_infer_options__dinov2_giant_has_gates_and_no_rotary_positions():
 def test_convert_weights__refuses_a_perception_encoder():
     with torch.device('meta'):
         theirs = timm.create_model('vit_pe_core_tiny_patch16_384', depth=1, num_classes=0)
-    with pytest.raises(ValueError, match='a Perception Encoder, .* Use it as a teacher through TimmTeacher'):
+    with pytest.raises(
+        ValueError,
+        match=r"Perception Encoder in timm's layout.* cannot compute it. Use dict\(type='TimmTeacher', model='vit_pe",
+    ):
         convert_weights(theirs.state_dict(), 'file')
 
 
@@ -95,7 +98,7 @@ def test_load_backbone__names_of_dinov3s_authors(tmp_path, name):
     file = save(authors_dinov3(theirs.state_dict()), tmp_path / 'file.pth')
     ours = VisionTransformer(**ours_of(name)).double().eval()
     report = load_backbone(ours, file)
-    assert (report.format, report.missing, report.unexpected) == ('DINOv3 reference', [], [])
+    assert (report.format, report.missing, report.unexpected) == ("DINOv3 in its authors' layout", [], [])
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(ours(images).tokens('output'), theirs.forward_features(images), rtol=1e-6, atol=1e-6)
 
@@ -180,7 +183,7 @@ def test_open_model__siglip_by_timms_name(tmp_path):
         (
             'dinov3',
             dict(rope=None),
-            r"timm's DINOv3\) holds a network that computes something else .* with rope='dinov3'",
+            r"DINOv3 in timm's layout\) holds a network that computes something else .* with rope='dinov3'",
         ),
         ('dinov3', dict(rope='eva02'), "Build it with rope='dinov3'"),
         ('dinov3', dict(norm_eps=1e-6), 'Build it with norm_eps=1e-05'),
