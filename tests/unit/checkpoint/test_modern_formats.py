@@ -63,7 +63,7 @@ def test_convert_weights__refuses_a_perception_encoder():
         theirs = timm.create_model('vit_pe_core_tiny_patch16_384', depth=1, num_classes=0)
     with pytest.raises(
         ValueError,
-        match=r"Perception Encoder in timm's layout.* cannot compute it. Use dict\(type='TimmTeacher', model='vit_pe",
+        match=r"Perception Encoder in timm's layout.* cannot compute it. Use dict\(type='TimmTeacher'",
     ):
         convert_weights(theirs.state_dict(), 'file')
 
