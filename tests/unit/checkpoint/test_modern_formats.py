@@ -11,8 +11,11 @@ from mkd_plugin import load_student
 from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.checkpoint.infer_arch import infer_options, options_in_metadata
 from mkd_plugin.checkpoint.load import convert_weights, fill_network
+from mkd_plugin.checkpoint.releases import HALF_PIXELS
 from mkd_plugin.engine.provenance import describe
 from mkd_plugin.interop.convert import convert_checkpoint
+from mkd_plugin.interop.deploy import export_graph
+from mkd_plugin.interop.export import find_class
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.models.students import MaskTokenViT
@@ -175,6 +178,40 @@ def test_open_model__siglip_by_timms_name(tmp_path):
     options = opened.network.options
     assert (options['activation'], options['cls_token'], opened.network.num_prefix) == ('gelu_tanh', False, 0)
     assert opened.device.type == 'cpu' and opened.final_norm
+
+
+@pytest.mark.parametrize('target', ['mmpretrain', 'hf', 'mae', 'openclip'])
+def test_find_class__other_libraries_have_no_place_for_these_parts(target):
+    for name, lacking in dict(
+        dinov3='rotary positions of DINOv3', eva02_clip='gated MLPs', siglip='no cls token'
+    ).items():
+        with pytest.raises(ValueError, match=f"'{target}' cannot hold this network: .*has no place for .*{lacking}"):
+            find_class(target, VisionTransformer(**ours_of(name)).options)
+
+
+def test_export_graph__rotary_positions_in_one_size(tmp_path):
+    file = save(timm_network('dinov3').state_dict(), tmp_path / 'timm.pth')
+    [spec] = parse_specs([file])
+    opened = open_model(spec, known=dict(num_heads=4, img_size=32), device='cpu')
+    error, bound = export_graph(opened, tmp_path / 'graph.pt', 'torchscript', image_hw=(32, 48))
+    assert error <= bound
+    with pytest.raises(ValueError, match='--any-size: .* has rotary positions, which a graph cannot resize'):
+        export_graph(opened, tmp_path / 'any.pt', 'torchscript', any_size=True)
+
+
+def test_pool__says_that_there_is_no_cls(tmp_path):
+    file = save(timm_network('siglip').state_dict(), tmp_path / 'timm.pth')
+    [spec] = parse_specs([file])
+    opened = open_model(spec, known=dict(num_heads=4), device='cpu')
+    assert opened.pixels == HALF_PIXELS
+    features = opened.network(torch.zeros(1, 3, 32, 32))
+    assert features.pool('output', 'mean').shape == (1, 48)
+    for read in (
+        lambda: features.pool('output', 'cls'),
+        lambda: export_graph(opened, tmp_path / 'graph.pt', 'torchscript', pool='cls'),
+    ):
+        with pytest.raises(ValueError, match="pool='cls': the network has no cls token. Use 'mean'"):
+            read()
 
 
 @pytest.mark.parametrize(
