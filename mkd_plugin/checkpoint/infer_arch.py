@@ -14,8 +14,8 @@ from mkd_plugin.utils.files import printable
 
 Grid = tuple[int, int]  # patches per column and per row
 
-# Number of heads by width, where a head does not have 64 channels.
-HEADS = {1280: 16, 1408: 16}
+# Number of heads by width, where a head does not have 64 channels: of DINOv3, of SigLIP, and of others.
+HEADS_DINOV3, HEADS_SIGLIP, HEADS = {4096: 32}, {1152: 16, 1536: 16}, {1280: 16, 1408: 16}
 
 PATCHES, FIRST_TABLE = 'patch_embed.projection.weight', f'layers.0.attn.{RELATIVE_TABLE}'
 FIRST_MLP, LAST_MLP = (f'layers.0.ffn.layers.{name}.weight' for name in ('0.0', '1'))
@@ -101,10 +101,10 @@ def is_gated(tensors: Mapping[str, Tensor]) -> bool:
 
 def infer_rope(tensors: Mapping[str, Tensor]) -> str | None:
     """Infer the form of rotary positions, of which there are no tensors, from what else DINOv3 and EVA-02 have."""
-    table = 'pos_embed' in tensors
+    table, scaled = 'pos_embed' in tensors, OPTIONAL_PARTS['layer scale'][0] in tensors
     if not table and 'register_tokens' in tensors:
         return 'dinov3'
-    return 'eva02' if table and is_gated(tensors) else None
+    return 'eva02' if table and is_gated(tensors) and not scaled else None  # DINOv2-g has gates and layer scale
 
 
 def infer_inner_norm(tensors: Mapping[str, Tensor]) -> str | None:
@@ -144,11 +144,12 @@ def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> di
         )
     known = dict(known)
     width = sizes['width']
-    heads = known.pop('num_heads', sizes.get('heads', HEADS.get(width, max(width // 64, 1))))
+    rope, has_cls = infer_rope(tensors), 'cls_token' in tensors
+    usual = HEADS_DINOV3 if rope == 'dinov3' else HEADS if has_cls else HEADS_SIGLIP
+    heads = known.pop('num_heads', sizes.get('heads', usual.get(width, max(width // 64, 1))))
     parts = optional_parts(tensors)
     pre_norm = 'a norm before the first block' in parts
     relative = 'shared' if RELATIVE_TABLE in tensors else 'per_block' if 'heads' in sizes else None
-    rope = infer_rope(tensors)
     options = dict(
         arch=dict(width=width, depth=sizes['depth'], num_heads=heads, mlp_ratio=sizes['mlp'] / width),
         patch_size=sizes['patch'],
@@ -163,7 +164,7 @@ def infer_options(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> di
         pre_norm=pre_norm,
         final_norm='ln1.weight' in tensors,
         projection=tensors['proj.weight'].shape[0] if 'proj.weight' in tensors else None,
-        cls_token='cls_token' in tensors,
+        cls_token=has_cls,
         distillation_token='dist_token' in tensors,
         num_registers=tensors['register_tokens'].shape[1] if 'register_tokens' in tensors else 0,
     )

@@ -92,7 +92,9 @@ def at_size(network: VisionTransformer, image_hw: tuple[int, int]) -> VisionTran
             f'is {near[0]} × {near[1]}.'
         )
     resized = VisionTransformer(**{**network.options, 'img_size': image_hw}).eval()
-    fill_network(resized, {'state_dict': network.state_dict()}, 'the network', prefix='', grid=network.grid)
+    meta = {'mkd_plugin': {'backbone': network.options}}
+    checkpoint = {'state_dict': network.state_dict(), 'meta': meta}
+    fill_network(resized, checkpoint, 'the network', prefix='', grid=network.grid)
     return resized
 
 

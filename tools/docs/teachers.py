@@ -59,8 +59,8 @@ The ViT of students and `ViTTeacher` computes these models too, with all taps ab
 DINOV3 = dict(position='none', rope='dinov3', layer_scale=1e-5, num_registers=4, norm_eps=1e-5)   # S, B, L
 DINOV3_PLUS = dict(DINOV3, activation='swiglu')               # S+, H+: arch=dict(width=1280, depth=32, num_heads=20)
 SIGLIP = dict(position='learned', cls_token=False, activation='gelu_tanh')           # 'gelu' where timm's model has it
-EVA02 = dict(position='learned', rope='eva02', activation='swiglu', inner_norm='mlp', final_norm=False)   # B, L
-EVA02_CLIP = dict(EVA02, inner_norm='both', final_norm=True)
+EVA02_CLIP = dict(position='learned', rope='eva02', activation='swiglu', inner_norm='both')
+EVA02 = dict(EVA02_CLIP, inner_norm='mlp', final_norm=False)           # B and L, trained on images alone
 
 eva_b = dict(width=768, depth=12, num_heads=12, mlp_ratio=8 / 3)   # the MLP's width is rounded down
 teacher = dict(type='ViTTeacher', arch='b', patch_size=16, network=DINOV3, checkpoint='dinov3_vitb16.pth')

@@ -50,7 +50,7 @@ class VisionTransformer(BaseModule):
         rope: Rotary positions of the patches: 'dinov3', 'eva02', or None. They add to ``position``, and keys have no bias then.
         layer_scale: Initial value of layer scale on every branch; None for no layer scale.
         activation: Activation of the MLPs: 'gelu', 'quick_gelu' (CLIP), 'gelu_tanh' (SigLIP 2), or 'swiglu', whose first layer
-            has twice the hidden width (EVA-02, DINOv3 from H+ on).
+            has twice the hidden width (EVA-02; DINOv3's S+, H+ and 7B).
         inner_norm: LayerNorm before the last linear layer of the 'mlp' (EVA-02), of 'both' branches (its CLIP), or None.
         norm_eps: Epsilon of every LayerNorm; CLIP and DINOv3 use 1e-5.
         pre_norm: Add a LayerNorm before the first block (CLIP's ``ln_pre``).

@@ -45,6 +45,48 @@ def test_infer_options__dinov3_is_for_images_of_any_size():
     assert infer_options(converted.tensors, {})['img_size'] == 224
 
 
+@torch.no_grad()
+def test_infer_options__dinov2_giant_has_gates_and_no_rotary_positions():
+    torch.manual_seed(0)
+    sizes = dict(patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=0, img_size=32)
+    theirs = timm.create_model('vit_giant_patch14_reg4_dinov2', **sizes).eval()
+    _, converted = convert_weights(theirs.state_dict(), 'file')
+    ours = VisionTransformer(**infer_options(converted.tensors, dict(num_heads=4))).eval()
+    assert (ours.options['activation'], ours.options['rope']) == ('swiglu', None)
+    fill_network(ours, dict(state_dict=theirs.state_dict()), 'file')
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(ours(images).tokens('output'), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
+
+
+def test_convert_weights__refuses_a_perception_encoder():
+    with torch.device('meta'):
+        theirs = timm.create_model('vit_pe_core_tiny_patch16_384', depth=1, num_classes=0)
+    with pytest.raises(ValueError, match='a Perception Encoder, .* Use it as a teacher through TimmTeacher'):
+        convert_weights(theirs.state_dict(), 'file')
+
+
+def released_models():
+    names = [name for kind in ('vit*dinov3*', 'eva02*', 'vit*siglip*') for name in timm.list_models(kind)]
+    return [name for name in names if 'enormous' not in name]  # which has its norms behind the branches
+
+
+def test_infer_options__of_every_model_of_timm_in_its_size():
+    """Without values, and with one block: heads, eps and every shape."""
+    names = released_models()
+    assert len(names) > 50
+    for name in names:
+        with torch.device('meta'):
+            theirs = timm.create_model(name, depth=1, num_classes=0)
+            _, converted = convert_weights(theirs.state_dict(), name)
+            options = infer_options(converted.tensors, {})
+            ours = VisionTransformer(**options)
+        block = theirs.blocks[0]
+        assert (options['arch']['num_heads'], options['norm_eps']) == (block.attn.num_heads, block.norm1.eps), name
+        known = {key: value.shape for key, value in converted.tensors.items() if not key.startswith('ln2')}
+        assert known == {key: value.shape for key, value in ours.state_dict().items()}, name
+        assert not converted.unknown, name
+
+
 @pytest.mark.parametrize('name', ['dinov3_qkvb', 'dinov3_plus', 'dinov3'])
 @torch.no_grad()
 def test_load_backbone__names_of_dinov3s_authors(tmp_path, name):
