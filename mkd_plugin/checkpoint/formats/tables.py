@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from mkd_plugin.checkpoint.formats.rules import FLAT, SAME, TRANSPOSED, Converted, Format, Rule, Tensors, do_nothing
-from mkd_plugin.checkpoint.read import CheckpointError
 
 RELATIVE_TABLE = 'rel_pos_bias.relative_position_bias_table'
 PATCH_WEIGHT, PATCH_BIAS = 'patch_embed.projection.weight', 'patch_embed.projection.bias'
@@ -44,11 +43,6 @@ def adjust_timm(converted: Converted) -> None:
     timm stores the projection as a head with a zero bias, which no trained classifier has.
     """
     tensors = converted.tensors
-    if 'pre_norm.weight' in tensors and any(name.startswith('attn_pool.') for name in converted.dropped):
-        raise CheckpointError(
-            'It holds a Perception Encoder, whose rotary positions our ViT does not have. Use it as a teacher through '
-            'TimmTeacher.'
-        )
     add_patch_bias(converted)
     if 'register_tokens' in tensors and 'pos_embed' in tensors:
         positions_1LD = tensors['pos_embed']

@@ -61,7 +61,9 @@ def test_infer_options__dinov2_giant_has_gates_and_no_rotary_positions():
 def test_convert_weights__refuses_a_perception_encoder():
     with torch.device('meta'):
         theirs = timm.create_model('vit_pe_core_tiny_patch16_384', depth=1, num_classes=0)
-    with pytest.raises(ValueError, match='a Perception Encoder, .* Use it as a teacher through TimmTeacher'):
+    with pytest.raises(
+        ValueError, match="file holds Perception Encoder in timm's layout: .* Use dict\\(type='TimmTeacher'"
+    ):
         convert_weights(theirs.state_dict(), 'file')
 
 
