@@ -38,6 +38,8 @@ class Layout:
     family: str  #: Name for people
     layout: str  #: Whose names these are
     module: str  #: Module of ``timm.models`` with the network's class
+    #: How our own ViT loads it: 'by timm names', 'as it is', which is one of ``formats.yml``, or None if it cannot
+    our_vit: str | None
     mark: str  #: A name that every such file has; the text before it is the network's prefix
     also: tuple[str, ...] = ()  #: Regular expressions of further names that it has
     lacks: tuple[str, ...] = ()  #: Regular expressions of names that it does not have
@@ -172,9 +174,9 @@ def with_timm_names(weights: Mapping[str, Tensor], source: str | Path) -> tuple[
         CheckpointError: It is of a family that our ViT cannot compute; the message says which, and what takes it.
     """
     found = identify(weights)
-    if found is None or (loads := _FAMILIES[found.family].get('our_vit')) == 'as it is':
+    if found is None or found.layout.our_vit == 'as it is':
         return weights, None
-    if loads != 'by timm names':
+    if found.layout.our_vit is None or found.family != found.layout.family:
         raise CheckpointError(
             f'{source} holds {found.sentence()}. Our VisionTransformer cannot compute it. Use {found.config(source)}.'
         )
@@ -277,8 +279,8 @@ def read_layout(entry: dict[str, Any]) -> Layout:
     family, title, mark = entry['family'], entry['layout'], entry['mark']
     table = None if rules is None else Format(family, title, mark, rules, dropped=tuple(entry.get('dropped', ())))
     patterns = {name: tuple(entry.get(name, ())) for name in ('also', 'lacks')}
-    module = _FAMILIES[family]['module']
-    return Layout(family, title, module, mark, table=table, **patterns)
+    module, our_vit = _FAMILIES[family]['module'], entry.get('our_vit', _FAMILIES[family].get('our_vit'))
+    return Layout(family, title, module, our_vit, mark, table=table, **patterns)
 
 
 _TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name('foundation.yml').read_text('utf-8'))

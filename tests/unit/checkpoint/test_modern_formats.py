@@ -11,11 +11,8 @@ from mkd_plugin import load_student
 from mkd_plugin.checkpoint import load_backbone
 from mkd_plugin.checkpoint.infer_arch import infer_options, options_in_metadata
 from mkd_plugin.checkpoint.load import convert_weights, fill_network
-from mkd_plugin.checkpoint.releases import HALF_PIXELS
 from mkd_plugin.engine.provenance import describe
 from mkd_plugin.interop.convert import convert_checkpoint
-from mkd_plugin.interop.deploy import export_graph
-from mkd_plugin.interop.export import find_class
 from mkd_plugin.interop.open_model import open_model
 from mkd_plugin.interop.specs import parse_specs
 from mkd_plugin.models.students import MaskTokenViT
@@ -65,8 +62,7 @@ def test_convert_weights__refuses_a_perception_encoder():
     with torch.device('meta'):
         theirs = timm.create_model('vit_pe_core_tiny_patch16_384', depth=1, num_classes=0)
     with pytest.raises(
-        ValueError,
-        match=r"Perception Encoder in timm's layout.* cannot compute it. Use dict\(type='TimmTeacher'",
+        ValueError, match="file holds Perception Encoder in timm's layout: .* Use dict\\(type='TimmTeacher'"
     ):
         convert_weights(theirs.state_dict(), 'file')
 
@@ -101,7 +97,7 @@ def test_load_backbone__names_of_dinov3s_authors(tmp_path, name):
     file = save(authors_dinov3(theirs.state_dict()), tmp_path / 'file.pth')
     ours = VisionTransformer(**ours_of(name)).double().eval()
     report = load_backbone(ours, file)
-    assert (report.format, report.missing, report.unexpected) == ("DINOv3 in its authors' layout", [], [])
+    assert (report.format, report.missing, report.unexpected) == ('DINOv3 reference', [], [])
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(ours(images).tokens('output'), theirs.forward_features(images), rtol=1e-6, atol=1e-6)
 
@@ -180,47 +176,13 @@ def test_open_model__siglip_by_timms_name(tmp_path):
     assert opened.device.type == 'cpu' and opened.final_norm
 
 
-@pytest.mark.parametrize('target', ['mmpretrain', 'hf', 'mae', 'openclip'])
-def test_find_class__other_libraries_have_no_place_for_these_parts(target):
-    for name, lacking in dict(
-        dinov3='rotary positions of DINOv3', eva02_clip='gated MLPs', siglip='no cls token'
-    ).items():
-        with pytest.raises(ValueError, match=f"'{target}' cannot hold this network: .*has no place for .*{lacking}"):
-            find_class(target, VisionTransformer(**ours_of(name)).options)
-
-
-def test_export_graph__rotary_positions_in_one_size(tmp_path):
-    file = save(timm_network('dinov3').state_dict(), tmp_path / 'timm.pth')
-    [spec] = parse_specs([file])
-    opened = open_model(spec, known=dict(num_heads=4, img_size=32), device='cpu')
-    error, bound = export_graph(opened, tmp_path / 'graph.pt', 'torchscript', image_hw=(32, 48))
-    assert error <= bound
-    with pytest.raises(ValueError, match='--any-size: .* has rotary positions, which a graph cannot resize'):
-        export_graph(opened, tmp_path / 'any.pt', 'torchscript', any_size=True)
-
-
-def test_pool__says_that_there_is_no_cls(tmp_path):
-    file = save(timm_network('siglip').state_dict(), tmp_path / 'timm.pth')
-    [spec] = parse_specs([file])
-    opened = open_model(spec, known=dict(num_heads=4), device='cpu')
-    assert opened.pixels == HALF_PIXELS
-    features = opened.network(torch.zeros(1, 3, 32, 32))
-    assert features.pool('output', 'mean').shape == (1, 48)
-    for read in (
-        lambda: features.pool('output', 'cls'),
-        lambda: export_graph(opened, tmp_path / 'graph.pt', 'torchscript', pool='cls'),
-    ):
-        with pytest.raises(ValueError, match="pool='cls': the network has no cls token. Use 'mean'"):
-            read()
-
-
 @pytest.mark.parametrize(
     ('name', 'changes', 'message'),
     [
         (
             'dinov3',
             dict(rope=None),
-            r"DINOv3 in timm's layout\) holds a network that computes something else .* with rope='dinov3'",
+            r"timm's DINOv3\) holds a network that computes something else .* with rope='dinov3'",
         ),
         ('dinov3', dict(rope='eva02'), "Build it with rope='dinov3'"),
         ('dinov3', dict(norm_eps=1e-6), 'Build it with norm_eps=1e-05'),
