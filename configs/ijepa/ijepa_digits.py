@@ -3,7 +3,8 @@ _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/schedules/digits_1
 
 model = dict(
     type='mkd_plugin.MaskedDistiller',
-    backbone=dict(type='VisibleViT', arch=dict(width=96, depth=4, num_heads=4), img_size=24, patch_size=4),
+    backbone=dict(type='VisibleViT', arch=dict(width=96, depth=4, num_heads=4), img_size=24, patch_size=4,
+        cls_token=False),
     masking=dict(type='MultiBlockMasking', min_visible=5),
     teachers=dict(
         ema=dict(type='MomentumTeacher', momentum=dict(type='LinearRamp', start=0.996, end=1.0))),

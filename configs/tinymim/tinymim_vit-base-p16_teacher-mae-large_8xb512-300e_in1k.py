@@ -2,7 +2,7 @@
 # student's last block, whose channels are split into the teacher's 16 heads. Nothing is hidden. The teacher sees the crop, the
 # student the crop with colour jitter.
 # The rest of the student's last block and the final norm are read by no loss and stay as initialised, as in the reference
-# code. Drop path grows linearly to 0.1 here; the reference code has 0.1 in every block but the last.
+# code, which has drop path 0.1 in every block but the last.
 _base_ = [
     '../_base_/datasets/in1k_pretrain_224_two_views.py', '../_base_/schedules/pretrain_bs4096_300e.py',
     '../_base_/runtime.py']
@@ -12,7 +12,7 @@ relation = dict(
 model = dict(
     type='mkd_plugin.MaskedDistiller',
     two_views=True,
-    backbone=dict(type='VisibleViT', arch='b', patch_size=16, drop_path_rate=0.1),
+    backbone=dict(type='VisibleViT', arch='b', patch_size=16, drop_path_rate=(0.1,) * 11 + (0.0,)),
     masking=dict(type='NoMasking'),
     teachers=dict(
         mae=dict(type='ViTTeacher', arch='l', patch_size=16, checkpoint='checkpoints/mae_pretrain_vit_large.pth')),

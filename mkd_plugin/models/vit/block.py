@@ -265,15 +265,21 @@ class DropPath(nn.Module):
         return list(factors_KB.view(-1, 2, len(x_BND), 1, 1).unbind())
 
 
-def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic depth per block, growing linearly from 0 at the first block to ``rate`` at the last.
+def drop_path_rates(rate: float | Sequence[float], depth: int) -> list[float]:
+    """Stochastic depth per block: growing linearly from 0 at the first block to ``rate`` at the last, or as listed.
 
     Raises:
-        ValueError: ``rate`` is no probability below 1.
+        ValueError: A rate is no probability below 1, or the list has another length.
     """
-    if not 0 <= rate < 1:
+    listed = isinstance(rate, Sequence)
+    given = list(rate) if listed else [rate]
+    if not all(0 <= one < 1 for one in given):
         raise ValueError(f'drop_path_rate={rate}: it must lie in [0, 1), a probability of skipping a branch.')
-    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if listed and len(given) != depth:
+        raise ValueError(
+            f'drop_path_rate={rate}: it lists {len(given)} rates, but there are {depth} blocks. Give a number.'
+        )
+    return given if listed else [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 @dataclass(frozen=True)

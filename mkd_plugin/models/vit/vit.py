@@ -42,7 +42,7 @@ class VisionTransformer(BaseModule):
         img_size: Side of the square input, or (height, width), pixels.
         patch_size: Side of a patch, pixels.
         in_channels: Image channels.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 at the first, or a rate for each block.
         position: Absolute positions: 'sincos' (fixed), 'learned' or 'none'. Learned positions start from
             the same table, unless the class's ``initialization`` draws them.
         relative_position: BEiT's relative position bias: 'shared' by all blocks (pre-training), 'per_block'
@@ -85,7 +85,7 @@ class VisionTransformer(BaseModule):
         img_size: int | Sequence[int] = 224,
         patch_size: int = 16,
         in_channels: int = 3,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | Sequence[float] = 0.0,
         position: str = 'sincos',
         relative_position: str | None = None,
         rope: str | None = None,

@@ -195,6 +195,14 @@ def test_sincos_positions__width_must_be_a_multiple_of_4():
         sincos_positions((2, 2), 30)
 
 
+def test_drop_path_rates__as_listed():
+    assert drop_path_rates((0.1, 0.0, 0.3), 3) == [0.1, 0.0, 0.3]
+    with pytest.raises(ValueError, match='lists 2 rates, but there are 3 blocks'):
+        drop_path_rates((0.1, 0.1), 3)
+    with pytest.raises(ValueError, match=r'must lie in \[0, 1\)'):
+        drop_path_rates((0.1, 1.0, 0.1), 3)
+
+
 @pytest.mark.parametrize(('rate', 'depth'), [(0.2, 12), (0.3, 3), (0.1, 1), (0.0, 2)])
 def test_drop_path_rates__grow_linearly(rate, depth, vit_options):
     wanted = np.linspace(0, rate, depth)
