@@ -271,15 +271,16 @@ def drop_path_rates(rate: float | Sequence[float], depth: int) -> list[float]:
     Raises:
         ValueError: A rate is no probability below 1, or the list has another length.
     """
-    listed = isinstance(rate, Sequence)
-    given = list(rate) if listed else [rate]
-    if not all(0 <= one < 1 for one in given):
+    rates = list(rate) if isinstance(rate, Sequence) else [rate]
+    if not all(0 <= one < 1 for one in rates):
         raise ValueError(f'drop_path_rate={rate}: it must lie in [0, 1), a probability of skipping a branch.')
-    if listed and len(given) != depth:
+    if not isinstance(rate, Sequence):
+        return [rate * i / max(depth - 1, 1) for i in range(depth)]
+    if len(rates) != depth:
         raise ValueError(
-            f'drop_path_rate={rate}: it lists {len(given)} rates, but there are {depth} blocks. Give a number.'
+            f'drop_path_rate={rate}: it lists {len(rates)} rates, but there are {depth} blocks. Give a number.'
         )
-    return given if listed else [rate * i / max(depth - 1, 1) for i in range(depth)]
+    return rates
 
 
 @dataclass(frozen=True)
