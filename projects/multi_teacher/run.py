@@ -34,7 +34,7 @@ from projects.small_data import cells  # noqa: E402
 TEACHERS = {name: cells.Cell('digits', 100, name, cells.LONG) for name in ('mae', 'dbot')}
 SETTINGS = {'both': ('mae', 'dbot'), 'mae': ('mae',), 'dbot': ('dbot',)}
 NAMES = {'both': 'student of both', 'mae': 'student of MAE', 'dbot': 'student of dBOT'}
-STEPS, SEEDS = 200, 3
+STEPS, SEEDS = 1000, 3
 MARK = '<!-- results -->', '<!-- end -->'
 
 Scores = dict[str, list[float]]
