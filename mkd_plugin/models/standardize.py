@@ -70,10 +70,11 @@ def sums(target: Tensor, region: RegionTokens | None, *, products: bool) -> tupl
 class FixedStandardize(TargetStatistics):
     """y = (x − μ)·Wᵀ with statistics of the first batches of training: PHI-S and simpler standardisations.
 
-    The first batch is standardised too, by the estimate so far. It is renewed after 1, 2, 4, … and ``batches`` batches. Each
-    time PHI-S gets another basis, which the head has to learn, so these batches should lie in the warm-up; and only then a step
-    waits for the device. With the
-    eigendecomposition Σ = U·Λ·Uᵀ of the covariance and a Hadamard matrix H of unit rows, W is, for each ``method``:
+    The first batch is standardised too, by the estimate so far, which is renewed after 1, 2, 4, … and ``batches`` batches. Each
+    renewal gives PHI-S another basis, which the head has to learn, so these batches should lie in the warm-up; and at a renewal
+    the step waits for the device.
+
+    With the eigendecomposition Σ = U·Λ·Uᵀ of the covariance and a Hadamard matrix H of unit rows, W is, for each ``method``:
 
     ============  ==========================================================================
     ``phi``       mean(Λ)^−½ · H·Uᵀ: every channel has variance 1, all differences one scale (PHI-S)
