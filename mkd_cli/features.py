@@ -33,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--pools',
         help="how tokens become one vector: cls or mean; 'none' keeps them all (default: cls,mean)",
     )
-    add('--as', dest='teacher', metavar='TEACHER', help='teacher of the pre-training, or one of its objectives')
-    add('--config', help='config of the pre-training, for --as: a file, such as the one in its work dir, or a name')
+    add(
+        '--as',
+        dest='teacher',
+        metavar='TEACHER',
+        help="predict the features of this teacher, or of this objective (default: give the student's own)",
+    )
+    add('--config', help='config of the pre-training for --as, such as the file in its work dir (default: none)')
     add(
         '--resize',
         type=at_least(1),

@@ -94,7 +94,7 @@ class FeatureStore:
             raise ValueError(
                 f"{subject.source} has no norm for tokens, so there is no 'output'. Read its last block: 'block:-1'."
             )
-        if subject.network.cls_token is None and any(feature.pool == 'cls' for feature in which):
+        if not subject.network.num_prefix and any(feature.pool == 'cls' for feature in which):
             raise ValueError(f"{subject.source} has no cls token. Pool its patches: 'mean'.")
         key = dict(version=VERSION, subject=subject.identity, data=images.identity(), features=sorted(map(str, which)))
         folder = self.cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

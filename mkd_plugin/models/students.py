@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from mkd_plugin.checkpoint.resize import resize_positions
+from mkd_plugin.models.backbones import resampling
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.models.vit.block import BEIT_INIT
+from mkd_plugin.models.vit.embeddings import grid_of
+from mkd_plugin.models.vit.taps import parse_tap, run_blocks
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import TokenMask
+from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 
 @MODELS.register_module()
@@ -79,6 +85,86 @@ class PlainViT(VisionTransformer):
                 'PlainViT sees every patch, but the masking hides some. Use NoMasking, or a MaskTokenViT or VisibleViT.'
             )
         return super()._embed_patches(images_BCHW, None)
+
+
+@MODELS.register_module()
+class TwoSizeViT(PlainViT):
+    """:class:`PlainViT` that computes a part of every batch at a larger size: two resolutions in one run, as RADIO has.
+
+    The pipeline gives images of ``large_size``. The first ``share`` of each process's batch is computed at that size; the
+    others are resized to ``img_size`` (bilinear, antialiased). The patch tokens of large images are resampled in the same
+    way to the grid of ``img_size``, so that all images have the same targets and heads. Positions are resized in every step.
+    A batch of images of ``img_size`` is computed as by :class:`PlainViT`; a saved student is one.
+
+    Args:
+        large_size: Side of the pipeline's square images, pixels.
+        share: Share of the batch that is computed at it.
+        options: Options of :class:`VisionTransformer`.
+
+    Raises:
+        ValueError: ``large_size`` is not larger than ``img_size`` or not a multiple of the patch size; ``share`` is not in
+            (0, 1); there is a relative position bias.
+    """
+
+    def __init__(self, *, large_size: int, share: float = 0.5, **options: Any) -> None:
+        super().__init__(**options)
+        if self.relative_position is not None:
+            raise ValueError("TwoSizeViT has no relative position bias: use position='learned', 'sincos' or rope.")
+        if large_size <= max(self.image_hw) or large_size % self.patch_size:
+            raise ValueError(
+                f'large_size={large_size}: it must be larger than img_size={self.img_size}, and a multiple of '
+                f'patch_size={self.patch_size}.'
+            )
+        if not 0 < share < 1:
+            raise ValueError(f'share={share}: it must lie between 0 and 1. For one size, use a PlainViT.')
+        self.large_hw, self.share = (large_size, large_size), share
+        self.large_grid = grid_of(self.large_hw, self.patch_size)
+
+    def tap_spec(self, name: str) -> TapSpec:
+        """Describe a tap of this network. Raises ValueError for relations, which have another size in large images."""
+        spec = super().tap_spec(name)
+        if spec.kind == 'relation':
+            raise ValueError(f"Tap '{name}': TwoSizeViT has tokens only. Use 'output' or 'block:i'.")
+        return spec
+
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        mask: TokenMask | None = None,
+        taps: Sequence[str] = ('output',),
+        depth: int | None = None,
+        region: RegionTokens | None = None,
+    ) -> TokenFeatures:
+        """Compute the features of the requested taps on the grid of ``img_size``; see :class:`VisionTransformer`."""
+        if images_BCHW.shape[-2:] != self.large_hw:
+            return super().forward(images_BCHW, mask, taps, depth, region)
+        count = round(len(images_BCHW) * self.share)
+        reduced_BCHW = F.interpolate(images_BCHW[count:], size=self.image_hw, mode='bilinear', antialias=True)
+        small = super().forward(reduced_BCHW, None, taps, depth)
+        large = self._compute_large(images_BCHW[:count], taps, self.arch.depth if depth is None else depth)
+        joined = {tap: Tokens(torch.cat([tokens_BND, small.tokens(tap)])) for tap, tokens_BND in large.items()}
+        return TokenFeatures(joined, self.num_prefix)
+
+    def _compute_large(self, images_BCHW: Tensor, taps: Sequence[str], depth: int) -> dict[str, Tensor]:
+        """Compute the taps of large images, with patches resampled, (B, P + L, D)."""
+        patches_BLD = self.patch_embed(images_BCHW)
+        if self.pos_embed is not None:
+            positions_1LD = self.pos_embed[:, self.num_placed :]
+            patches_BLD = patches_BLD + resize_positions(positions_1LD, self.grid, self.large_grid, 0)
+        turns_1NK = None if self.rotary is None else self.rotary.at(self.large_grid, self.rotary.turns)
+        tokens_BND = self.pre_norm(self._with_prefix(patches_BLD))
+        values = run_blocks(self, tokens_BND, [parse_tap(tap, depth) for tap in taps], None, turns_1NK)
+        return {tap: self._at_grid(value.at(slice(None))) for tap, value in values.items()}
+
+    def _at_grid(self, tokens_BND: Tensor) -> Tensor:
+        """Resample the patches of a large image to the grid of ``img_size``, (B, P + L, D)."""
+        prefix_BPD, patches_BLD = tokens_BND.tensor_split([self.num_prefix], dim=1)
+        sides = zip(self.large_grid, self.grid, strict=True)
+        down, across = (resampling(large, small, tokens_BND) for large, small in sides)
+        map_BhwD = torch.einsum(
+            'yh,xw,bhwd->byxd', down, across, patches_BLD.reshape(len(patches_BLD), *self.large_grid, -1)
+        )
+        return torch.cat([prefix_BPD, map_BhwD.flatten(1, 2)], dim=1)
 
 
 @MODELS.register_module()

@@ -53,14 +53,12 @@ def shrink_teacher(teacher: dict) -> None:
         teacher.update(arch=TEACHER)
     if teacher['type'] == 'CLIPTeacher' or 'projection' in teacher.get('network', {}):
         teacher.update(network={**teacher.get('network', {}), 'projection': 16})
-    if teacher['type'] == 'TimmTeacher':
+    if teacher['type'] == 'TimmTeacher' and 'resnet' not in teacher['model']:
         own = dict(img_size=64, global_attn_indexes=(1,)) if 'samvit' in teacher['model'] else {}
         teacher.update(options=dict(depth=2, embed_dim=32, num_heads=2, **own, **teacher.get('options', {})))
         teacher.update(img_size=own.get('img_size'))
     if teacher['type'] == 'GeneratorTeacher':
         shrink_generator(teacher)
-    if teacher['type'] == 'TimmTeacher':
-        teacher.update(options=dict(depth=1, embed_dim=32, num_heads=2))
     if 'last' in teacher:
         teacher.last = 2
     if isinstance(teacher.get('start'), dict):
