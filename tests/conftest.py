@@ -41,6 +41,16 @@ def own_scope() -> Iterator[None]:
     DefaultScope._instance_dict.clear()
 
 
+@pytest.fixture(autouse=True)
+def own_signal_handlers() -> Iterator[None]:
+    """A hook that a test drives without a run leaves its handlers behind, and processes forked later would ignore SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True, scope='session')
 def own_run_names() -> Iterator[None]:
     """Number the runs that start in one second: mmengine gives runs of one name the same message hub and visualizer."""
