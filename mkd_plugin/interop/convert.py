@@ -90,28 +90,17 @@ def convert_checkpoint(
     weights = strip_compile_prefix(weights_of(checkpoint, source))
     if target == 'backbone':
         return write_backbone(checkpoint, weights, source, destination)
-    if part == 'teacher' and prefix is None:
-        prefix = find_teacher(weights, source)
-    if prefix is None and release is not None:
-        prefix = release.prefix
     with refusing(source):
         stated = options_in_metadata(checkpoint)
-        found, converted = convert_weights(weights, source, prefix)
+        found, converted = convert_weights(weights, source, find_prefix(weights, source, part, prefix, release))
         check_claims(converted.tensors, stated)
-    known = {**stated, **((release and release.network) or {}), **(options or {})}
-    with refusing(source):
+        known = {**stated, **((release and release.network) or {}), **(options or {})}
         inferred = infer_options(converted.tensors, known)
     network = VisionTransformer(**inferred)
     conversion = Conversion(fill_network(network, checkpoint, source, prefix=found.prefix), network.options)
     decoder = find_decoder(weights, converted.tensors, source) if part == 'decoder' else {}
     check_floating(decoder, dict.fromkeys(decoder, network.patch_embed.projection.weight), source)
-    written = {**network.state_dict(), **decoder}
-    conversion.nonfinite = [name for name, tensor in written.items() if not tensor.float().isfinite().all()]
-    if conversion.nonfinite and not allow_nonfinite:
-        raise ValueError(
-            f'{source}: {len(conversion.nonfinite)} weights hold NaN or infinity: {conversion.nonfinite[:4]}. Nothing was '
-            'written, because outputs cannot be compared. --allow-nonfinite converts them without a comparison.'
-        )
+    conversion.nonfinite = list_nonfinite({**network.state_dict(), **decoder}, source, allowed=allow_nonfinite)
     check_source(conversion, network, found, weights)
     if img_size is not None:
         old_grid = network.grid
@@ -123,6 +112,28 @@ def convert_checkpoint(
     provenance = build_provenance(Path(source), found, checkpoint, conversion.options, release)
     write_converted(conversion, Path(destination), target, network, decoder, objective, provenance)
     return conversion
+
+
+def find_prefix(
+    weights: Mapping[str, Tensor], source: str | Path, part: str, given: str | None, release: Release | None
+) -> str | None:
+    """Choose the prefix of the network's names: the given one, the teacher's, or the release's; None to find it."""
+    if given is not None:
+        return given
+    if part == 'teacher':
+        return find_teacher(weights, source)
+    return None if release is None else release.prefix
+
+
+def list_nonfinite(tensors: Mapping[str, Tensor], source: str | Path, *, allowed: bool) -> list[str]:
+    """List the names of tensors with NaN or infinity. Raises ValueError if there are any and they are not allowed."""
+    found = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+    if found and not allowed:
+        raise ValueError(
+            f'{source}: {len(found)} weights hold NaN or infinity: {found[:4]}. Nothing was written, because outputs cannot be '
+            'compared. --allow-nonfinite converts them without a comparison.'
+        )
+    return found
 
 
 def write_backbone(

@@ -119,11 +119,7 @@ def export_graph(
     module = Deployed(any_size_of(network) if any_size else network, model.pixels, tap=tap, pool=pool).eval()
     images_BCHW = torch.rand(2, 3, *network.image_hw, generator=torch.Generator().manual_seed(0))
     about = describe(model, 'any' if any_size else network.image_hw, tap, pool)
-    dimension: Any = torch.export.Dim  # without a type, because its products have none
-    shapes: Shapes = {0: dimension('batch')}
-    if any_size:
-        patches = {2: dimension('rows', min=2), 3: dimension('columns', min=2)}
-        shapes |= {axis: network.patch_size * count for axis, count in patches.items()}
+    shapes = dynamic_shapes(network.patch_size if any_size else None)
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         with torch.inference_mode(), warnings.catch_warnings():
@@ -133,16 +129,32 @@ def export_graph(
         for size in sizes:
             reference = Deployed(at_size(network, size), model.pixels, tap=tap, pool=pool).eval()
             errors.append(compare(run, reference, size))
-        error = float(torch.tensor(errors).max())  # of tensors, max keeps NaN
-        bound = HALF_TOLERANCE if half else TOLERANCE
-        if not error <= bound:  # NaN is no equality
-            raise ValueError(
-                f'{path} was not written: its output differs from the network by {error:.1e} of the largest magnitude; '
-                f'{bound:.0e} is allowed.' + (' Export without --half.' if half else '')
-            )
+        error, bound = check_errors(errors, path, half)
         move_into_place(temporary, path)
     finally:
         remove_path(temporary)
+    return error, bound
+
+
+def dynamic_shapes(patch_size: int | None) -> Shapes:
+    """Declare the axes of the images that a graph takes at any length: the batch, and with a patch size both sides."""
+    dimension: Any = torch.export.Dim  # without a type, because its products have none
+    shapes: Shapes = {0: dimension('batch')}
+    if patch_size is not None:
+        patches = {2: dimension('rows', min=2), 3: dimension('columns', min=2)}
+        shapes |= {axis: patch_size * count for axis, count in patches.items()}
+    return shapes
+
+
+def check_errors(errors: list[float], path: Path, half: bool) -> tuple[float, float]:
+    """Return the largest difference of the outputs and its bound. Raises ValueError if it is larger."""
+    error = float(torch.tensor(errors).max())  # of tensors, max keeps NaN
+    bound = HALF_TOLERANCE if half else TOLERANCE
+    if not error <= bound:  # NaN is no equality
+        raise ValueError(
+            f'{path} was not written: its output differs from the network by {error:.1e} of the largest magnitude; '
+            f'{bound:.0e} is allowed.' + (' Export without --half.' if half else '')
+        )
     return error, bound
 
 

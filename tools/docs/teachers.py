@@ -180,8 +180,8 @@ teachers=dict(clip=dict(
 - **Processes** share the folder, at the same time too. If one of them lacks an image, all run the teacher on their batches,
   because a sharded teacher needs all of them. Damaged files are computed again.
 - **Time.** The host copies and hashes the images of every step, for which it waits for the device, then reads 605 kB per
-  image: worth it for large teachers. On one core: 1.7 ms an image to read, 440 ms to run ViT-B (float32, batches of 16; a
-  GPU was not tried). The dry run and `--find-batch` neither read nor write.
+  image: worth it for large teachers. What it gains on a GPU was not measured. The dry run and
+  `--find-batch` neither read nor write.
 
 ## Large teachers: DINOv3-7B
 

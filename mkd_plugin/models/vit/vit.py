@@ -27,6 +27,13 @@ from mkd_plugin.models.vit.rotary import FORMS, RotaryPositions
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, take
 
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    'position': ('sincos', 'learned', 'none'),
+    'relative_position': (None, 'shared', 'per_block'),
+    'rope': (None, *FORMS),
+    'activation': tuple(ACTIVATIONS),
+    'inner_norm': (None, 'mlp', 'both'),
+}
 # parameters before the first block: layer 0 of layer-wise learning rate decay
 EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'pre_norm', 'mask_token')
 
@@ -103,13 +110,6 @@ class VisionTransformer(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_choice('position', position, ('sincos', 'learned', 'none'))
-        check_choice('relative_position', relative_position, (None, 'shared', 'per_block'))
-        check_choice('rope', rope, (None, *FORMS))
-        check_choice('activation', activation, tuple(ACTIVATIONS))
-        check_choice('inner_norm', inner_norm, (None, 'mlp', 'both'))
-        if not cls_token and (distillation_token or num_registers):
-            raise ValueError('cls_token=False: remove distillation_token and num_registers, which follow a cls token.')
         self.image_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.grid = grid_of(self.image_hw, patch_size)
         self.arch = resolve_arch(arch)
@@ -134,13 +134,11 @@ class VisionTransformer(BaseModule):
             distillation_token=distillation_token,
             num_registers=num_registers,
         )
+        for option, allowed in CHOICES.items():
+            check_choice(option, self.options[option], allowed)
         width = self.arch.width
-        self.num_placed = cls_token + distillation_token  # prefix tokens with a position
-        self.num_prefix = self.num_placed + num_registers
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, width=width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if cls_token else None
-        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distillation_token else None
-        self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
+        self._build_prefix(cls_token, distillation_token, num_registers)
         self._build_positions(position)
         self.pre_norm: nn.Module = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
         self.stream: nn.Module = nn.Identity()  # may set the type of the residual stream
@@ -166,6 +164,16 @@ class VisionTransformer(BaseModule):
             )
             for _ in range(self.arch.depth)
         )
+
+    def _build_prefix(self, cls_token: bool, distillation_token: bool, num_registers: int) -> None:
+        if not cls_token and (distillation_token or num_registers):
+            raise ValueError('cls_token=False: remove distillation_token and num_registers, which follow a cls token.')
+        width = self.arch.width
+        self.num_placed = cls_token + distillation_token  # prefix tokens with a position
+        self.num_prefix = self.num_placed + num_registers
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if cls_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distillation_token else None
+        self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, width)) if num_registers else None
 
     def _build_positions(self, position: str) -> None:
         if position == 'learned':

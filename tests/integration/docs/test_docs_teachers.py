@@ -96,3 +96,16 @@ def test_foundation_models__their_lines_load_files(tmp_path, name):
     teacher = cls(student=StudentContext(student, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)), **options)
     assert torch.equal(teacher.network.blocks[-1].norm2.weight, network.blocks[-1].norm2.weight)
     assert teacher.tap_spec('block:-1').channels == sizes['embed_dim']
+
+
+def test_page__counts_the_parameters_of_dinov3_7b():
+    with torch.device('meta'):
+        network = timm.create_model('vit_7b_patch16_dinov3', num_classes=0)
+    blocks = [sum(weight.numel() for weight in block.parameters()) for block in network.blocks]
+    whole = sum(weight.numel() for weight in network.parameters())
+    text = (ROOT / 'docs/teachers.md').read_text()
+    assert set(blocks) == {blocks[0]} and f'{len(blocks)} blocks of\n{blocks[0]:,}' in text
+    assert (
+        f'{whole:,} parameters: {4 * whole / 1e9:.1f} GB' in text and f'all of them but {whole - sum(blocks):,}' in text
+    )
+    assert f'float32 | {4 * sum(blocks) / 8 / 1e9:.2f} GB' in text

@@ -97,7 +97,7 @@ def test_load_backbone__names_of_dinov3s_authors(tmp_path, name):
     file = save(authors_dinov3(theirs.state_dict()), tmp_path / 'file.pth')
     ours = VisionTransformer(**ours_of(name)).double().eval()
     report = load_backbone(ours, file)
-    assert (report.format, report.missing, report.unexpected) == ('DINOv3 reference', [], [])
+    assert (report.format, report.missing, report.unexpected) == ("DINOv3 in its authors' layout", [], [])
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(ours(images).tokens('output'), theirs.forward_features(images), rtol=1e-6, atol=1e-6)
 
