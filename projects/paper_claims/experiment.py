@@ -152,7 +152,7 @@ class Experiment:
         if run.tuning is not None:
             labels = settings.finetunings[run.tuning].labels
             return dict(labels=labels, **finetune_config(settings, run.tuning, checkpoint(run.name), images).to_dict())
-        return dict(arch=settings.arch, probed=settings.probed, checkpoint=checkpoint(run.name))
+        return dict(arch=settings.arch, patch=settings.patch, probed=settings.probed, checkpoint=checkpoint(run.name))
 
     def execute(self, run: Run, context: JobContext) -> dict[str, float]:
         """Run to the end, resuming an interrupted pre-training; return scores in per cent (none for a pre-training)."""

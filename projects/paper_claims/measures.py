@@ -19,7 +19,6 @@ from projects.paper_claims.data import Images, Labelled
 from projects.paper_claims.settings import Settings
 
 NEIGHBOURS = 20
-PATCH_SIZE = 4
 TAP, RELATION = 'block:-1', 'logit:-1'
 WATCHED_IMAGES = 500
 
@@ -29,7 +28,9 @@ def measure(checkpoint: str, settings: Settings, images: Images, root: Path) -> 
 
     ``distance`` (pixels) and ``nmi`` are the mean attention distance and normalised mutual information of the last block.
     """
-    network = VisibleViT(arch=settings.arch, img_size=images.side, patch_size=PATCH_SIZE, in_channels=images.channels)
+    network = VisibleViT(
+        arch=settings.arch, img_size=images.side, patch_size=settings.patch, in_channels=images.channels
+    )
     load_backbone(network, checkpoint)
     network.eval()
     train, test = (images.read(split, root) for split in ('train', 'test'))
@@ -54,7 +55,7 @@ def attention(network: VisionTransformer, images_NCHW: Tensor) -> dict[str, floa
     """Mean attention distance (pixels) and NMI of the last block's heads, from patches to patches."""
     scores_BHNN = network(images_NCHW, taps=(RELATION,)).tokens(RELATION).softmax(-1)
     patches_BHLL = scores_BHNN[:, :, network.num_prefix :, network.num_prefix :]
-    distances_LL = patch_distances(network.grid, PATCH_SIZE)
+    distances_LL = patch_distances(network.grid, network.patch_size)
     distance_BH = attention_distance(patches_BHLL, distances_LL, flavour='cl-vs-mim')
     return dict(distance=float(distance_BH.mean()), nmi=float(attention_nmi(patches_BHLL).mean()))
 

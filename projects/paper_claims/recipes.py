@@ -87,7 +87,11 @@ def pretraining(settings: Settings, lengths: int = 1, stages: int = 1) -> Option
 
 def distiller(settings: Settings, decoder: str | None = None, lengths: int = 1, stages: int = 1) -> Options:
     """Return the options of every MaskedDistiller; ``decoder`` names the objective that has one."""
-    options = {**pretraining(settings, lengths, stages), 'model.backbone.arch': settings.arch}
+    options = {
+        **pretraining(settings, lengths, stages),
+        'model.backbone.arch': settings.arch,
+        'model.backbone.patch_size': settings.patch,
+    }
     if decoder is not None:
         heads = dict(depth=1, width=settings.decoder_width, num_heads=settings.num_heads)
         options[f'model.objectives.{decoder}.head'] = heads
@@ -97,7 +101,7 @@ def distiller(settings: Settings, decoder: str | None = None, lengths: int = 1, 
 def vit_teacher(settings: Settings, checkpoint: str, *, large: bool = False) -> Options:
     """Return the config of a frozen teacher loaded from a file."""
     arch = settings.large if large else settings.arch
-    return dict(type='ViTTeacher', arch=arch, patch_size=4, checkpoint=checkpoint, seed=None, **PIXELS)
+    return dict(type='ViTTeacher', arch=arch, patch_size=settings.patch, checkpoint=checkpoint, seed=None, **PIXELS)
 
 
 def dbot(
@@ -180,7 +184,13 @@ def maskdistill(
     def options(settings: Settings, checkpoint: Checkpoint) -> Options:
         changes = {
             **distiller(settings),
-            'model.backbone': dict(position='sincos', relative_position=None, layer_scale=None, arch=settings.arch),
+            'model.backbone': dict(
+                position='sincos',
+                relative_position=None,
+                layer_scale=None,
+                arch=settings.arch,
+                patch_size=settings.patch,
+            ),
             'model.teachers.teacher': vit_teacher(settings, checkpoint(teacher), large=large),
         }
         if not masked:
@@ -199,7 +209,9 @@ def host_vit(settings: Settings) -> Options:
     arch = dict(
         embed_dims=settings.width, num_layers=4, num_heads=settings.num_heads, feedforward_channels=4 * settings.width
     )
-    return dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=24, patch_size=4, out_type='cls_token')
+    return dict(
+        type='mmpretrain.VisionTransformer', arch=arch, img_size=24, patch_size=settings.patch, out_type='cls_token'
+    )
 
 
 def supervised_options(settings: Settings, checkpoint: Checkpoint) -> Options:
@@ -280,7 +292,7 @@ def finetune_config(settings: Settings, measure: str, checkpoint: str, images: I
     warm_up = max(1, tuning.steps // 10)
     cfg.merge_from_dict(
         {
-            'model.backbone': dict(arch=settings.arch, drop_path_rate=0.0),
+            'model.backbone': dict(arch=settings.arch, patch_size=settings.patch, drop_path_rate=0.0),
             'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.'),
             'model.head.in_channels': settings.width,
             'optim_wrapper.optimizer': dict(lr=tuning.lr, fused=True),

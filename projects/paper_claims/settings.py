@@ -28,6 +28,7 @@ class Settings:
     width: int = 48  #: Width of the ViT, which has four blocks
     num_heads: int = 3  #: Its attention heads
     decoder_width: int = 48  #: Width of the decoder, which has one block
+    patch: int = 4  #: Side of a patch, pixels
     epochs: float = 20  #: Epochs of a pre-training, or of each of dBOT's stages
     by_epoch: bool = True  #: Whether runs are counted in epochs; else in steps, and an epoch need not end
     batch: int = 48  #: Images per pre-training step

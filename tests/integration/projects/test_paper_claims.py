@@ -85,9 +85,8 @@ def test_pretrain_config__fashion_mnist_for_as_many_steps_as_its_units(name):
     )
     assert (cfg.model.backbone.img_size, cfg.model.backbone.in_channels) == (images.side, images.channels)
     units = fashion.RECIPES[name].lengths
-    assert (
-        cfg.train_cfg.max_iters == units * 938 == fashion.FULL.steps(units)
-    )  # two epochs of 60,000 images in batches of 128
+    per_unit = 3 * 938  # three epochs of 60,000 images in batches of 64
+    assert cfg.train_cfg.max_iters == units * per_unit == fashion.FULL.steps(units)
     stages = 2 if 'dbot' in name and name != 'dbot-momentum' else 1
     assert cfg.param_scheduler[1].end == cfg.train_cfg.max_iters // stages
     for teacher in (cfg.model.get('teachers') or {}).values():
