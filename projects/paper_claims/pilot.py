@@ -30,7 +30,7 @@ def power_table(report: dict[str, Any]) -> dict[str, Any]:
     family = sum(row.decides for claim in CLAIMS for row in claim.comparisons)
     rows = report['claims'][0]['comparisons']
     table = {}
-    for measure in BENCH.measures:
+    for measure in rows[0]['measures']:
         spread = sqrt(fmean(variance(row['measures'][measure]['seeds']) for row in rows))
         seeds = {str(effect): seeds_needed(effect / spread, LEVEL / family) for effect in EFFECTS}
         table[measure] = dict(deviation=round(spread, 3), seeds=seeds)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from projects.paper_claims import fashion, pilot, verdicts
+
+DOCS = Path(__file__).parents[3] / 'docs'
 
 
 def test_t_interval__is_scipys():
@@ -119,3 +124,20 @@ def test_pilot__has_seeds_that_no_verdict_uses():
     own = range(pilot.PILOT.full.first_seed, pilot.PILOT.full.first_seed + pilot.PILOT.full.seeds)
     assert not set(used) & set(own)
     assert all(pilot.PILOT.recipe_of(name) for claim in pilot.PILOT.claims for name in claim.networks)
+
+
+def test_plan__has_the_pilots_figures_and_the_settings_that_run():
+    plan, report = (DOCS / 'fashion_plan.md').read_text(), json.loads((DOCS / 'fashion/pilot.json').read_text())
+    family = sum(row.decides for claim in fashion.CLAIMS for row in claim.comparisons)
+    assert f'0.05 / {family},' in plan
+    stored = report.pop('power')
+    for measure, row in stored.items():
+        assert row == pilot.power_table(report)[measure]
+        cells = [str(row['deviation']), *(str(row['seeds'][effect]) for effect in ('0.5', '1.0', '2.0'))]
+        assert f'| {fashion.BENCH.measures[measure]} | {" | ".join(cells)} |' in plan
+    same = set(report['settings']) - {'finetunings', 'seeds', 'first_seed'}
+    assert all(report['settings'][name] == getattr(fashion.FULL, name) for name in same)
+    tunings = fashion.FULL.finetunings.values()
+    for one in tunings:
+        assert f'{one.steps} {"steps " if one.labels is None else ""}of {one.batch}' in plan
+    assert f'{fashion.FULL.steps():,} steps of {fashion.FULL.batch} images' in plan and fashion.FULL.seeds == 6
