@@ -30,7 +30,6 @@ from mkd_plugin.checkpoint.read import read_checkpoint
 from mkd_plugin.compat.ops.ext import check_ops
 from mkd_plugin.compat.weights import load_state_dict
 from mkd_plugin.engine.checkpoints import check_resumable
-from mkd_plugin.engine.optim import FreezeHook
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.preflight.checks import (
@@ -247,7 +246,7 @@ def rehearse_training(cfg: Config) -> None:
     check_ops(model)
     for hook in cfg.get('custom_hooks') or []:
         if type_name(hook.get('type')).endswith('FreezeHook'):
-            FreezeHook(blocks=hook['blocks']).freeze(model)
+            registries.HOOKS.build(hook).freeze(model)
     check_clipping(cfg.optim_wrapper.get('clip_grad') or {})
     build_optim_wrapper(model, cfg.optim_wrapper)
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or [{}]

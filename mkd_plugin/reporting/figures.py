@@ -194,8 +194,9 @@ def sweep_figure(report: Mapping[str, Any]) -> Figure:
     figure, axis = panel('', xlabel, ylabel)
     for number, (start, scores) in enumerate(report['scores'].items()):
         points = sorted((float(value), of['mean'], of['std'] or np.nan) for value, of in scores.items())
-        x, y, spread = zip(*points, strict=True) if points else ((), (), ())
-        axis.errorbar(x, y, spread, marker='.', capsize=3, lw=1.4, color=MODELS(number % 10), label=start)
+        if points:
+            lines = np.array(points).T  # x, y, spread
+            axis.errorbar(*lines, marker='.', capsize=3, lw=1.4, color=MODELS(number % 10), label=start)
     if 'rate' in xlabel:
         axis.set_xscale('log')
     else:

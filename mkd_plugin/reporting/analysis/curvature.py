@@ -73,10 +73,11 @@ def own_head(subject: OpenedModel) -> nn.Sequential | None:
 def own_classes(probe: Probe, outputs: int) -> list[int]:
     """The output of a classifier for each folder of images: by the names that its file lists, or else in sorted order."""
     folders, path = probe.images.classes, probe.subject.source.partition('#')[0]
-    meta = read_checkpoint(path, lazy=True).get('meta')
-    listed = (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
-    names = list(listed.get('classes') or ())
-    if len(names) == outputs and set(folders) <= set(names):
+    meta: Any = read_checkpoint(path, lazy=True)
+    for key in ('meta', 'dataset_meta', 'classes'):
+        meta = meta.get(key) if isinstance(meta, dict) else None
+    names = list(meta) if isinstance(meta, (list, tuple)) else []
+    if len(names) == outputs and all(folder in names for folder in folders):
         return [names.index(folder) for folder in folders]
     if len(folders) == outputs:
         return list(range(outputs))
@@ -122,7 +123,7 @@ def loss_of(probe: Probe) -> tuple[str, MeanLoss]:
     model = MeanTokenClassifier(network, own or nn.Identity())
     if own:
         network.ln1.requires_grad_(False)  # the classifier has no norm for all tokens
-        classes = own_classes(probe, own[1].out_features)
+        classes = own_classes(probe, len(own.state_dict()['1.bias']))
         labels = [classes[label] for label in labels]
     else:
         labels = np.unique(labels, return_inverse=True)[1].tolist()
