@@ -118,11 +118,12 @@ def training_panels(report: Report) -> Iterator[Panel]:
     root = os.path.commonpath([Path(folder).parent for _, folder in runs]) if runs else ''
     for unit in dict.fromkeys(unit for unit, _ in runs):
         for name, numbers in measured(report).items():
-            curves = {}
+            curves: dict[str, tuple[Floats, Floats]] = {}
             for (kind, folder), steps in runs.items():
                 points = [(step, numbers[model].value) for step, model in sorted(steps.items()) if model in numbers]
                 if kind == unit and points:
-                    curves[os.path.relpath(folder, root)] = np.array(points).T
+                    at, values = np.array(points).T
+                    curves[os.path.relpath(folder, root)] = (at, values)
             if curves:
                 figure, _ = figures.compare_lines(name, (unit, QUANTITIES[name][0]), curves, '.-')
                 ends = '; '.join(f'{run} from {y[0]:.3g} to {y[-1]:.3g}' for run, (_, y) in curves.items())
