@@ -23,9 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('config', help='config of a fine-tuning, or its name')
     values = parser.add_mutually_exclusive_group(required=True)
-    values.add_argument('--rates', nargs='+', type=float, metavar='RATE', help='peak learning rates')
+    values.add_argument('--rates', nargs='+', type=float, metavar='RATE', help='peak learning rates (no default)')
     values.add_argument(
-        '--frozen', nargs='+', type=at_least(0), metavar='BLOCKS', help='numbers of first blocks that are not trained'
+        '--frozen',
+        nargs='+',
+        type=at_least(0),
+        metavar='BLOCKS',
+        help='numbers of first blocks that are not trained (no default)',
     )
     add(
         '--start',
