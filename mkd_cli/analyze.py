@@ -4,7 +4,8 @@
 
 FILE is a checkpoint in any format that the package reads (its own, MAE, DINO, DeiT, CLIP, timm, Hugging Face, ...). NETWORK
 names its network: a release listed in docs/teachers.md, or timm:MODEL. PART is one of the teachers in the file, such as
-`boot`, or the prefix of one of its networks. Rerun an interrupted command to resume; finished measurements are skipped.
+`boot`, or the prefix of one of its networks. Hessian and landscape of a fine-tuned classifier are those of its own loss.
+Rerun an interrupted command to resume; finished measurements are skipped.
 """
 
 from __future__ import annotations

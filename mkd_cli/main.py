@@ -17,6 +17,7 @@ COMMANDS = {
     'evaluate-classifier': 'evaluate fine-tuned classifiers on other image sets, and measure their shape bias',
     'analyze': 'measure attention, spectra, similarity and curvature of networks, as one page',
     'benchmark': 'fine-tune checkpoints for classification, detection and segmentation, as one report',
+    'sweep': 'fine-tune over several learning rates or numbers of frozen blocks, as one plot',
     'look': 'show nearest neighbours and patch features of a folder of images, as one page',
     'features': 'write the features of a folder of images to an .npz file',
     'convert': 'convert a checkpoint between formats',

@@ -32,7 +32,6 @@ from mkd_plugin.analysis.spectra import (
     token_log_spectrum,
 )
 from mkd_plugin.analysis.streaming import ImageMean, PerLayer
-from mkd_plugin.analysis.sweeps import finetune, frozen_block_sweep, learning_rate_sweep
 
 __all__ = [
     'AttentionStatistics',
@@ -56,10 +55,7 @@ __all__ = [
     'direction_of',
     'explicit_attention',
     'filter_normalise',
-    'finetune',
-    'frozen_block_sweep',
     'hutchinson_trace',
-    'learning_rate_sweep',
     'linear_cka',
     'loss_at',
     'loss_landscape',

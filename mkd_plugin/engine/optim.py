@@ -157,7 +157,10 @@ class FreezeHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Freeze the parameters; optimisers skip those without a gradient, weight decay included."""
-        model = bare_model(runner)
+        self.freeze(bare_model(runner))
+
+    def freeze(self, model: Any) -> None:
+        """Freeze the parameters of a model. Raises ValueError if it has fewer blocks."""
         layer_of = layer_lookup(model.backbone, owner=type(model).__name__)
         for name, parameter in model.backbone.named_parameters():
             layer, layers = layer_of(name)

@@ -244,6 +244,9 @@ def rehearse_training(cfg: Config) -> None:
             return
         raise
     check_ops(model)
+    for hook in cfg.get('custom_hooks') or []:
+        if type_name(hook.get('type')).endswith('FreezeHook'):
+            registries.HOOKS.build(hook).freeze(model)
     check_clipping(cfg.optim_wrapper.get('clip_grad') or {})
     build_optim_wrapper(model, cfg.optim_wrapper)
     pipeline = cfg.train_dataloader.dataset.get('pipeline') or [{}]

@@ -188,6 +188,23 @@ def learning_curves_figure(
     return figure, last
 
 
+def sweep_figure(report: Mapping[str, Any]) -> Figure:
+    """Draw the scores of a sweep over its values: one line per start, with the standard deviation over seeds as a bar."""
+    xlabel, ylabel = report['axes']
+    figure, axis = panel('', xlabel, ylabel)
+    for number, (start, scores) in enumerate(report['scores'].items()):
+        points = sorted((float(value), of['mean'], of['std'] or np.nan) for value, of in scores.items())
+        if points:
+            lines = np.array(points).T  # x, y, spread
+            axis.errorbar(*lines, marker='.', capsize=3, lw=1.4, color=MODELS(number % 10), label=start)
+    if 'rate' in xlabel:
+        axis.set_xscale('log')
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize='small')
+    return figure
+
+
 def mean_curve(seeds: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
     """Mean over the seeds at the iterations that all of them have, or the first seed if there are none."""
     found = [{point[0]: point[1] for point in points} for points in seeds]

@@ -28,7 +28,7 @@ SIMILARITY_SIDE = 7  # cells per side at most: an example is the mean token of a
 class ImageSet:
     """Up to ``count`` images of a folder and its sub-folders, evenly spread over its sorted files.
 
-    ``labels`` are the indices of the classes, given by the folders below ``root``, None without them; ``available`` is the
+    ``labels`` are indices in ``classes``, the names of the folders below ``root``; None without them. ``available`` is the
     number of images in the folder, and ``digest`` the SHA-256 of the chosen names and contents.
     """
 
@@ -45,9 +45,10 @@ class ImageSet:
         places = np.linspace(0, len(found), min(count, len(found)), endpoint=False).astype(int)
         self.files = [found[place] for place in places]
         names = [file.relative_to(self.root) for file in self.files]
-        classes = sorted({name.parts[0] for name in names})
-        nested = all(len(name.parts) > 1 for name in names) and len(classes) > 1
-        self.labels = [classes.index(name.parts[0]) for name in names] if nested else None
+        parts = [file.relative_to(self.root).parts for file in found]
+        self.classes = sorted({part[0] for part in parts})
+        nested = all(len(part) > 1 for part in parts) and len(self.classes) > 1
+        self.labels = [self.classes.index(name.parts[0]) for name in names] if nested else None
         digest = hashlib.sha256()
         for file, name in zip(self.files, names, strict=True):
             digest.update(f'{name.as_posix()}\n'.encode() + hashlib.sha256(file.read_bytes()).digest())

@@ -32,7 +32,7 @@ from mkd_plugin.reporting.page import write_page
 from mkd_plugin.reporting.store import Store, key_of
 from mkd_plugin.utils.files import plain, write_whole
 
-LAYOUT = 2  # of a result; raise it when the same settings give other numbers
+LAYOUT = 3  # of a result; raise it when the same settings give other numbers
 SMALL = 10_000_000  # parameters up to which curvature is measured by default
 TRACE_SAMPLES = 30  # usual number of products, for the progress bar
 

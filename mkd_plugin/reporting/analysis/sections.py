@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from mkd_plugin.reporting import figures
 from mkd_plugin.reporting.analysis.measure import ImageSet
 from mkd_plugin.reporting.analysis.settings import Report
-from mkd_plugin.reporting.analysis.summary import answer_section, findings
+from mkd_plugin.reporting.analysis.summary import QUANTITIES, answer_section, findings, measured
 from mkd_plugin.reporting.figures import Floats, common_limits
 from mkd_plugin.reporting.page import Document, Panel, Section, listed, render, texts
 
@@ -22,6 +24,7 @@ HEADS = {
     'entropy': ('entropy_fraction_H', 'entropy / ln L'),
     'nmi': ('nmi_H', 'NMI'),
 }
+STEP = re.compile(r'(epoch|iter|stage)_(\d+)')  # name of a run's checkpoint
 CUT = 4.0  # surfaces are cut at this multiple of the loss of the networks, or above the flattest surface
 
 Found = Mapping[str, dict[str, Any]]  # model → results of one measurement
@@ -47,6 +50,8 @@ def analysis_document(report: Report, images: ImageSet | None) -> Document:
 
 def sections_of(report: Report, images: ImageSet | None) -> Iterator[Section]:
     """Every section that was measured, or that could not be. Only attention maps need the images."""
+    if panels := list(training_panels(report)):
+        yield Section(**texts('analysis')['training'], panels=panels)
     for name, text in texts('analysis')['sections'].items():
         measurement = 'attention' if name in HEADS else name
         found = {model: results[measurement] for model, results in report.results.items() if measurement in results}
@@ -72,7 +77,12 @@ def computed(text: str, report: Report, found: Found) -> str:
     """The sentence on how a measurement was made, with the values that were used."""
     first = next(iter(found.values()), {})
     ranks = [len(of['relative_R']) for of in first.values() if isinstance(of, dict) and 'relative_R' in of]
+    heads: dict[str, list[str]] = {}
+    for model, of in found.items():
+        heads.setdefault(of.get('head', 'fitted'), []).append(model)
+    losses = (texts('analysis')['losses'][head].format(models=listed(names, 'models')) for head, names in heads.items())
     return text.format(
+        loss=' '.join(losses),
         distance=texts('analysis')['distances'][report.settings['flavour']],
         spectrum=texts('analysis')['spectra'][report.settings['flavour']],
         images=report.data['images'],
@@ -95,6 +105,29 @@ def panels_of(name: str, title: str, found: Found, report: Report, images: Image
         'landscape': landscape_panels,
     }
     return draw[name](found)
+
+
+def training_panels(report: Report) -> Iterator[Panel]:
+    """Every number of the answer over the steps of a run, one line per run; none without two checkpoints of one run."""
+    runs: dict[tuple[str, str], dict[int, str]] = {}  # unit of the steps, folder and part → step → model
+    for model, about in report.models.items():
+        path, mark, part = about['source'].partition('#')
+        if step := STEP.fullmatch(Path(path).stem):
+            runs.setdefault((step[1], f'{Path(path).absolute().parent}{mark}{part}'), {})[int(step[2])] = model
+    runs = {run: steps for run, steps in runs.items() if len(steps) > 1}
+    root = os.path.commonpath([Path(folder).parent for _, folder in runs]) if runs else ''
+    for unit in dict.fromkeys(unit for unit, _ in runs):
+        for name, numbers in measured(report).items():
+            curves: dict[str, tuple[Floats, Floats]] = {}
+            for (kind, folder), steps in runs.items():
+                points = [(step, numbers[model].value) for step, model in sorted(steps.items()) if model in numbers]
+                if kind == unit and points:
+                    at, values = np.array(points).T
+                    curves[os.path.relpath(folder, root)] = (at, values)
+            if curves:
+                figure, _ = figures.compare_lines(name, (unit, QUANTITIES[name][0]), curves, '.-')
+                ends = '; '.join(f'{run} from {y[0]:.3g} to {y[-1]:.3g}' for run, (_, y) in curves.items())
+                yield Panel(figure, f'{name} over training: {ends}.')
 
 
 def head_panels(found: Found, key: str, ylabel: str, *, title: str) -> Iterator[Panel]:

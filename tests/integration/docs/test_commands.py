@@ -46,6 +46,7 @@ RUN_BY = {
     'tools/dist_test.sh': 'tests/integration/commands/test_launchers.py',
     'tools/dist_train.sh': 'tests/integration/commands/test_launchers.py',
     'tools/docs/analysis.py': 'tests/integration/docs/test_docs_analysis.py',
+    'tools/docs/curves.py': 'tests/integration/docs/test_docs_curves.py',
     'tools/docs/browser.py': 'tests/integration/commands/test_quickstart.py',
     'tools/evaluate.py': 'tests/unit/reporting/test_evaluation_report.py',
     'tools/evaluate_classifier.py': 'tests/unit/evaluation/test_classifier.py',
@@ -59,6 +60,7 @@ RUN_BY = {
     'tools/run_tests.sh': '.ci/run',
     'tools/setup_venv.sh': 'tests/unit/test_package.py',
     'tools/slurm_train.sh': 'tests/integration/commands/test_launchers.py',
+    'tools/sweep.py': 'tests/unit/reporting/test_sweep.py',
     'tools/test.py': 'tests/integration/dense/test_host_runs.py',
     'tools/train.py': 'tests/unit/test_registry.py',
 }
@@ -79,6 +81,7 @@ PARSERS = {
     'make_shards': 'make_shards',
     'pretrain': 'pretrain',
     'print_config': 'print_config',
+    'sweep': 'sweep',
     'test': 'test',
     'train': 'train',
 }
