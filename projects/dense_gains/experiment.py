@@ -228,7 +228,12 @@ class Experiment:
             cfg.train_cfg.val_interval = max(1, cfg.train_cfg.max_iters // self.settings.points)
         runner, curve = Runner.from_cfg(cfg), Curve(run.task)
         runner.register_hook(curve)
-        runner.train()
+        try:
+            runner.train()
+        except FloatingPointError as error:
+            if run.kind == 'tune':  # the setting is worth nothing, and the others are still to be tried
+                return dict(val=dict.fromkeys(MEASURES[run.task], 0.0))
+            raise ValueError(f'The chosen setting diverged: {error}') from error
         points = list(curve.points)
         found: dict[str, Any] = dict(val=points[-1])
         if run.kind == 'tune':

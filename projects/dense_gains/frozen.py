@@ -37,7 +37,6 @@ def linear_segmentor(checkpoint: str | None, seed: int, settings: Settings, root
     """
     torch.manual_seed(seed)
     network = VisibleViT(arch=settings.arch, img_size=settings.side, patch_size=PATCH)
-    network.init_weights()
     if checkpoint is not None:
         load_backbone(network, checkpoint)
     network.eval()

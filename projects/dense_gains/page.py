@@ -71,8 +71,9 @@ def conclusion(report: Mapping[str, Any]) -> str:
                 f'- {NAMES[measure]}: {start} against scratch {found["mean"]:+.1f} ± {found["spread"]:.1f} points: '
                 f'**{found["verdict"]}**.'
             )
-    reached = 'The goal is reached' if verdict['reached'] else 'The goal is not reached'
-    return '\n'.join([f'{reached}: a gain of more than twice the spread in all three measures.', '', *lines])
+    reached = 'is reached' if verdict['reached'] else 'is not reached'
+    goal = f'The goal, a gain of more than twice the spread in all three measures, {reached}.'
+    return '\n'.join([goal, '', *lines])
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

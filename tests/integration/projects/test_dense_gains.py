@@ -17,7 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
+from mkd_plugin.reporting.experiment import JobContext, Processes
 from projects.dense_gains import data, frozen, page, photographs, recipes, scenes, verdicts
+from projects.dense_gains import experiment as experiments
 from projects.dense_gains import run as command
 from projects.dense_gains.experiment import Experiment, Run
 from projects.dense_gains.settings import FULL, SMOKE, TASKS, Tuning, settings_of
@@ -213,6 +215,23 @@ def test_grid__the_same_for_every_start_and_the_best_are_run_longer(tmp_path):
     assert sum(run.kind == 'final' for run in finals) == 6 * 2 * 3 and len(set(finals)) == len(finals)
     for run in finals:
         assert all(finals.index(earlier) < finals.index(run) for earlier in experiment.dependencies(run))
+
+
+def test_execute__a_setting_that_diverges_scores_nothing(tmp_path, root, monkeypatch, one_thread):
+    class Diverging:
+        def register_hook(self, hook):
+            pass
+
+        def train(self):
+            raise FloatingPointError('the loss is nan')
+
+    monkeypatch.setattr(experiments.Runner, 'from_cfg', lambda cfg: Diverging())
+    experiment = Experiment(FULL, tmp_path / 'runs', root)
+    context = JobContext(tmp_path, print, 0, Processes())
+    run = Run('tune', 'scratch', 0, 'detection', FULL.grid[0])
+    assert experiment.execute(run, context) == dict(val=dict(box=0.0, mask=0.0))
+    with pytest.raises(ValueError, match='The chosen setting diverged: the loss is nan'):
+        experiment.execute(replace(run, kind='final'), context)
 
 
 # The rule.
