@@ -68,7 +68,7 @@ class Canvas:
         Args:
             cover_hw: Coverage of each pixel, 0 to 1.
             corner: Row and column of the upper left pixel; the whole stamp must lie in the image.
-            colour_3: RGB from 0 to 1.
+            colour_3: RGB from 0 to 1, or one for each pixel, (h, w, 3).
             digit: Whether the stamp is a digit; clutter is not annotated but hides what is below it.
 
         Returns:

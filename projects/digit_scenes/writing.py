@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,9 @@ NUM_SCENES = {'train': 1000, 'val': 200}
 SETTINGS = 'scenes.json'
 LAYOUT = 1  # version of the files written; raise it when the same arguments give other files
 MARGIN = 0.15  # around a crop, as a fraction of the box's longer side
-ADE_NAMES = {'train': 'training', 'val': 'validation'}
+ADE_NAMES = {'train': 'training', 'val': 'validation', 'test': 'test'}
+
+Draw: TypeAlias = Callable[[np.random.Generator], Scene]
 
 
 def write_digit_scenes(
@@ -67,14 +70,36 @@ def write_digit_scenes(
     if seed < 0 or min(train, val) < 1:
         raise ValueError(f'seed={seed}, train={train}, val={val}: the seed must be 0 or more, the numbers 1 or more.')
     settings = dict(layout=LAYOUT, seed=seed, train=train, val=val)
+    digits = load_digits()
+    draws = {
+        split: partial(draw_scene, Scans(digits.images[members] / 16, digits.target[members]))
+        for split, members in split_scans(digits.target).items()
+    }
+    return write_scenes(root, settings, draws, CLASSES, step)
+
+
+def write_scenes(
+    root: Path,
+    settings: dict[str, int],
+    draws: Mapping[str, Draw],
+    classes: Sequence[str],
+    step: Callable[[], Any] = lambda: None,
+) -> Path:
+    """Write scenes of any kind, unless they are already complete; raises ValueError if the folder holds other files.
+
+    Args:
+        root: Folder.
+        settings: What the scenes depend on: at least ``seed``, and the number of scenes of each split.
+        draws: Split → function that draws one of its scenes, whose labels count the classes from 0.
+        classes: Names of the classes.
+        step: Called after every scene.
+    """
     if is_complete(root, settings):
         return root
     root.mkdir(parents=True, exist_ok=True)
     (root / SETTINGS).write_text(json.dumps({**settings, 'complete': False}) + '\n')
-    digits = load_digits()
-    for number, (split, members) in enumerate(split_scans(digits.target).items()):
-        scans = Scans(digits.images[members] / 16, digits.target[members])
-        write_split(root, split, scans, (seed, number), settings[split], step)
+    for number, (split, draw) in enumerate(draws.items()):
+        write_split(root, split, draw, classes, (settings['seed'], number), settings[split], step)
     whole = root / f'{SETTINGS}.tmp'
     whole.write_text(json.dumps({**settings, 'complete': True}) + '\n')
     whole.replace(root / SETTINGS)
@@ -99,7 +124,13 @@ def is_complete(root: Path, settings: dict[str, int]) -> bool:
 
 
 def write_split(
-    root: Path, split: str, scans: Scans, seed: tuple[int, int], count: int, step: Callable[[], Any]
+    root: Path,
+    split: str,
+    draw: Draw,
+    classes: Sequence[str],
+    seed: tuple[int, int],
+    count: int,
+    step: Callable[[], Any],
 ) -> None:
     """Write one split in all formats."""
     images_dir, listing = root / 'coco' / split, root / 'coco' / 'annotations' / f'{split}.json'
@@ -111,7 +142,7 @@ def write_split(
     annotations: list[dict[str, Any]] = []
     lines: list[str] = []
     for number in range(count):
-        scene = draw_scene(scans, np.random.default_rng((*seed, number)))
+        scene = draw(np.random.default_rng((*seed, number)))
         name = f'{number:05d}.png'
         Image.fromarray(scene.image_HW3).save(images_dir / name)
         link_or_copy(images_dir / name, links / name)
@@ -125,7 +156,7 @@ def write_split(
             crop(scene, found['bbox']).save(crops / name)
             lines.append(f'{name} {found["category_id"]}')
         step()
-    categories = [dict(id=int(name), name=name) for name in CLASSES]
+    categories = [dict(id=number, name=name) for number, name in enumerate(classes)]
     listing.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
     crops.with_suffix('.txt').write_text('\n'.join(lines) + '\n')
 

@@ -33,6 +33,7 @@ RUN_BY = {
     'benchmarks/load_time.py': 'tests/integration/commands/test_check_equality.py',
     'benchmarks/step_time.py': 'tests/unit/benchmarks/test_step_time.py',
     'projects/any_student/run.py': 'tests/integration/projects/test_any_student.py',
+    'projects/dense_gains/run.py': 'tests/integration/projects/test_dense_gains.py',
     'projects/paper_claims/run.py': 'tests/integration/projects/test_paper_claims.py',
     'projects/multi_teacher/run.py': 'tests/integration/projects/test_multi_teacher_project.py',
     'projects/small_data/run.py': 'tests/integration/projects/test_small_data.py',
