@@ -185,6 +185,7 @@ def first_line(text, **changes):
         (lambda text: text.replace('object_response', 'answer', 1), r'csv has no column object_response\.'),
         (lambda text: text.split('\n')[0], r'csv has no rows\.'),
         (lambda text: '', r'csv has no column subj, object_response'),
+        (lambda text: text + 'x' * 200_000, r'csv is not a CSV file \(field larger than'),
         (lambda text: first_line(text, object_response='gnu'), r"csv, line 2: object_response 'gnu' is neither 'na' nor one"),
         (lambda text: first_line(text, imagename='oven1.png'), r"csv, line 2: 'oven1.png' is not TRIAL_EXPERIMENT"),
         (
