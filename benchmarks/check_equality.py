@@ -1,20 +1,25 @@
 """Random weights in another library's network, converted, loaded into ours: how far are the outputs apart?
 
-python benchmarks/check_equality.py [--sizes ti s b l h] [--write FILE]
+python benchmarks/check_equality.py [--sizes ti s b l h] [--json FILE]
 
 One network at a time, on the CPU, in float32: the library's class gets normal random weights, its state dict goes to a file,
 `load_backbone` reads it, and both networks see the same random image: once for images of 224 px, once for a size that is no
 square (192 × 256, or 196 × 252 where patches are of 14 px). The figure is the largest difference over the largest magnitude
 of the tokens; one that is not finite or above the bound is marked, and the exit code is 1. Then ours is exported, and must be
-what it came from bit by bit.
+what it came from bit by bit. tools/docs/equality.py writes docs/equality.md from docs/equality/report.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,8 @@ from mkd_plugin.models.vit import VisionTransformer
 
 CLIP = dict(pre_norm=True, norm_eps=1e-5, activation='quick_gelu')
 BEIT = dict(position='none', layer_scale=0.1)
-DIFFERS = f'not equal: {TOLERANCE:.0e} is allowed'
+HEAD = '| network | class there | at 224 px | at the other size | export bit-identical |\n|---|---|---|---|---|'
+LIBRARIES = ('torch', 'timm', 'transformers', 'mmpretrain', 'open_clip')
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,8 @@ def randomise(network: nn.Module) -> None:
                 parameter.zero_()
 
 
-def compare(foreign: ForeignClass, options: dict[str, Any], folder: Path) -> tuple[float, bool]:
-    """Largest error, and whether the export is the very weights that were read."""
+def compare(foreign: ForeignClass, options: dict[str, Any], folder: Path) -> tuple[float, bool, list[str]]:
+    """Largest error, whether the export is the very weights that were read, and the tensors that it leaves out."""
     theirs = foreign.library.build(foreign.name, options)
     randomise(theirs)
     weights = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
@@ -98,52 +104,75 @@ def compare(foreign: ForeignClass, options: dict[str, Any], folder: Path) -> tup
     error = largest_error(foreign.library.run, theirs, ours)
     _, exported, _ = export_weights(ours.state_dict(), ours.options, foreign.target)
     # the mask token of DINOv2's classes is no part of the network: an export has zeros there
-    same = all(torch.equal(exported[name], weights[name]) for name in exported if not name.endswith('.mask_token'))
+    unused = [name for name in exported if name.endswith('.mask_token')]
+    same = all(torch.equal(exported[name], weights[name]) for name in exported if name not in unused)
     build_filled(foreign, options, exported)
-    return error, same
+    return error, same, unused
 
 
-def rows_of(case: Case) -> list[str]:
-    """The case's lines of the table."""
+def rows_of(case: Case) -> list[dict[str, Any]]:
+    """The case's lines of the table; an error is None if it is not finite, and absent if the class does not take the size."""
     rows = []
-    sizes: tuple[Any, ...] = (224, list(case.other))
+    sizes: dict[str, Any] = {'224 × 224': 224, ' × '.join(map(str, case.other)): list(case.other)}
     for target in case.targets:
-        cells, back = [], True
-        for size in sizes:
+        row: dict[str, Any] = dict(network=case.name, sizes=list(sizes), errors={}, identical=True, unused=[])
+        for name, size in sizes.items():
             with torch.device('meta'):
                 options = VisionTransformer(**{'position': 'learned', 'img_size': size, **case.options}).options
             try:
                 foreign = find_class(target, options)
             except ValueError:
-                cells.append('the class takes squares only')
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                error, same = compare(foreign, options, Path(folder))
-            cells.append(f'{error:.1e}' if error <= TOLERANCE else f'**{error:.1e}** {DIFFERS}')
-            back = back and same
-        rows.append(f'| {case.name} | {foreign.title} | {" | ".join(cells)} | {"yes" if back else "no"} |')
+                error, same, row['unused'] = compare(foreign, options, Path(folder))
+            row |= {'class': foreign.title, 'identical': row['identical'] and same}
+            row['errors'][name] = error if math.isfinite(error) else None
+        rows.append(row)
     return rows
 
 
+def line_of(row: Mapping[str, Any], bound: float = TOLERANCE) -> str:
+    """A row as Markdown."""
+    cells = []
+    for size in row['sizes']:
+        if size not in row['errors']:
+            cells.append('the class takes squares only')
+            continue
+        error = row['errors'][size]
+        shown = 'not finite' if error is None else f'{error:.1e}'
+        good = error is not None and error <= bound
+        cells.append(shown if good else f'**{shown}** not equal: {bound:.0e} is allowed')
+    back = 'no' if not row['identical'] else 'yes, but for its unused mask token' if row['unused'] else 'yes'
+    return f'| {row["network"]} | {row["class"]} | {" | ".join(cells)} | {back} |'
+
+
 def main() -> int:
-    """Print the table, and write it if wanted; return 1 if a network differs."""
+    """Print the table, and write the figures if wanted; return 1 if a network differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', nargs='+', default=['ti', 's', 'b', 'l', 'h'])
-    parser.add_argument('--write', help='a file for the table')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='a file for the figures')
     args = parser.parse_args()
-    head = '| network | class there | at 224 px | at the other size | export bit-identical |\n|---|---|---|---|---|'
-    lines = [head]
-    print(head)
+    rows, left_out = [], []
+    print(HEAD)
     start = time.perf_counter()
     for case in cases():
-        if case.size in args.sizes:
-            for row in rows_of(case):
-                print(row, flush=True)
-                lines.append(row)
-    print(f'equal means at most {TOLERANCE:.0e}; {time.perf_counter() - start:.0f} s')
-    if args.write:
-        Path(args.write).write_text('\n'.join(lines) + '\n')
-    return int(any(DIFFERS in line or line.endswith('| no |') for line in lines))
+        if case.size not in args.sizes:
+            left_out.append(case.name)
+            continue
+        for row in rows_of(case):
+            print(line_of(row), flush=True)
+            rows.append(row)
+    seconds = time.perf_counter() - start
+    print(f'equal means at most {TOLERANCE:.0e}; {seconds:.0f} s')
+    if args.json:
+        found = dict(
+            command=f'python benchmarks/check_equality.py --sizes {" ".join(args.sizes)}', seconds=round(seconds),
+            tolerance=TOLERANCE, threads=torch.get_num_threads(), python=platform.python_version(),
+            versions={name: import_module(name).__version__ for name in LIBRARIES}, rows=rows, not_run=left_out,
+        )  # fmt: skip
+        args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+    differs = [row for row in rows if any(e is None or e > TOLERANCE for e in row['errors'].values())]
+    return int(bool(differs) or not all(row['identical'] for row in rows))
 
 
 if __name__ == '__main__':

@@ -96,15 +96,22 @@ class ErrorConsistency:
         for one, other in zip(first, second, strict=True):
             self._counts[2 * one + other] += 1
 
-    def result(self) -> float:
-        """Return κ; NaN if both are always right or both always wrong. Raises ValueError if there was no image."""
+    def _shares(self) -> list[float]:
         images = sum(self._counts)
         if not images:
             raise ValueError('Error consistency needs at least one image.')
-        both_wrong, only_second, only_first, both_right = (count / images for count in self._counts)
+        return [count / images for count in self._counts]
+
+    def observed(self) -> float:
+        """Return c_obs, the share of images on which both are right or both wrong. Raises ValueError without images."""
+        return self._shares()[0] + self._shares()[3]
+
+    def result(self) -> float:
+        """Return κ; NaN if both are always right or both always wrong. Raises ValueError if there was no image."""
+        _, only_second, only_first, both_right = self._shares()
         first, second = only_first + both_right, only_second + both_right
         expected = first * second + (1 - first) * (1 - second)
-        return nan if expected == 1 else (both_wrong + both_right - expected) / (1 - expected)
+        return nan if expected == 1 else (self.observed() - expected) / (1 - expected)
 
 
 def share(part: int, rest: int) -> float:

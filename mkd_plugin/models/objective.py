@@ -211,7 +211,11 @@ class Objective(nn.Module):
             prediction = at_least_float32(head(student, student_taps, region))
             if self.normalize_prediction:
                 prediction = apply(normalize, region, prediction)
-            losses.append(apply(self.loss, region, prediction, target))
+            loss = apply(self.loss, region, prediction, target)
+            if head.penalty_BR is not None:
+                loss = loss + head.penalty_BR[(..., *[None] * (loss.dim() - 2))]
+                head.penalty_BR = None  # a model that holds a graph cannot be copied
+            losses.append(loss)
             watched = {'target_std': spread(target), 'student_std': spread(student.taps[student_taps[-1]].watched())}
         return Term(tuple(losses), region, self.weight, self.teacher), watched
 

@@ -231,6 +231,7 @@ class Head(nn.Module):
     per_process = False  #: Whether an image's prediction depends on the process that computes it
     many_taps = False  #: Whether one head reads all of the student's taps, instead of one head per tap
     kinds: tuple[str, ...] = ('tokens',)  #: Kinds of taps it accepts: 'tokens', 'relation' or both
+    penalty_BR: Tensor | None = None  #: What the last prediction adds to the loss of each token
 
     def __init__(self, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -193,7 +193,9 @@ class ClassifierPlan:
 
     def __post_init__(self) -> None:
         if (self.folders and not self.classes) or not (self.folders or self.cue_conflict):
-            raise ValueError('Give --folders NAME=DIR … with --classes, or --cue-conflict DIR, or both.')
+            raise ValueError(
+                'Give --folders NAME=DIR … with --classes, --cue-conflict DIR, or --model-vs-human DIR with --people DIR.'
+            )
 
     def open(self) -> dict[str, Callable[[], LabelledImages]]:
         """Return functions that open the image sets, by name."""

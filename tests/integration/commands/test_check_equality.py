@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 
 import pytest
@@ -15,11 +16,10 @@ def check(case, targets, tmp_path):
 
     pytest.importorskip('timm')
     rows = TOOL.rows_of(replace(case, targets=targets))
+    assert len(rows) == len(targets)
     for row in rows:
-        cells = [cell.strip() for cell in row.strip('|').split('|')]
-        errors = [float(cell) for cell in cells[2:4] if not cell.startswith('the class takes')]
-        assert errors and max(errors) < 1e-5, row
-        assert cells[4] == 'yes', row
+        assert row['errors'] and max(row['errors'].values()) < 1e-5, row
+        assert row['identical'], row
 
 
 @pytest.mark.parametrize(
@@ -37,15 +37,25 @@ def test_rows_of__every_network_and_library(case, tmp_path):
     check(case, case.targets, tmp_path)
 
 
-def test_main__nan_is_not_equal(monkeypatch, capsys):
+def test_main__nan_is_not_equal(monkeypatch, capsys, tmp_path):
     """Python's max(0.0, nan) is 0.0."""
     case = next(case for case in TOOL.cases() if case.size == 'ti')
-    monkeypatch.setattr(TOOL, 'cases', lambda: [type(case)(case.name, 'ti', case.options, ('timm',))])
-    monkeypatch.setattr(sys, 'argv', ['check_equality.py', '--sizes', 'ti'])
-    for error, code in ((float('nan'), 1), (2e-4, 1), (1e-6, 0)):
-        monkeypatch.setattr(TOOL, 'compare', lambda *_, error=error: (error, True))
+    found = [type(case)(case.name, 'ti', case.options, ('timm',)), type(case)('large', 'l', case.options, ('timm',))]
+    monkeypatch.setattr(TOOL, 'cases', lambda: found)
+    file = tmp_path / 'report.json'
+    monkeypatch.setattr(sys, 'argv', ['check_equality.py', '--sizes', 'ti', '--json', str(file)])
+    for error, same, code in ((float('nan'), True, 1), (2e-4, True, 1), (1e-6, False, 1), (1e-6, True, 0)):
+        monkeypatch.setattr(TOOL, 'compare', lambda *_, error=error, same=same: (error, same, []))
         assert TOOL.main() == code
-        assert ('not equal: 1e-04 is allowed' in capsys.readouterr().out) == bool(code)
+        printed = capsys.readouterr().out
+        assert ('not equal: 1e-04 is allowed' in printed) == bool(code and same)
+        assert ('| no |' in printed) == (not same)
+        report = json.loads(file.read_text())
+        (row,) = report['rows']
+        assert row['class'] == 'timm VisionTransformer' and row['identical'] is same
+        shown = None if error != error else error
+        assert row['errors'] == {'224 × 224': shown, '192 × 256': shown}
+        assert report['not_run'] == ['large'] and report['tolerance'] == 1e-4 and report['versions']['timm']
 
 
 def test_cases__cover_what_the_papers_use():

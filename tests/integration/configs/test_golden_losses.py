@@ -32,6 +32,7 @@ CONFIGS = [
     'proteus/proteus_digits',
     'multi_teacher/radio_digits',
     'multi_teacher/unic_digits',
+    'fd/vqkd_digits',
 ]
 
 

@@ -49,6 +49,7 @@ RUN_BY = {
     'tools/docs/analysis.py': 'tests/integration/docs/test_docs_analysis.py',
     'tools/docs/curves.py': 'tests/integration/docs/test_docs_curves.py',
     'tools/docs/browser.py': 'tests/integration/commands/test_quickstart.py',
+    'tools/docs/equality.py': 'tests/integration/docs/test_docs_equality.py',
     'tools/evaluate.py': 'tests/unit/reporting/test_evaluation_report.py',
     'tools/evaluate_classifier.py': 'tests/unit/evaluation/test_classifier.py',
     'tools/export.py': 'tests/integration/commands/test_pretrain.py',
