@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.device import get_device
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Compute on the tensor's device in the types that tensors have; the meta device knows no autocast."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def set_precision(model: Any, *, residual: str | None = None, teacher: str | None = None) -> None:
@@ -92,7 +98,7 @@ class StreamNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every token."""
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 

@@ -9,6 +9,7 @@ import torch
 from mmengine.dist import all_reduce, broadcast
 from torch import Tensor, nn
 
+from mkd_plugin.models.precision import without_autocast
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.models.schedules import build_schedule
 from mkd_plugin.registry import MODELS
@@ -119,7 +120,7 @@ class FixedStandardize(TargetStatistics):
         if self.training and self.count < self.needed:
             self.add(target, region)
         self.check_known()
-        with torch.autocast(target.device.type, enabled=False):
+        with without_autocast(target):
             return (target - self.mean.to(target.dtype)) @ self.transform.T.to(target.dtype)
 
     def invert(self, target: Tensor) -> Tensor:

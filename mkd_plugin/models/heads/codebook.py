@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.models.heads.decoder import TransformerDecoder
+from mkd_plugin.models.precision import without_autocast
 from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit.block import MAE_INIT, Initialization
 from mkd_plugin.registry import MODELS
@@ -123,7 +124,7 @@ class CodebookDecoder(Head):
             raise ValueError(
                 f'CodebookDecoder needs all {length} patches, but the student computes {patches_BLD.shape[1]}. Use a PlainViT.'
             )
-        with torch.autocast(patches_BLD.device.type, enabled=False):  # as BEiT v2: bfloat16 would choose other codes
+        with without_autocast(patches_BLD):  # as BEiT v2: bfloat16 would choose other codes
             raw_BLC = self.encode(patches_BLD.to(next(self.encode.parameters()).dtype))
             z_BLC = F.normalize(raw_BLC.to(self.codebook.codes_KC.dtype), dim=-1)
             nearest_BLC = self.codebook(z_BLC.detach().flatten(0, 1)).view_as(z_BLC)

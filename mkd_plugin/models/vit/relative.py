@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mkd_plugin.models.precision import without_autocast
+
 
 def table_length(grid: tuple[int, int]) -> int:
     """Count the table entries per head: one per offset between two patches, then cls→patch, patch→cls and cls→cls."""
@@ -49,7 +51,7 @@ class RelativePositionBias(nn.Module):
         down, across = (
             torch.from_numpy(interpolation(old, new)).to(table_Hab) for old, new in zip(self.grid, grid, strict=True)
         )
-        with torch.autocast(table_Hab.device.type, enabled=False):
+        with without_autocast(table_Hab):
             return down @ table_Hab @ across.T
 
     def within(self, grid: tuple[int, int]) -> Tensor:
