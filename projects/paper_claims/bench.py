@@ -27,6 +27,7 @@ class Bench:
     deciding: str  #: The measure whose verdicts are the claims'
     corrected: bool  #: Whether intervals are judged with Holm's correction for the number of deciding comparisons
     watched: Mapping[str, str]  #: Values of a frozen network that are reported and not judged
+    resolved: float = 0.0  #: Points below which a decided difference is decided for these test images only
 
     def __reduce__(self) -> tuple[Callable[[str], Bench], tuple[str]]:
         """Pickle the name: recipes have functions that no worker process could unpickle."""

@@ -11,7 +11,7 @@ from projects.paper_claims.bench import Bench
 from projects.paper_claims.plots import plot_claims, plot_stages
 from projects.paper_claims.recipes import INITS
 from projects.paper_claims.settings import settings_of
-from projects.paper_claims.verdicts import quantile
+from projects.paper_claims.verdicts import UNDECIDED, quantile
 
 TEXTS = Path(__file__).parent / 'texts'
 RESULTS = '<!-- results -->\n'  # where the tables stand in a text
@@ -22,7 +22,8 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
     folder = page.with_suffix('')
     folder.mkdir(parents=True, exist_ok=True)
     pictures = plot_claims(report, bench.measures, folder)
-    stages = plot_stages(report, bench.measures, folder / 'stages.png')
+    stages = plot_stages(report, bench.measures, folder / 'stages.png', 'top-1, per cent')
+    looks = plot_stages(report, bench.watched, folder / 'attention.png')
     settings = settings_of(report['settings'])
     text = (TEXTS / f'{bench.name}.md').read_text().format(
         **report['settings'],
@@ -33,6 +34,7 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
         jobs=report['jobs'],
         minutes=report['worker_minutes'],
         freedom=settings.seeds - 1,
+        resolved=bench.resolved,
         reach=quantile(settings.seeds) / settings.seeds**0.5,
         family=sum(row['decides'] for claim in report['claims'] for row in claim['comparisons']),
     )  # fmt: skip
@@ -43,6 +45,9 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
         if claim['number'] == 1 and stages:
             parts.append(f'![Scores over the stages of dBOT; thin lines are single seeds]({folder.name}/stages.png)\n')
             parts.append(spreads(bench, report['scores']))
+        if claim['number'] == 1 and looks:
+            names = ' and '.join(bench.watched.values())
+            parts.append(f'![{names} over the stages of dBOT, which no verdict uses]({folder.name}/attention.png)\n')
     parts.append(f'## Every network\n\n{networks(bench, report["scores"])}')
     page.write_text('\n'.join([*parts, method.lstrip()]))
 
@@ -68,7 +73,9 @@ def claim_section(bench: Bench, claim: Mapping[str, Any], picture: str) -> str:
     rows = []
     for row in claim['comparisons']:
         text = f'**{row["text"]}**' if row['decides'] else row['text']
-        rows.append([text, *(cell(row['measures'][measure]) for measure in bench.measures)])
+        rows.append(
+            [text, *(cell(row['measures'][measure], row['margin'], bench.resolved) for measure in bench.measures)]
+        )
     body = table(['difference in points (95 % interval)', *bench.measures.values()], rows)
     return (
         f'## {claim["number"]}. {claim["title"]}: {claim["verdict"]}\n\n'
@@ -77,10 +84,13 @@ def claim_section(bench: Bench, claim: Mapping[str, Any], picture: str) -> str:
     )
 
 
-def cell(found: Mapping[str, Any]) -> str:
-    """Format mean, interval and verdict, and the number of seeds that an undecided one needs."""
+def cell(found: Mapping[str, Any], margin: float | None, resolved: float) -> str:
+    """Format mean, interval and verdict; the seeds that an undecided one needs; † for what other test images may undo."""
     text = f'{found["mean"]:+.1f} ({found["low"]:+.1f} … {found["high"]:+.1f}) {found["verdict"]}'
-    return text + (f'; {found["needed"] or "over 1,000"} seeds' if 'needed' in found else '')
+    if 'needed' in found:
+        return f'{text}; {found["needed"] or "over 1,000"} seeds'
+    distance = abs(found['mean']) if margin is None else abs(margin - abs(found['mean']))
+    return text + ('†' if found['verdict'] != UNDECIDED and distance < resolved else '')
 
 
 def spreads(bench: Bench, scores: Mapping[str, Mapping[str, Any]]) -> str:

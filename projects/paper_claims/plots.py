@@ -44,11 +44,12 @@ def plot_claims(report: dict[str, Any], measures: Mapping[str, str], folder: Pat
     return names
 
 
-def plot_stages(report: dict[str, Any], measures: Mapping[str, str], out: Path) -> bool:
-    """Draw scores over dBOT's stages, a line for each teacher 0; return False if they were not measured."""
-    if not all(f'{init}-{stage}' in report['scores']['probe'] for init in INITS for stage in range(3)):
+def plot_stages(report: dict[str, Any], measures: Mapping[str, str], out: Path, unit: str = '') -> bool:
+    """Draw measures over dBOT's stages, a line for each teacher 0; return False if they were not measured."""
+    if not measures or not all(f'{init}-{stage}' in report['scores']['probe'] for init in INITS for stage in range(3)):
         return False
-    figure, axes = plt.subplots(1, len(measures), figsize=(11, 3.2), layout='constrained')
+    width = min(11, 3.7 * len(measures))
+    figure, axes = plt.subplots(1, len(measures), figsize=(width, 3.2), layout='constrained')
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         for init in INITS:
             stages = [report['scores'][measure][f'{init}-{stage}'] for stage in range(3)]
@@ -57,7 +58,7 @@ def plot_stages(report: dict[str, Any], measures: Mapping[str, str], out: Path) 
             axis.plot(seeds, color=line.get_color(), linewidth=0.5, alpha=0.6)
         axis.set_xticks(range(3), ['teacher 0', 'student 1', 'student 2'], fontsize='small')
         axis.set_title(title, fontsize='small')
-        axis.set_ylabel('top-1, per cent', fontsize='x-small')
+        axis.set_ylabel(unit, fontsize='x-small')
     axes[0].legend(fontsize='x-small', title='teacher 0', title_fontsize='x-small')
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -35,7 +35,6 @@ from projects.paper_claims.pilot import PILOT, power_table  # noqa: E402
 from projects.paper_claims.settings import Settings  # noqa: E402
 from projects.paper_claims.verdicts import judge  # noqa: E402
 
-COMMAND = 'python projects/paper_claims/run.py'
 BENCHES = {bench.name: bench for bench in (digits.BENCH, fashion.BENCH)}
 
 
@@ -93,6 +92,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def command_of(bench: Bench) -> str:
+    """Return the command that runs an experiment."""
+    return f'python projects/paper_claims/run.py{"" if bench.name == "digits" else f" --bench {bench.name}"}'
+
+
 def experiment_of(args: argparse.Namespace, bench: Bench, settings: Settings) -> Experiment:
     """Prepare the images and the folder of an experiment."""
     data = bench.images.prepare(args.data_root or Path(bench.images.root)).resolve()
@@ -132,9 +136,7 @@ def main() -> int:
         claims = bench.chosen(claim['number'] for claim in report['claims'])
         report['claims'] = judge(bench, claims, report['scores'])
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-    write_page(
-        bench, report, args.page, command=f'{COMMAND}{"" if bench.name == "digits" else f" --bench {bench.name}"}'
-    )
+    write_page(bench, report, args.page, command=command_of(bench))
     table = Table('claim', *bench.measures.values(), title='verdicts')
     for claim in report['claims']:
         table.add_row(f'{claim["number"]}. {claim["title"]}', *claim['verdicts'].values())

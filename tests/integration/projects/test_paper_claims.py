@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,13 +22,12 @@ from mkd_plugin.datasets import write_digits
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.students import VisibleViT
 from mkd_plugin.reporting.experiment import JobContext, Processes, run_jobs
-from projects.paper_claims import claims, digits, fashion, measures, page, recipes, settings, verdicts
+from projects.paper_claims import claims, digits, fashion, measures, page, recipes, settings, training, verdicts
 from projects.paper_claims import experiment as experiments
 from projects.paper_claims import run as command
 from projects.paper_claims.experiment import Experiment, Run
 
 ROOT = Path(__file__).resolve().parents[3]
-REPORT = ROOT / 'docs/small_scale/report.json'
 BENCHES = [digits.BENCH, fashion.BENCH]
 
 
@@ -227,26 +227,37 @@ def test_probe_accuracy__finds_a_line_whatever_the_channels_scales():
 # The page.
 
 
-def test_judge__stored_verdicts_follow_from_the_stored_scores():
-    stored = json.loads(REPORT.read_text())
-    assert verdicts.judge(digits.BENCH, digits.CLAIMS, stored['scores']) == stored['claims']
+@pytest.mark.parametrize('bench', [digits.BENCH, fashion.BENCH], ids=lambda bench: bench.name)
+def test_judge__stored_verdicts_follow_from_the_stored_scores(bench):
+    stored = stored_report(bench)
+    claims = bench.chosen(claim['number'] for claim in stored['claims'])
+    assert verdicts.judge(bench, claims, stored['scores']) == stored['claims']
     sizes = settings.settings_of(stored['settings'])
-    assert sizes == digits.FULL and sizes.seeds >= 3 and sizes.finetunings['finetuned'].draws >= 10
-    for seeds in stored['scores']['finetuned'].values():
-        assert [len(draws) for draws in seeds] == [sizes.finetunings['finetuned'].draws] * sizes.seeds
+    assert sizes == bench.full and sizes.seeds >= 3
+    for measure, tuning in sizes.finetunings.items():
+        for seeds in stored['scores'][measure].values():
+            assert [len(draws) for draws in seeds] == [tuning.draws] * sizes.seeds
 
 
-def test_write_page__the_page_in_docs_is_its_reports(tmp_path):
-    page.write_page(
-        digits.BENCH, json.loads(REPORT.read_text()), tmp_path / 'small_scale.md', command='python projects/paper_claims/run.py'
-    )  # fmt: skip
-    text = (tmp_path / 'small_scale.md').read_text()
-    assert text == (ROOT / 'docs/small_scale.md').read_text()
-    for name in ('claim_1', 'claim_2', 'claim_3', 'claim_4', 'claim_5', 'claim_6', 'stages'):
-        assert f'(small_scale/{name}.png)' in text
-        assert (REPORT.parent / f'{name}.png').is_file()
-        with Image.open(tmp_path / f'small_scale/{name}.png') as picture:
+@pytest.mark.parametrize('bench', [digits.BENCH, fashion.BENCH], ids=lambda bench: bench.name)
+def test_write_page__the_page_in_docs_is_its_reports(bench, tmp_path):
+    written = tmp_path / f'{bench.page}.md'
+    page.write_page(bench, stored_report(bench), written, command=command.command_of(bench))
+    text = written.read_text()
+    assert text == (ROOT / f'docs/{bench.page}.md').read_text()
+    pictures = re.findall(r'\(([\w/]+\.png)\)', text)
+    assert len(pictures) == len(stored_report(bench)['claims']) + (2 if bench.watched else 1)
+    for name in pictures:
+        assert (ROOT / 'docs' / name).is_file()
+        with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 100 and len(picture.convert('RGB').getcolors(2**24)) > 20
+
+
+def stored_report(bench):
+    report = ROOT / f'docs/{bench.page}/report.json'
+    if not report.is_file():
+        pytest.skip(f'there is no {report.relative_to(ROOT)} yet')
+    return json.loads(report.read_text())
 
 
 # The command line, from end to end.
@@ -301,3 +312,34 @@ def test_run__one_claim_and_again(tmp_path):
 def test_collect__unfinished_jobs(experiment):
     with pytest.raises(ValueError, match=r'\d+ jobs are not finished, the first is: pretrain dbot-random, seed 0'):
         experiments.collect(experiment, [digits.CLAIMS[2]])
+
+
+# Checkpoints over training.
+
+
+def test_training__every_checkpoint_is_kept_and_measured():
+    bench = training.BENCH
+    assert len(bench.claims[0].networks) == 6 * 5  # six a unit; dBOT has two units
+    for name, lengths in (('mae', 1), ('dbot-random', 2)):
+        recipe = bench.recipes[f'{name}-followed']
+        cfg = recipes.pretrain_config(recipe, bench.full, lambda network: network, bench.images)
+        hook, end = cfg.default_hooks.checkpoint, cfg.train_cfg.max_iters
+        assert hook.max_keep_ckpts == -1 and end == bench.full.steps(lengths)
+        written = [f'iter_{step}.pth' for step in range(hook.interval, end + 1, hook.interval)]
+        if name == 'dbot-random':  # iter_… of a stage's last step has the student of the next
+            written[5], written[11] = 'stage_1.pth', 'stage_2.pth'
+        assert [recipe.file(network, bench.full) for network in recipe.networks] == written and len(
+            written
+        ) == 6 * lengths
+
+
+def test_training__the_page_in_docs_is_its_reports(tmp_path, monkeypatch):
+    stored = ROOT / 'docs/fashion_training/report.json'
+    if not stored.is_file():
+        pytest.skip(f'there is no {stored.relative_to(ROOT)} yet')
+    (tmp_path / 'fashion_training').mkdir()
+    (tmp_path / 'fashion_training/report.json').write_text(stored.read_text())
+    monkeypatch.setattr(sys, 'argv', ['training.py', '--report-only', '--page', str(tmp_path / 'fashion_training.md')])
+    assert training.main() == 0
+    assert (tmp_path / 'fashion_training.md').read_text() == stored.parent.with_suffix('.md').read_text()
+    assert (tmp_path / 'fashion_training/training.png').is_file()
