@@ -35,7 +35,6 @@ def write_page(report: Mapping[str, Any], page: Path) -> None:
     sizes = dict(
         **{f'{split}_scenes': count for split, count in settings.counts.items()},
         labelled=settings.labelled,
-        longer=settings.longer,
         steps=settings.steps,
         teacher_steps=settings.teacher_steps,
         batch=settings.batch,

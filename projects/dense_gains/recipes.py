@@ -132,7 +132,7 @@ def pretrain_config(name: str, settings: Settings, checkpoint: Checkpoint) -> Co
     if name != 'supervised':
         scenes = shipped('dbot/dbot_digit-scenes')
         cfg.train_dataloader, cfg.data_preprocessor = scenes.train_dataloader, scenes.data_preprocessor
-        cfg.train_dataloader.dataset.pipeline[1].update(scale=settings.crop, crop_ratio_range=(0.25, 0.8))
+        cfg.train_dataloader.dataset.pipeline[1].update(scale=settings.crop, crop_ratio_range=(0.4, 1.0))
     cfg.merge_from_dict(recipe.options(settings, checkpoint))
     cfg.data_preprocessor.update(PIXELS)
     if name == 'supervised':
@@ -171,6 +171,7 @@ def detector(cfg: Config, settings: Settings) -> None:
     strides, heads = [4, 8, 16, 32], cfg.model.roi_head
     heads.update(num_stages=1, stage_loss_weights=[1.0], bbox_head=heads.bbox_head[:1])
     cfg.model.train_cfg.rcnn = cfg.model.train_cfg.rcnn[:1]
+    cfg.model.train_cfg.rcnn[0].sampler.num = 24  # of three objects at most
     heads.bbox_head[0].num_classes = heads.mask_head.num_classes = len(CLASSES)
     for extractor in (heads.bbox_roi_extractor, heads.mask_roi_extractor):
         extractor.update(featmap_strides=strides, finest_scale=28)  # every object is read at the finest stride

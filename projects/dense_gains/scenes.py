@@ -1,6 +1,6 @@
 """Scenes of clothing and digits over photographs, in COCO's and ADE20K's formats.
 
-Two to five objects of twenty classes lie in each scene: Fashion-MNIST's articles, in grey tinted a little, and scikit-learn's
+One to three objects of twenty classes lie in each scene: Fashion-MNIST's articles, in grey tinted a little, and scikit-learn's
 digits, in one colour. Pictures of objects and regions of photographs belong to one split each.
 
 Shape suffixes: H, W the image; h, w a stamp; S pictures.
@@ -27,9 +27,9 @@ from projects.digit_scenes.writing import write_scenes
 
 ARTICLES = ('t-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')
 CLASSES = (*ARTICLES, *'0123456789')
-LAYOUT = 1  # version of the files; raise it when the same arguments give other files
-NUM_OBJECTS = (2, 5)
-ARTICLE_SIZES, DIGIT_SIZES = (26, 48), (20, 44)  # height before it is turned, pixels
+LAYOUT = 2  # version of the files; raise it when the same arguments give other files
+NUM_OBJECTS = (1, 3)
+ARTICLE_SIZES, DIGIT_SIZES = (24, 40), (18, 36)  # height before it is turned, pixels
 SILHOUETTE = 0.08  # grey from which a pixel is part of an article
 HELD_OUT = {
     'val': 5000,

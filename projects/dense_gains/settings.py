@@ -34,11 +34,10 @@ class Settings:
     batches: Mapping[str, int]  #: Task → images of a step of fine-tuning
     rates: tuple[float, ...]  #: Peak rates of the grid, of both tasks
     decays: tuple[float, ...] = (0.75, 0.85, 1.0)  #: Layer decays of the grid
-    longer: int = 2  #: Settings of the grid, the best of the short ones, that are run long too
     seeds: int = 3  #: Seeds of every pre-training, of which the first chooses the settings
-    side: int = 96  #: Of a scene, pixels
-    crop: int = 64  #: Of a pre-training image, a crop of a scene, pixels
-    width: int = 96  #: Of the ViT, which has six blocks and patches of 8 pixels
+    side: int = 64  #: Of a scene, pixels
+    crop: int = 48  #: Of a pre-training image, a crop of a scene, pixels
+    width: int = 64  #: Of the ViT, which has six blocks and patches of 8 pixels
     decoder: int = 64  #: Width of the decoders, which have two blocks
     points: int = 4  #: Points of a learning curve
 
@@ -66,11 +65,11 @@ def settings_of(stored: Mapping[str, Any]) -> Settings:
 FULL = Settings(
     counts=dict(train=2000, val=80, test=500),
     labelled=320,
-    steps=2000,
-    teacher_steps=1000,
-    batch=32,
-    lengths=dict(detection=dict(short=300, long=600), segmentation=dict(short=200, long=400)),
-    batches=dict(detection=4, segmentation=8),
+    steps=6000,
+    teacher_steps=3000,
+    batch=64,
+    lengths=dict(detection=dict(short=300, long=900), segmentation=dict(short=300, long=900)),
+    batches=dict(detection=8, segmentation=16),
     rates=(1e-3, 3e-3),
 )
 SMOKE = Settings(
@@ -83,7 +82,6 @@ SMOKE = Settings(
     batches=dict.fromkeys(TASKS, 2),
     rates=(1e-3,),
     decays=(0.85,),
-    longer=1,
     seeds=2,
     width=24,
     decoder=24,
