@@ -91,7 +91,7 @@ def run(work_dir: Path, data_root: Path | None, jobs: int, console: Console) -> 
 
 def plot(report: Mapping[str, Any], out: Path) -> None:
     """Draw every measure over the steps; a dotted line is the end of dBOT's first stage."""
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, 3.4), layout='constrained')
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, 3.8), layout='constrained')
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for name, course in report['courses'].items():
             axis.plot(course['steps'], course[measure], 'o-', markersize=3, label=FOLLOWED[name])
@@ -99,7 +99,7 @@ def plot(report: Mapping[str, Any], out: Path) -> None:
         axis.set_title(title, fontsize='small')
         axis.set_xlabel('steps', fontsize='x-small')
         axis.tick_params(labelsize='x-small')
-    axes[0].legend(fontsize='x-small')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize='small')
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
