@@ -1,8 +1,8 @@
 # VQ-KD, the tokenizer of BEiT v2, with the settings of "Towards Understanding Masked Distillation": CLIP-B/16's projected
 # tokens are reconstructed from one of 8192 codes of 32 channels per patch by one transformer block; 100 epochs at batch 512,
-# AdamW (0.9, 0.99), 2e-4 to 1e-5, 5 epochs of warm-up, weight decay 1e-4. BEiT v2's: decay 0.99 of the codes, commitment 1,
-# cosine, learned positions, no drop path, no clip. Our choice: crop (0.2, 1) and flip as in most recipes here (BEiT v2's
-# command has 0.08), and codes that start at random (its command starts them by k-means).
+# AdamW (0.9, 0.99), 2e-4 to 1e-5, 5 epochs of warm-up, weight decay 1e-4. BEiT v2's: codes start as k-means of the first
+# batch, decay 0.99 of the codes, commitment 1, cosine, learned positions, no drop path, no clip. Our choice: crop (0.2, 1)
+# and flip as in most recipes here (BEiT v2's command has 0.08).
 _base_ = [
     '../_base_/datasets/in1k_pretrain_224.py', '../_base_/schedules/pretrain_bs2048_300e.py', '../_base_/runtime.py']
 

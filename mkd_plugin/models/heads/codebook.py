@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,13 +18,15 @@ from mkd_plugin.models.vit.block import MAE_INIT, Initialization
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TokenFeatures, Tokens, take
 
+KMEANS_ROUNDS = 10  # as BEiT v2
+
 
 class Codebook(nn.Module):
     """Unit vectors that follow the inputs they are nearest to, as moving averages (VQ-KD).
 
     In training, each code c with inputs z becomes ‖decay · c + (1 − decay) · ‖Σ z‖‖, where ‖·‖ scales to length 1 and the sum
-    is over all processes; a code without inputs stays. Codes start as random directions; BEiT v2 offers k-means of the first
-    batch instead.
+    is over all processes; a code without inputs stays. Codes are k-means of the first batch by cosine, as in the commands of
+    BEiT v2; k-means starts from vectors of the first process, evenly spaced in its batch.
 
     Args:
         size: Number of codes.
@@ -37,24 +40,43 @@ class Codebook(nn.Module):
         super().__init__()
         self.decay = decay
         self.register_buffer('codes_KC', torch.empty(size, width))
+        self.begun = False  # no buffer: to read one in every step would wait for the device
 
     def reset_parameters(self) -> None:
-        """Draw new codes."""
+        """Draw new codes, which the first batch replaces."""
         F.normalize(self.codes_KC.normal_(), dim=-1, out=self.codes_KC)
+        self.begun = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.begun = self.begun or f'{prefix}codes_KC' in state_dict
 
     @torch.no_grad()
     def forward(self, z_NC: Tensor) -> Tensor:
         """Look up the code of the largest cosine for each unit vector, (N, C), then let the codes follow."""
+        if self.training and not self.begun:
+            self._begin(z_NC)
         ids_N = (z_NC @ self.codes_KC.T).argmax(dim=1)
         nearest_NC = self.codes_KC[ids_N]
         if self.training:
-            hits_NK = z_NC.new_zeros(len(z_NC), len(self.codes_KC)).scatter_(1, ids_N.unsqueeze(1), 1.0)
-            all_reduce(counts_K := hits_NK.sum(0))
-            all_reduce(sums_KC := hits_NK.T @ z_NC)
-            moved_KC = self.decay * self.codes_KC + (1 - self.decay) * F.normalize(sums_KC, dim=-1)
-            hit_K1 = (counts_K > 0).unsqueeze(1)
-            self.codes_KC.copy_(torch.where(hit_K1, F.normalize(moved_KC, dim=-1), self.codes_KC))
+            self._follow(z_NC, ids_N, self.decay)
         return nearest_NC
+
+    def _begin(self, z_NC: Tensor) -> None:
+        spaced_K = torch.arange(len(self.codes_KC), device=z_NC.device) * len(z_NC) // len(self.codes_KC)
+        self.codes_KC.copy_(z_NC[spaced_K])
+        broadcast(self.codes_KC)
+        for _ in range(KMEANS_ROUNDS):
+            self._follow(z_NC, (z_NC @ self.codes_KC.T).argmax(dim=1), 0.0)
+        self.begun = True
+
+    def _follow(self, z_NC: Tensor, ids_N: Tensor, decay: float) -> None:
+        hits_NK = z_NC.new_zeros(len(z_NC), len(self.codes_KC)).scatter_(1, ids_N.unsqueeze(1), 1.0)
+        all_reduce(counts_K := hits_NK.sum(0))
+        all_reduce(sums_KC := hits_NK.T @ z_NC)
+        moved_KC = decay * self.codes_KC + (1 - decay) * F.normalize(sums_KC, dim=-1)
+        hit_K1 = (counts_K > 0).unsqueeze(1)
+        self.codes_KC.copy_(torch.where(hit_K1, F.normalize(moved_KC, dim=-1), self.codes_KC))
 
 
 @MODELS.register_module()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 def codebook(size: int = 12, width: int = 5) -> Codebook:
     book = Codebook(size=size, width=width, decay=0.9).double()
     book.codes_KC.copy_(unit(size, width, seed=7))
+    book.begun = True
     return book.train()
 
 
@@ -52,6 +54,7 @@ def test_codebook__three_steps_equal_mmpretrains_quantizer():
 def test_codebook__one_step_by_hand():
     book = Codebook(size=3, width=2, decay=0.5).double().train()
     book.codes_KC.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    book.begun = True
     z_NC = torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.8, 0.6]], dtype=torch.float64)
     assert book(z_NC).tolist() == [[0, 1], [0, 1], [1, 0]]
     second = torch.tensor([0.6, 1.8]) / (0.36 + 3.24) ** 0.5  # of the sum of its two inputs
@@ -75,10 +78,44 @@ def test_codebook__two_processes_move_it_like_one(monkeypatch):
     torch.testing.assert_close(own.codes_KC, together.codes_KC, rtol=1e-12, atol=1e-12)
 
 
+def test_codebook__begins_as_mmpretrains_k_means(monkeypatch):
+    kmeans = sys.modules[NormEMAVectorQuantizer.__module__].kmeans
+    z_NC = unit(200, 5, seed=4)
+    monkeypatch.setitem(
+        kmeans.__globals__, 'sample_vectors', lambda samples, count: samples[torch.arange(count) * 200 // count]
+    )
+    wanted_KC, _ = kmeans(z_NC, 12, 10, use_cosine_sim=True)
+    book = Codebook(size=12, width=5, decay=0.9).double().train()
+    wanted_NC = wanted_KC[(z_NC @ wanted_KC.T).argmax(1)]
+    torch.testing.assert_close(book(z_NC), wanted_NC, rtol=1e-12, atol=1e-12)
+    assert len(wanted_NC.unique(dim=0)) == 12
+
+
+def test_codebook__begins_once_and_not_after_loading():
+    first, z_NC = Codebook(size=4, width=3, decay=0.9).train(), unit(50, 3).float()
+    first(z_NC)
+    resumed = Codebook(size=4, width=3, decay=0.9).train()
+    resumed.load_state_dict({}, strict=False)
+    assert not resumed.begun
+    resumed.load_state_dict(first.state_dict())
+    second = unit(50, 3, seed=1).float()
+    assert torch.equal(resumed(second), first(second)) and torch.equal(resumed.codes_KC, first.codes_KC)
+    first.reset_parameters()
+    assert not torch.equal(first(second), resumed(second))  # of new k-means
+
+
+def test_codebook__more_codes_than_vectors():
+    book = Codebook(size=9, width=3, decay=0.9).train()
+    book(unit(4, 3).float())
+    torch.testing.assert_close(book.codes_KC.norm(dim=1), torch.ones(9))
+
+
 def head(**options) -> CodebookDecoder:
     torch.manual_seed(0)
     sizes = dict(codes=6, code_width=3, depth=1, width=8, num_heads=2)
-    return CodebookDecoder(in_width=4, out_width=5, grid=(2, 2), **{**sizes, **options}).double().train()
+    found = CodebookDecoder(in_width=4, out_width=5, grid=(2, 2), **{**sizes, **options}).double().train()
+    found.codebook.begun = True
+    return found
 
 
 def features(tokens_BND: torch.Tensor) -> TokenFeatures:
@@ -139,6 +176,7 @@ def model(**options) -> nn.Module:
     cfg.merge_from_dict(options)
     network = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).double().train()
     network.begin_training(Progress(0, 2))
+    network.objectives['feature'].heads[0].codebook.begun = True
     return network
 
 
