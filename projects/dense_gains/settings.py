@@ -68,7 +68,7 @@ FULL = Settings(
     steps=6000,
     teacher_steps=3000,
     batch=64,
-    lengths=dict(detection=dict(short=300, long=900), segmentation=dict(short=300, long=900)),
+    lengths={task: dict(short=600, long=900) for task in TASKS},
     batches=dict(detection=8, segmentation=16),
     rates=(1e-3, 3e-3),
 )
