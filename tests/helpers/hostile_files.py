@@ -147,5 +147,5 @@ def run_and_tell(action: Callable[[], Any], sender: Any) -> None:
 
 def memory() -> dict[str, int]:
     """Return what the system tells about this process's memory, in bytes."""
-    lines = (line.split() for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('Vm'))
-    return {words[0].rstrip(':'): int(words[1]) * 1024 for words in lines}
+    lines = (line.split() for line in Path('/proc/self/status').read_text().splitlines())
+    return {words[0].rstrip(':'): int(words[1]) * 1024 for words in lines if words[0].startswith(('Vm', 'Rss'))}

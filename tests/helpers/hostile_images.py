@@ -8,10 +8,11 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 from PIL import Image
+
+from helpers.hostile_files import memory
 
 SIDE = 9400  # just within the limit of pixels
 FRAME, SCAN, END = b'\xff\xc0', b'\xff\xda', b'\xff\xd9'
@@ -73,17 +74,21 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 def cost_of(action: Callable[[], Any]) -> tuple[str, float, int]:
-    """Run an action in a forked process; its ValueError or OSError, the seconds, and the bytes by which memory grew."""
+    """Run an action in a forked process; its ValueError or OSError, the seconds, and the bytes by which memory grew.
+
+    Pages of libraries do not count: a fork has none at first and gets them as it runs their code.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        before, start = resident(), time.perf_counter()
+        before, start = memory(), time.perf_counter()
         try:
             action()
             said = ''
         except (ValueError, OSError) as error:
             said = f'{type(error).__name__}: {error}'
-        spent, grown = time.perf_counter() - start, getrusage(RUSAGE_SELF).ru_maxrss * 1024 - before
+        spent, after = time.perf_counter() - start, memory()
+        grown = after['VmHWM'] - before['VmRSS'] - (after['RssFile'] - before['RssFile'])
         os.write(writer, f'{spent}\n{grown}\n{said}'.encode()[:60_000])
         os._exit(0)
     os.close(writer)
@@ -93,15 +98,6 @@ def cost_of(action: Callable[[], Any]) -> tuple[str, float, int]:
     return said, float(spent), int(grown)
 
 
-def resident() -> int:
-    """Bytes of memory that this process has now."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
 def assert_cheap(size: int, seconds: float, grown: int) -> None:
-    """No file costs more than 8 times its size and 256 MB, or 5 seconds, to refuse.
-
-    32 MB more are allowed because a forked process counts the pages of libraries that it reads for the first time.
-    """
-    assert seconds < 5 and grown < 8 * size + (256 + 32) * 2**20, (size, seconds, grown)
+    """No file costs more than 8 times its size and 260 MB, or 5 seconds, to refuse."""
+    assert seconds < 5 and grown < 8 * size + 260 * 2**20, (size, seconds, grown)
