@@ -21,9 +21,10 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.runner import set_random_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from mkd_plugin.checkpoint.read import read_checkpoint
@@ -193,9 +194,8 @@ def check_component(where: str, node: Any, registry: Registry) -> None:
     if complete:
         check_names(f'{where}: {type_name(kind)}', options, parameters)
     check_values(f'{where}: {type_name(kind)}', options, parameters)
-    if registry is registries.HOOKS and component.__module__.startswith(
-        'mkd_plugin'
-    ):  # a host's may need the Runner's visualizer
+    ours = component.__module__.startswith('mkd_plugin')  # a host's may need the Runner's visualizer
+    if ours and registry is registries.HOOKS:
         registry.build({key: value for key, value in node.items() if key != 'priority'})
 
 
@@ -223,12 +223,17 @@ def check_pipelines(name: str, cfg: Config) -> None:
 
 
 class ConstantsOnCpu(TorchFunctionMode):
-    """Keep values of tensors that are made of given numbers, such as pixel statistics: constructors read them."""
+    """Keep values of tensors that are made of given numbers, such as pixel statistics: constructors read them.
+
+    Computed with tensors on the meta device, they join those: a teacher tries an image in its constructor.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
         if func in (torch.tensor, torch.linspace):
             options.setdefault('device', 'cpu')
+        elif any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, options))):
+            args, options = tree_map_only(Tensor, lambda value: value.to('meta'), (args, options))
         return func(*args, **options)
 
 
@@ -294,10 +299,9 @@ def rehearse_step(model: Any, cfg: Config) -> None:
     """Compute the losses of two images without values: crop, image size and widths must agree."""
     batch = model.data_preprocessor(fake_batch(cfg, 2), training=True)
     try:
-        with torch.device('meta'):
-            if isinstance(model, MaskedDistiller):
-                model.begin_training(Progress(0, 2))
-            model.to('meta')(**model.data_preprocessor.cast_data(batch), mode='loss')
+        if isinstance(model, MaskedDistiller):
+            model.begin_training(Progress(0, 2))
+        model.to('meta')(**model.data_preprocessor.cast_data(batch), mode='loss')
     except Exception as error:
         if not of_meta(error):
             raise

@@ -1,9 +1,10 @@
-"""`mkd train` rehearses a config before it writes anything: every shipped pre-training that needs no GPU passes."""
+"""`mkd train` rehearses a config before it writes anything: every shipped pre-training on digits computes its losses."""
 
 from __future__ import annotations
 
 import pytest
 
+from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.preflight.rehearsal import rehearse
 from mkd_plugin.utils.configs import config_root, get_config
 
@@ -12,12 +13,37 @@ DIGITS = sorted(
 )
 
 
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """The losses of each rehearsed step: a step that the meta device cannot compute is no mistake, and leaves none."""
+    found, loss = [], MaskedDistiller.loss
+    monkeypatch.setattr(
+        MaskedDistiller, 'loss', lambda *args, **kwargs: found.append(loss(*args, **kwargs)) or found[-1]
+    )
+    return found
+
+
 @pytest.mark.parametrize('name', DIGITS)
-def test_rehearse__every_pretraining_on_digits(name):
-    rehearse(get_config(name))
+def test_rehearse__every_pretraining_on_digits(name, rehearsed):
+    cfg = get_config(name)
+    rehearse(cfg)
+    (losses,) = rehearsed
+    assert {f'loss_{objective}' for objective in cfg.model.objectives} <= set(losses)
+    assert all(losses[name].is_meta for name in losses if name.startswith('loss_'))
 
 
-def test_rehearse__a_bfloat16_stream():
+def test_rehearse__a_bfloat16_stream(rehearsed):
     cfg = get_config('maskdistill/maskdistill_digits')
     cfg.model.precision = dict(residual='bfloat16')
     rehearse(cfg)
+    assert len(rehearsed) == 1
+
+
+def test_rehearse__teachers_that_try_an_image_with_their_own_pixel_statistics(rehearsed):
+    cfg = get_config('multi_teacher/radio_vit-base-p16_teachers-dinov3-siglip2-sam_8xb128-300e_in1k')
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)  # its own needs a GPU
+    rehearse(cfg)
+    assert len(rehearsed) == 1
+    cfg.model.objectives.siglip2_cls.tap = 'block:99'
+    with pytest.raises(ValueError, match="siglip2_cls.*'block:99'"):
+        rehearse(cfg)
