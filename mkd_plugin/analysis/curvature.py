@@ -113,7 +113,7 @@ def hutchinson_trace(
 class SpectralDensity:
     """The distribution of eigenvalues, as points with weights."""
 
-    nodes_M: Tensor  #: Ritz values of all random vectors
+    nodes_M: Tensor  #: Ritz values of a random vector
     weights_M: Tensor  #: they sum to one
 
     def smooth(self, *, points: int = 1000, width: float = 0.01) -> tuple[Tensor, Tensor]:
@@ -129,24 +129,16 @@ class SpectralDensity:
         return at_P, bells_PM @ self.weights_M
 
 
-def spectral_density(
-    matrix: SymmetricOperator, *, steps: int = 100, num_vectors: int = 1, seed: int = 0
-) -> SpectralDensity:
-    """Estimate the density by stochastic Lanczos quadrature with full re-orthogonalisation, from Rademacher vectors.
+def spectral_density(matrix: SymmetricOperator, *, steps: int = 100, seed: int = 0) -> SpectralDensity:
+    """Estimate the density by stochastic Lanczos quadrature with full re-orthogonalisation, from a Rademacher vector.
 
-    Each vector takes ``steps`` products, fewer if the matrix is smaller, and memory for as many vectors. Raises ValueError
-    if a number is below 1.
+    Takes ``steps`` products, fewer if the matrix is smaller, and memory for as many vectors. Raises ValueError if ``steps``
+    is below 1.
     """
     check_positive('steps', steps)
-    check_positive('num_vectors', num_vectors)
-    generator = torch.Generator().manual_seed(seed)
-    nodes, weights = [], []
-    for _ in range(num_vectors):
-        tridiagonal = lanczos(matrix, rademacher(matrix.like_N, generator), steps)
-        values_M, vectors_MM = torch.linalg.eigh(tridiagonal)
-        nodes.append(values_M)
-        weights.append(vectors_MM[0].square() / num_vectors)
-    return SpectralDensity(torch.cat(nodes), torch.cat(weights))
+    start_N = rademacher(matrix.like_N, torch.Generator().manual_seed(seed))
+    values_M, vectors_MM = torch.linalg.eigh(lanczos(matrix, start_N, steps))
+    return SpectralDensity(values_M, vectors_MM[0].square())
 
 
 def lanczos(matrix: SymmetricOperator, start_N: Tensor, steps: int) -> Tensor:

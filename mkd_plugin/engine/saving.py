@@ -26,7 +26,7 @@ from mkd_plugin.engine.run_utils import (
     runs_by_epoch,
     when_run_ends,
 )
-from mkd_plugin.registry import HOOKS
+from mkd_plugin.registry import HOOKS, check_names
 from mkd_plugin.utils.files import TEMPORARY, remove_path
 
 RECENT = 'recent.pth'
@@ -59,10 +59,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def __init__(self, *, minutes: float = 15.0, **options: Any) -> None:
-        unknown = sorted(set(options) - set(ALLOWED))
-        if unknown:
-            allowed = [*ALLOWED, 'minutes']
-            raise ValueError(f'AtomicCheckpointHook has no option {unknown}. It has {allowed}, as CheckpointHook.')
+        check_names('AtomicCheckpointHook', options, [*ALLOWED, 'minutes'])
         if not isinstance(minutes, int | float) or not minutes > 0:
             raise ValueError(f'AtomicCheckpointHook: minutes={minutes!r}: it must be a positive number, such as 15.')
         super().__init__(**options)

@@ -44,8 +44,6 @@ JUDGED = 2000  # images of the k-NN figure, at most
 NEIGHBOURS = 10
 CPU_TRIAL = 8  # images of the trial steps on a CPU, at most
 
-Say = Callable[[str], Any]
-
 
 @dataclass(frozen=True)
 class Images:
@@ -103,7 +101,7 @@ def open_teachers(texts: Sequence[str]) -> dict[str, TeacherFile]:
     return teachers
 
 
-def try_steps(cfg: Config, recipe: Recipe, machine: Machine, say: Say) -> None:
+def try_steps(cfg: Config, recipe: Recipe, machine: Machine) -> None:
     """Run two steps; halve the images at once until they fit in memory, and shorten the run on a CPU."""
     while True:
         images = recipe.images_at_once if machine.gpus else min(recipe.images_at_once, CPU_TRIAL)
@@ -115,7 +113,7 @@ def try_steps(cfg: Config, recipe: Recipe, machine: Machine, say: Say) -> None:
                 raise
             before = recipe.images_at_once
             recipe.halve()
-            say(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
+            print(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
                 f'{recipe.accumulate} steps')  # fmt: skip
             torch.cuda.empty_cache()
     if not machine.gpus:
@@ -208,7 +206,6 @@ def pretrain(
     resume: bool = False,
     plan_only: bool = False,
     wandb: str | None = None,
-    say: Say = print,
 ) -> Path | None:
     """Pre-train a ViT on images without labels; ``mkd pretrain`` in Python.
 
@@ -225,7 +222,6 @@ def pretrain(
         resume: Continue the run in ``out``.
         plan_only: Write the config and stop.
         wandb: Project of Weights & Biases to record the run in.
-        say: Called with each line for the user.
 
     Returns:
         The last checkpoint; None with ``plan_only``.
@@ -247,10 +243,10 @@ def pretrain(
         found = find_images(images)
         opened = open_teachers(teachers)
         request = Request(method, len(opened), student, size, epochs, batch)
-        text = plan(found, opened, request, machine, out, say)
+        text = plan(found, opened, request, machine, out)
         out.mkdir(parents=True, exist_ok=True)
         write_whole(config, text)
-        say(f'written: {config}. It also runs alone: mkd train {config} --work-dir {out}')
+        print(f'written: {config}. It also runs alone: mkd train {config} --work-dir {out}')
     if plan_only:
         return None
     code = train(config, out, machine, resume=resume, wandb=wandb)
@@ -258,7 +254,7 @@ def pretrain(
         raise TrainingStopped(code)
     checkpoint = newest_checkpoint(out)
     assert checkpoint is not None
-    report(Path(checkpoint), Path(images), out, say)
+    report(Path(checkpoint), Path(images), out)
     return Path(checkpoint)
 
 
@@ -270,9 +266,7 @@ class TrainingStopped(RuntimeError):
         self.code = code
 
 
-def plan(
-    found: Images, teachers: dict[str, TeacherFile], request: Request, machine: Machine, out: Path, say: Say
-) -> str:
+def plan(found: Images, teachers: dict[str, TeacherFile], request: Request, machine: Machine, out: Path) -> str:
     """Choose the recipe, try it, and return the text of the config."""
     check_work_dir(out)
     schedules = {name: schedule_of_method(name) for name in METHODS}
@@ -286,30 +280,30 @@ def plan(
     check_memory(config_for, recipe.student)
     cfg = config_of(recipe, found.dataset, teachers)
     if request.epochs is None or machine.gpus:
-        try_steps(cfg, recipe, machine, say)
+        try_steps(cfg, recipe, machine)
     cfg = config_of(recipe, found.dataset, teachers)
-    say(f'{found.path}: {found.data.images:,} images')
+    print(f'{found.path}: {found.data.images:,} images')
     for name, value, why in table(recipe, found.data):
-        say(f'  {name:<10} {value:<34} {why}')
+        print(f'  {name:<10} {value:<34} {why}')
     if found.data.short_edge < recipe.size:
-        say(
+        print(
             f'warning: half of the images have a short edge of at most {found.data.short_edge} px: they are enlarged to crops '
             f'of {recipe.size} px'
         )
     if recipe.steps < MIN_STAGE:
-        say(
+        print(
             f'warning: {recipe.steps} updates a stage; with fewer than {MIN_STAGE} little is learned: give more --epochs'
         )
     return text_of(cfg, recipe, found.data, ' '.join(['mkd', *map(shlex.quote, sys.argv[1:])]))
 
 
-def report(checkpoint: Path, images: Path, out: Path, say: Say) -> None:
+def report(checkpoint: Path, images: Path, out: Path) -> None:
     """Say what was made, how good it is, and what people need next."""
-    say(f'made: {checkpoint}')
+    print(f'made: {checkpoint}')
     figure = knn_figure(str(checkpoint), images)
     if figure:
-        say(figure)
-    say(
+        print(figure)
+    print(
         f'next:\n  mkd look {checkpoint} {images} --out {out / "look.html"}\n'
         f'  mkd features {checkpoint} {images} --out {out / "features.npz"}\n'
         f'  mkd export {checkpoint} {out / "student.onnx"} --to onnx'

@@ -24,9 +24,8 @@ from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 RESAMPLE = ('bilinear', 'bicubic', 'nearest')
-RESTRICTED = re.compile(
-    '-nc|noncommercial|research|dinov3|nvidia|apple-a|seer|sapiens|gemma'
-)  # in timm's names of licences
+# In timm's names of licences.
+RESTRICTED = re.compile('-nc|noncommercial|research|dinov3|nvidia|apple-a|seer|sapiens|gemma')
 
 
 @MODELS.register_module()

@@ -209,11 +209,10 @@ def test_hutchinson_trace__stops_when_the_running_mean_stands():
     assert found.value == pytest.approx(means[found.samples - 1])
 
 
-@pytest.mark.parametrize('vectors', [1, 3])
-def test_spectral_density__integrates_to_one_with_the_traces_mean(network, vectors):
+def test_spectral_density__integrates_to_one_with_the_traces_mean(network):
     hessian = hessian_of(*network)
-    found = spectral_density(hessian, steps=20, num_vectors=vectors, seed=5)
-    trace = hutchinson_trace(hessian, tolerance=0, max_samples=vectors, seed=5)  # the same vectors
+    found = spectral_density(hessian, steps=20, seed=5)
+    trace = hutchinson_trace(hessian, tolerance=0, max_samples=1, seed=5)  # the same vector
     assert found.weights_M.sum().item() == pytest.approx(1, rel=1e-12)
     mean = float(found.nodes_M @ found.weights_M)
     assert mean == pytest.approx(trace.value / 198, rel=1e-10)
@@ -254,7 +253,6 @@ def test_curvature__bad_input():
         (lambda: top_eigenpairs(matrix, 1, max_iterations=0), 'max_iterations'),
         (lambda: hutchinson_trace(matrix, max_samples=0), 'max_samples'),
         (lambda: spectral_density(matrix, steps=0), 'steps'),
-        (lambda: spectral_density(matrix, num_vectors=0), 'num_vectors'),
     ):
         with pytest.raises(ValueError, match=f'{option}=0: it must be at least 1'):
             call()
