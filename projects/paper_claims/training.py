@@ -50,10 +50,9 @@ def with_checkpoints(name: str, steps: int) -> Recipe:
     recipe = FASHION.recipes[name]
     every = steps // PARTS
     keep = {'default_hooks.checkpoint.interval': every, 'default_hooks.checkpoint.max_keep_ckpts': -1}
-    ends = range(1, recipe.lengths + 1) if recipe.lengths > 1 else ()
-    staged = {
-        steps * stage: f'stage_{stage}.pth' for stage in ends
-    }  # where iter_….pth has the next stage's new student
+    stages = range(1, recipe.lengths + 1) if recipe.lengths > 1 else ()
+    # At the end of a stage iter_….pth already has the next stage's new student.
+    staged = {steps * stage: f'stage_{stage}.pth' for stage in stages}
     taken = [every * part for part in range(1, PARTS * recipe.lengths + 1)]
     networks = {f'{name}@{step}': staged.get(step, f'iter_{step}.pth') for step in taken}
     return replace(recipe, networks=networks, options=lambda *given: {**recipe.options(*given), **keep})
