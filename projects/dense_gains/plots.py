@@ -56,6 +56,7 @@ def plot_curves(report: Mapping[str, Any], out: Path) -> None:
                 axis.plot(np.arange(1, len(values) + 1) / len(values), values, '.-', label=start)
         axes[0, column].set_title(f'{task}: {NAMES[measure]} on val', fontsize='small')
         axes[1, column].set_title(f'{task}: training loss', fontsize='small')
+        axes[1, column].set_visible(measure == next(iter(MEASURES[task])))  # one loss for both measures of detection
     axes[0, 0].legend(fontsize='x-small')
     figure.supxlabel('fraction of the training; starts differ in length and rate', fontsize='x-small')
     save(figure, out)
