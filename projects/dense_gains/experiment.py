@@ -90,13 +90,13 @@ class Experiment:
         runs = []
         for task in TASKS:
             for start in self.starts:
-                settings = self.settings.grid if length == 'short' else [self.extended(start, task)]
+                settings = self.settings.grid(task) if length == 'short' else [self.extended(start, task)]
                 runs += [Run('tune', start, 0, task, tuning) for tuning in settings]
         return self.with_teachers(runs)
 
     def extended(self, start: str, task: str) -> Tuning:
         """Return the best short setting of a start, with the long length."""
-        best = max(self.settings.grid, key=lambda tuning: self.tuned(start, task, tuning))
+        best = max(self.settings.grid(task), key=lambda tuning: self.tuned(start, task, tuning))
         return Tuning(best.lr, best.decay, 'long')
 
     def tuned(self, start: str, task: str, tuning: Tuning) -> float:
@@ -106,7 +106,7 @@ class Experiment:
 
     def chosen(self, start: str, task: str) -> Tuning:
         """Return the best of all settings that were run."""
-        candidates = [*self.settings.grid, self.extended(start, task)]
+        candidates = [*self.settings.grid(task), self.extended(start, task)]
         return max(candidates, key=lambda tuning: self.tuned(start, task, tuning))
 
     def finals(self) -> list[Run]:

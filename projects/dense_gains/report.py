@@ -54,7 +54,7 @@ def collect(experiment: Experiment) -> dict[str, Any]:
 
 def grid_of(experiment: Experiment, start: str, task: str, values: dict[Run, Any]) -> list[dict[str, Any]]:
     """Return all settings that were tried for a start, with their scores on the split 'val'."""
-    tried = [*experiment.settings.grid, experiment.extended(start, task)]
+    tried = [*experiment.settings.grid(task), experiment.extended(start, task)]
     return [dict(asdict(one), **values[Run('tune', start, 0, task, one)]['val']) for one in tried]
 
 

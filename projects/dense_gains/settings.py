@@ -32,7 +32,7 @@ class Settings:
     batch: int  #: Images of a step of pre-training
     lengths: Mapping[str, Mapping[str, int]]  #: Task → 'short' and 'long' → steps of a fine-tuning
     batches: Mapping[str, int]  #: Task → images of a step of fine-tuning
-    rates: tuple[float, ...]  #: Peak rates of the grid, of both tasks
+    rates: Mapping[str, tuple[float, ...]]  #: Task → peak rates of the grid
     decays: tuple[float, ...] = (0.75, 0.85, 1.0)  #: Layer decays of the grid
     seeds: int = 3  #: Seeds of every pre-training, of which the first chooses the settings
     side: int = 64  #: Of a scene, pixels
@@ -51,15 +51,15 @@ class Settings:
         """Return the architecture of DMAE's teacher."""
         return dict(width=2 * self.width, depth=6, num_heads=8)
 
-    @property
-    def grid(self) -> list[Tuning]:
-        """Return the short settings of the grid."""
-        return [Tuning(lr, decay, 'short') for lr in self.rates for decay in self.decays]
+    def grid(self, task: str) -> list[Tuning]:
+        """Return the short settings of a task's grid."""
+        return [Tuning(lr, decay, 'short') for lr in self.rates[task] for decay in self.decays]
 
 
 def settings_of(stored: Mapping[str, Any]) -> Settings:
     """Read settings from a report."""
-    return Settings(**{**stored, 'rates': tuple(stored['rates']), 'decays': tuple(stored['decays'])})
+    rates = {task: tuple(rates) for task, rates in stored['rates'].items()}
+    return Settings(**{**stored, 'rates': rates, 'decays': tuple(stored['decays'])})
 
 
 FULL = Settings(
@@ -70,7 +70,7 @@ FULL = Settings(
     batch=64,
     lengths={task: dict(short=600, long=900) for task in TASKS},
     batches=dict(detection=8, segmentation=16),
-    rates=(1e-3, 3e-3),
+    rates=dict(detection=(1e-3, 3e-3), segmentation=(1e-3, 3e-3, 1e-2)),
 )
 SMOKE = Settings(
     counts=dict(train=8, val=2, test=2),
@@ -80,7 +80,7 @@ SMOKE = Settings(
     batch=4,
     lengths={task: dict(short=2, long=3) for task in TASKS},
     batches=dict.fromkeys(TASKS, 2),
-    rates=(1e-3,),
+    rates=dict.fromkeys(TASKS, (1e-3,)),
     decays=(0.85,),
     seeds=2,
     width=24,

@@ -70,8 +70,8 @@ def test_config__every_method_takes_a_step(folder, teacher, method, teachers):
     assert sum(weights) == pytest.approx(2.0 if method == 'hybrid' else min(teachers, 1))
 
 
-def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkeypatch):
-    tried, said = [], []
+def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkeypatch, capsys):
+    tried = []
 
     def fail_twice(cfg, images):
         tried.append(images)
@@ -82,9 +82,10 @@ def test_try_steps__out_of_memory_halves_what_is_computed_at_once(folder, monkey
     monkeypatch.setattr(run, 'time_of_step', fail_twice)
     recipe = replace(small_recipe('dbot', 0), batch=64)
     cfg = config_of(recipe, find_images(folder).dataset, {})
-    try_steps(cfg, recipe, Machine(gpus=1, cores=2, bfloat16=True), said.append)
+    try_steps(cfg, recipe, Machine(gpus=1, cores=2, bfloat16=True))
     assert (tried, recipe.batch, recipe.accumulate) == ([64, 32, 16], 64, 4)
-    assert said[0].startswith('64 images at once do not fit in memory: trying 32, and accumulating 2 steps')
+    told = capsys.readouterr().out
+    assert told.startswith('64 images at once do not fit in memory: trying 32, and accumulating 2 steps')
     again = config_of(recipe, find_images(folder).dataset, {})
     assert (again.train_dataloader.batch_size, again.optim_wrapper.accumulative_counts) == (16, 4)
     assert again.train_cfg.max_iters == recipe.stages * recipe.steps * 4

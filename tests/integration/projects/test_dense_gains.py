@@ -176,11 +176,12 @@ def test_finetune_config__only_the_start_differs_between_starts(task):
 
 def test_key__covers_scenes_settings_and_what_came_before(tmp_path):
     one = Experiment(FULL, tmp_path / 'runs', tmp_path / 'scenes')
-    final = Run('final', 'dmae', 0, 'detection', FULL.grid[0])
+    final = Run('final', 'dmae', 0, 'detection', FULL.grid('detection')[0])
     assert replace(one, root=Path('/another'), scenes=Path('/place')).key(final) == one.key(final)
     for change in (dict(counts={**FULL.counts, 'train': 3}), dict(teacher_steps=7), dict(points=9), dict(labelled=5)):
         assert replace(one, settings=replace(FULL, **change)).key(final) != one.key(final)
-    assert len({one.key(replace(final, tuning=tuning)) for tuning in FULL.grid}) == len(FULL.grid) == 6
+    grid = FULL.grid('detection')
+    assert len({one.key(replace(final, tuning=tuning)) for tuning in grid}) == len(grid) == 6
     frozen_run = Run('frozen', 'dmae', 0)
     assert replace(one, settings=replace(FULL, teacher_steps=7)).key(frozen_run) != one.key(frozen_run)
 
@@ -188,24 +189,24 @@ def test_key__covers_scenes_settings_and_what_came_before(tmp_path):
 def test_grid__the_same_for_every_start_and_the_best_is_run_longer(tmp_path):
     experiment = Experiment(FULL, tmp_path / 'runs', tmp_path / 'scenes')
     short = experiment.grid('short')
-    assert sum(run.kind == 'tune' for run in short) == len(recipes.STARTS) * len(TASKS) * 6
+    assert sum(run.kind == 'tune' for run in short) == len(recipes.STARTS) * (6 + 9)
     assert {run.seed for run in short} == {0}
     assert pickle.loads(pickle.dumps(experiment.jobs(short)[0].run)).args == (short[0],)  # for worker processes
     with pytest.raises(ValueError, match='This job is not finished: tune scratch, seed 0, detection'):
         experiment.grid('long')
     for run in short:
         if run.kind == 'tune':
-            number = FULL.grid.index(run.tuning)
+            number = FULL.grid(run.task).index(run.tuning)
             scores = dict(miou=number) if run.task == 'segmentation' else dict(box=number, mask=-3 * number)
             experiment.store.write(experiment.key(run), str(run), dict(val=scores))
-    best = dict(detection=FULL.grid[0], segmentation=FULL.grid[-1])
+    best = dict(detection=FULL.grid('detection')[0], segmentation=FULL.grid('segmentation')[-1])
     for run in experiment.grid('long'):
         if run.kind == 'tune':
             assert replace(run.tuning, length='short') == best[run.task] and run.tuning.length == 'long'
             experiment.store.write(experiment.key(run), str(run), dict(val=dict(box=9.0, mask=0.0, miou=1.0)))
     finals = experiment.finals()
     chosen = {(run.task, run.tuning) for run in finals if run.kind == 'final'}
-    assert chosen == {('detection', replace(FULL.grid[0], length='long')), ('segmentation', FULL.grid[-1])}
+    assert chosen == {('detection', replace(best['detection'], length='long')), ('segmentation', best['segmentation'])}
     assert sum(run.kind == 'final' for run in finals) == 6 * 2 * 3 and len(set(finals)) == len(finals)
     for run in finals:
         assert all(finals.index(earlier) < finals.index(run) for earlier in experiment.dependencies(run))
@@ -222,7 +223,7 @@ def test_execute__a_setting_that_diverges_scores_nothing(tmp_path, root, monkeyp
     monkeypatch.setattr(experiments.Runner, 'from_cfg', lambda cfg: Diverging())
     experiment = Experiment(FULL, tmp_path / 'runs', root)
     context = JobContext(tmp_path, print, 0, Processes())
-    run = Run('tune', 'scratch', 0, 'detection', FULL.grid[0])
+    run = Run('tune', 'scratch', 0, 'detection', FULL.grid('detection')[0])
     assert experiment.execute(run, context) == dict(val=dict(box=0.0, mask=0.0))
     with pytest.raises(ValueError, match='The chosen setting diverged: the loss is nan'):
         experiment.execute(replace(run, kind='final'), context)
@@ -297,7 +298,8 @@ def fill(experiment: Experiment, runs: Iterable[Run], scores: dict[str, float]) 
             experiment.store.write(experiment.key(run), str(run), value)
 
 
-LONG = replace(SMOKE.grid[0], length='long')
+(SHORT,) = SMOKE.grid('detection')
+LONG = replace(SHORT, length='long')
 REAL = (
     Run('pretrain', 'mae', 0),
     Run('tune', 'mae', 0, 'segmentation', LONG),
@@ -312,7 +314,7 @@ def test_run__one_job_of_each_kind_and_the_page(tmp_path, fashion, monkeypatch, 
     experiment = command.experiment_of(command.parse_args())
     fill(experiment, experiment.grid('short'), dict(box=1.0, mask=1.0, miou=1.0))
     fill(experiment, experiment.grid('long'), dict(box=2.0, mask=2.0, miou=2.0))
-    for length in (SMOKE.grid[0], LONG):  # the long segmentor of mae may be chosen or not
+    for length in (SHORT, LONG):  # the long segmentor of mae may be chosen or not
         monkeypatch.setattr(Experiment, 'chosen', lambda self, start, task, tuning=length: tuning)
         fill(experiment, experiment.finals(), dict(box=3.0, mask=4.0, miou=5.0))
     monkeypatch.undo()
