@@ -68,9 +68,9 @@ FULL = Settings(
     steps=6000,
     teacher_steps=3000,
     batch=64,
-    lengths={task: dict(short=600, long=900) for task in TASKS},
-    batches=dict(detection=8, segmentation=16),
-    rates=dict(detection=(1e-3, 3e-3), segmentation=(1e-3, 3e-3, 1e-2)),
+    lengths=dict(detection=dict(short=600, long=900), segmentation=dict(short=1200, long=2400)),
+    batches=dict.fromkeys(TASKS, 8),
+    rates=dict(detection=(1e-3, 3e-3), segmentation=(3e-3, 1e-2)),
 )
 SMOKE = Settings(
     counts=dict(train=8, val=2, test=2),

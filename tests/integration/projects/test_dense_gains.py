@@ -189,7 +189,7 @@ def test_key__covers_scenes_settings_and_what_came_before(tmp_path):
 def test_grid__the_same_for_every_start_and_the_best_is_run_longer(tmp_path):
     experiment = Experiment(FULL, tmp_path / 'runs', tmp_path / 'scenes')
     short = experiment.grid('short')
-    assert sum(run.kind == 'tune' for run in short) == len(recipes.STARTS) * (6 + 9)
+    assert sum(run.kind == 'tune' for run in short) == len(recipes.STARTS) * len(TASKS) * 6
     assert {run.seed for run in short} == {0}
     assert pickle.loads(pickle.dumps(experiment.jobs(short)[0].run)).args == (short[0],)  # for worker processes
     with pytest.raises(ValueError, match='This job is not finished: tune scratch, seed 0, detection'):
