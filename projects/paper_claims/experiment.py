@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 
 import mkd_plugin
 from mkd_plugin.reporting.experiment import Job, JobContext
-from mkd_plugin.reporting.store import Store, key_of
+from mkd_plugin.reporting.store import key_of
 from projects.paper_claims.bench import Bench
 from projects.paper_claims.claims import Claim
+from projects.paper_claims.kept import KeptStore, still_needed
 from projects.paper_claims.measures import measure
 from projects.paper_claims.recipes import Checkpoint, finetune_config, pretrain_config
 from projects.paper_claims.settings import Settings
@@ -62,17 +63,19 @@ class Experiment:
         settings: Sizes and lengths.
         root: Folder of the results.
         data_root: Folder of the images.
+        kept: File that keeps the results, in ``root`` by default; see :class:`KeptStore`.
     """
 
     bench: Bench
     settings: Settings
     root: Path
     data_root: Path
+    kept: Path | None = None
 
-    @property
-    def store(self) -> Store:
+    @cached_property
+    def store(self) -> KeptStore:
         """Results of finished runs."""
-        return Store(self.root)
+        return KeptStore(self.root, self.kept or self.root / 'jobs.jsonl')
 
     def plan(self, networks: Iterable[str]) -> list[Run]:
         """Return all runs that these networks need, seed by seed, each after the runs it depends on."""
@@ -85,6 +88,11 @@ class Experiment:
                 for tuning in self.settings.finetunings:
                     runs |= dict.fromkeys(self.finetuned(network, seed, tuning))
         return list(runs)
+
+    def needed(self, runs: Sequence[Run]) -> list[Run]:
+        """Return these runs without the pre-trainings whose networks are all measured."""
+        done = {run for run in runs if self.store.read(self.key(run))}
+        return still_needed(runs, done, self.dependencies)
 
     @property
     def seeds(self) -> range:
@@ -196,7 +204,7 @@ def collect(experiment: Experiment, claims: Sequence[Claim]) -> dict[str, Any]:
     bench, store = experiment.bench, experiment.store
     runs = experiment.plan(networks)
     records = {run: record for run in runs if (record := store.read(experiment.key(run)))}
-    missing = [run for run in runs if run not in records]
+    missing = [run for run in experiment.needed(runs) if run not in records]
     if missing:
         raise ValueError(
             f'{len(missing)} jobs are not finished, the first is: {missing[0]}. Run the same command again.'
@@ -215,7 +223,7 @@ def collect(experiment: Experiment, claims: Sequence[Claim]) -> dict[str, Any]:
         version=mkd_plugin.__version__,
         settings=asdict(experiment.settings),
         jobs=len(runs),
-        worker_minutes=round(sum(record.seconds for record in records.values()) / 60, 1),
+        worker_minutes=round(sum(store.spent(experiment.key(run)) for run in runs) / 60, 1),
         scores=scores,
         claims=judge(bench, claims, scores),
     )

@@ -63,10 +63,12 @@ def attention(network: VisionTransformer, images_NCHW: Tensor) -> dict[str, floa
 def probe_accuracy(train: Labelled, test: Labelled) -> float:
     """Train logistic regression on standardised channels to its optimum; return the accuracy in per cent.
 
+    Newton's method reaches it in five to ten iterations; L-BFGS does not in 500 on the features of 60,000 images.
+
     This is MAE's probe (BatchNorm without affine parameters, then linear). ``evaluation.train_probes`` is not used because it
     chooses the learning rate on the validation images: with only 357 of them this choice has as large an effect as the
     differences to be measured.
     """
     features, labels = ([part.numpy() for part in pair] for pair in zip(train, test, strict=True))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(features[0], labels[0])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(solver='newton-cholesky')).fit(features[0], labels[0])
     return 100 * float(probe.score(features[1], labels[1]))

@@ -5,7 +5,8 @@
     python projects/paper_claims/run.py --report-only                                # verdicts and page from existing scores
     python projects/paper_claims/run.py --bench fashion --pilot                      # which differences how many seeds decide
 
-Rerun the command to resume it: finished jobs are skipped. The page, its report.json and its figures are written to docs/ for
+Rerun the command to resume it: finished jobs are skipped, also on another machine, because jobs.jsonl beside the report keeps
+their results. The page, its report.json and its figures are written to docs/ for
 all claims, and to the work folder for some of them or with --smoke, unless --page is given. mmpretrain downloads
 Fashion-MNIST if its four files, unpacked, are not in --data-root.
 """
@@ -104,7 +105,8 @@ def experiment_of(args: argparse.Namespace, bench: Bench, settings: Settings) ->
         settings = replace(settings, seeds=args.seeds)
     if args.draws is not None:
         settings = settings.with_draws(args.draws)
-    return Experiment(bench, settings, args.work_dir.resolve(), data)
+    kept = report_of(args.page).with_name('pilot.jsonl' if args.pilot else 'jobs.jsonl').resolve()
+    return Experiment(bench, settings, args.work_dir.resolve(), data, kept)
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -113,7 +115,8 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     experiment = experiment_of(args, bench, bench.smoke if args.smoke else bench.full)
     claims = bench.claims if args.pilot else bench.chosen(args.claim)
     runs = experiment.plan(dict.fromkeys(name for claim in claims for name in claim.networks))
-    run_jobs(experiment.jobs(runs), experiment.store, workers=args.jobs, backend='processes', console=console)
+    jobs = experiment.jobs(experiment.needed(runs))
+    run_jobs(jobs, experiment.store, workers=args.jobs, backend='processes', console=console)
     return collect(experiment, claims)
 
 

@@ -312,6 +312,22 @@ def test_run__one_claim_and_again(tmp_path):
     assert '12 jobs, 12 already done' in printed.getvalue()
     assert experiments.collect(experiment, [digits.CLAIMS[2]]) == found
 
+    elsewhere = Experiment(
+        digits.BENCH, small, tmp_path / 'moved', tmp_path / 'digits', tmp_path / 'runs/small_scale/jobs.jsonl'
+    )
+    assert elsewhere.needed(runs) == [run for run in runs if run.kind != 'pretrain']  # all networks are measured
+    assert experiments.collect(elsewhere, [digits.CLAIMS[2]]) == found
+    lines = elsewhere.kept.read_text().splitlines()
+    assert len(lines) == 12
+    measured = runs.index(Run('measure', 'kept-2', 1))
+    elsewhere.kept.write_text('\n'.join(line for line in lines if str(runs[measured]) not in line) + '\n')
+    other = replace(elsewhere, root=tmp_path / 'third')
+    assert [run for run in other.needed(runs) if other.store.read(other.key(run)) is None] == [
+        Run('pretrain', 'dbot-kept', 1), runs[measured],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match='2 jobs are not finished, the first is: pretrain dbot-kept, seed 1'):
+        experiments.collect(other, [digits.CLAIMS[2]])
+
 
 def test_collect__unfinished_jobs(experiment):
     with pytest.raises(ValueError, match=r'\d+ jobs are not finished, the first is: pretrain dbot-random, seed 0'):
