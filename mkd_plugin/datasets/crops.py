@@ -77,8 +77,9 @@ class CropForDevice(RandomResizedCrop):
         *,
         scale: int | Sequence[int],
         crop_ratio_range: tuple[float, float] = (0.08, 1.0),
+        aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+        max_attempts: int = 10,
         largest: int = 512 * 512,
-        **options: Any,
     ) -> None:
         sides = (scale, scale) if isinstance(scale, int) else tuple(scale)
         if len(sides) != 2 or min(sides) < 1:
@@ -87,7 +88,12 @@ class CropForDevice(RandomResizedCrop):
             raise ValueError(f'crop_ratio_range={crop_ratio_range}: it must be (least, most) within (0, 1].')
         if largest < 0:
             raise ValueError(f'largest={largest}: give 0 (resize every crop in the worker) or more pixels.')
-        super().__init__(scale=sides, crop_ratio_range=crop_ratio_range, **options)
+        super().__init__(
+            scale=sides,
+            crop_ratio_range=crop_ratio_range,
+            aspect_ratio_range=aspect_ratio_range,
+            max_attempts=max_attempts,
+        )
         self.largest = largest
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:

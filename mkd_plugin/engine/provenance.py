@@ -87,9 +87,7 @@ class PortableCheckpointHook(Hook):
         if runner._resume and before:
             files = self._hash_files(runner)
             # the file that the student started from is no longer needed and may be gone: keep its old record
-            self.files = {
-                name: before.get(name, file) if file['sha256'] is None else file for name, file in files.items()
-            }
+            self.files = {name: before.get(name, new) if new['sha256'] is None else new for name, new in files.items()}
 
     def _hash_files(self, runner: Runner) -> dict[str, dict[str, Any]]:
         """Hash the files once, on the process that writes checkpoints."""

@@ -120,9 +120,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _is_time(self) -> bool:
         """Whether the last checkpoint is old, on the clock of the first process."""
-        return self.interval > 0 and agreed(
-            time.monotonic() - self.saved >= 60 * self.minutes and self._is_affordable()
-        )
+        old = time.monotonic() - self.saved >= 60 * self.minutes
+        return self.interval > 0 and agreed(old and self._is_affordable())
 
     def _is_affordable(self) -> bool:
         """Whether another checkpoint like the last one keeps the total within the share of the time."""

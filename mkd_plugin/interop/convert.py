@@ -164,18 +164,16 @@ def find_teacher(weights: Mapping[str, Tensor], source: str | Path) -> str:
 
 def find_decoder(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
     """Return the decoder by the names of our head. Raises ValueError unless there is exactly one."""
-    converted = {
-        name.removeprefix('decoder.'): tensor for name, tensor in tensors.items() if name.startswith('decoder.')
-    }
+    prefix = 'decoder.'
+    converted = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if converted:
         return converted
     heads: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
         if match := re.fullmatch(r'(.*objectives\.\w+\.heads\.0\.)(.+)', name):
             heads.setdefault(match[1], {})[match[2]] = tensor
-    decoders = {
-        prefix: head for prefix, head in heads.items() if {'mask_token', 'pos_embed', 'predict.weight'} <= set(head)
-    }
+    own = {'mask_token', 'pos_embed', 'predict.weight'}
+    decoders = {place: head for place, head in heads.items() if own <= set(head)}
     if len(decoders) != 1:
         raise ValueError(f"{source}: part='decoder' needs one decoder in the file, and there are {list(decoders)}.")
     return next(iter(decoders.values()))

@@ -301,14 +301,12 @@ def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
         root = str(dataset.get('data_root') or '')
         for part in () if downloads(dataset, cfg) else data_parts(dataset) or ([''] if root else []):
             parts.setdefault(root, {})[part] = exists(os.path.join(root, part))
-    if all(present for found in parts.values() for present in found.values()):
+    if all(there for found in parts.values() for there in found.values()):
         return None
     lines = ['Data of this config are missing. It expects']
     for root, found in parts.items():
         lines.append(f'    {root}' + ('    missing' if found.get('') is False else ''))
-        lines += [
-            f'        {part:<44} {"" if present else "missing"}'.rstrip() for part, present in found.items() if part
-        ]
+        lines += [f'        {part:<44} {"" if there else "missing"}'.rstrip() for part, there in found.items() if part]
         lines += [f'    ({text})' for name, text in SOURCES.items() if name in root.lower()][:1]
     return '\n'.join([*lines, 'Put or link them there, or name another such folder: --cfg-options data_root=DIR/.'])
 

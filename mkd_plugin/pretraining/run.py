@@ -113,8 +113,10 @@ def try_steps(cfg: Config, recipe: Recipe, machine: Machine) -> None:
                 raise
             before = recipe.images_at_once
             recipe.halve()
-            print(f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
-                f'{recipe.accumulate} steps')  # fmt: skip
+            print(
+                f'{before} images at once do not fit in memory: trying {recipe.images_at_once}, and accumulating '
+                f'{recipe.accumulate} steps'
+            )
             torch.cuda.empty_cache()
     if not machine.gpus:
         fit_to_time(recipe, seconds * recipe.images_at_once / images)
@@ -300,8 +302,7 @@ def plan(found: Images, teachers: dict[str, TeacherFile], request: Request, mach
 def report(checkpoint: Path, images: Path, out: Path) -> None:
     """Say what was made, how good it is, and what people need next."""
     print(f'made: {checkpoint}')
-    figure = knn_figure(str(checkpoint), images)
-    if figure:
+    if figure := knn_figure(str(checkpoint), images):
         print(figure)
     print(
         f'next:\n  mkd look {checkpoint} {images} --out {out / "look.html"}\n'

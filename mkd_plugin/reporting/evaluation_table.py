@@ -50,9 +50,8 @@ class EvaluationTable:
 
     def notes(self) -> list[str]:
         """Return notes on the columns and rows, and the failures."""
-        columns = [
-            f'{name}: {describe_network(about)}' for name, about in self.checkpoints.items() if 'format' in about
-        ]
+        networks = self.checkpoints.items()
+        columns = [f'{name}: {describe_network(about)}' for name, about in networks if 'format' in about]
         remarks = {
             f'{row.protocol}{f", {row.setting}" if math.isnan(row.top1) else ""}: {row.note}'
             for rows in self.rows.values()

@@ -24,7 +24,7 @@ from mkd_plugin.utils.files import TEMPORARY, lock_file
 BLOCK_BYTES = 8 << 20  # read from the storage at once
 FOLDER, GIGABYTES = 'MKD_CACHE_DIR', 'MKD_CACHE_GB'  # environment variables: a machine's disk is no property of a run
 LOCKS = 64  # blocks that the processes of a node may load at the same time
-# In fsspec's infos.
+# Keys of fsspec's file info whose values change when the file does.
 STAMPS = ('ETag', 'etag', 'md5Hash', 'LastModified', 'last_modified', 'updated', 'mtime', 'created')
 T = TypeVar('T')
 

@@ -24,7 +24,7 @@ from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
 RESAMPLE = ('bilinear', 'bicubic', 'nearest')
-# In timm's names of licences.
+# In timm's names of licences that do not allow every use.
 RESTRICTED = re.compile('-nc|noncommercial|research|dinov3|nvidia|apple-a|seer|sapiens|gemma')
 
 
