@@ -76,7 +76,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 def cost_of(action: Callable[[], Any]) -> tuple[str, float, int]:
     """Run an action in a forked process; its ValueError or OSError, the seconds, and the bytes by which memory grew.
 
-    Pages of libraries do not count: a fork has none at first and gets them as it runs their code.
+    Pages of libraries do not count: a forked process maps them only when it runs their code.
     """
     reader, writer = os.pipe()
     child = os.fork()

@@ -8,18 +8,24 @@ from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.preflight.rehearsal import rehearse
 from mkd_plugin.utils.configs import config_root, get_config
 
-DIGITS = sorted(
-    path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().glob('[a-z]*/*_digits.py')
-)
+NAMES = sorted(path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().glob('[a-z]*/*.py'))
+DIGITS = [name for name in NAMES if name.endswith('_digits')]
+UNREHEARSED = {  # why
+    'unified_view/peco': "its tokenizer is a module that the user's code registers",
+    'unified_view/beitv2': "its host's initialisation reads values, which the meta device does not have",
+}
 
 
 @pytest.fixture
 def rehearsed(monkeypatch):
     """The losses of each rehearsed step: a step that the meta device cannot compute is no mistake, and leaves none."""
-    found, loss = [], MaskedDistiller.loss
-    monkeypatch.setattr(
-        MaskedDistiller, 'loss', lambda *args, **kwargs: found.append(loss(*args, **kwargs)) or found[-1]
-    )
+    found, compute = [], MaskedDistiller.loss
+
+    def loss(*args, **kwargs):
+        found.append(compute(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(MaskedDistiller, 'loss', loss)
     return found
 
 
@@ -30,6 +36,19 @@ def test_rehearse__every_pretraining_on_digits(name, rehearsed):
     (losses,) = rehearsed
     assert {f'loss_{objective}' for objective in cfg.model.objectives} <= set(losses)
     assert all(losses[name].is_meta for name in losses if name.startswith('loss_'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in DIGITS])
+def test_rehearse__every_pretraining(name, rehearsed):
+    why = [reason for start, reason in UNREHEARSED.items() if name.startswith(start)]
+    if why:
+        pytest.skip(why[0])
+    cfg = get_config(name)
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer)  # some need a GPU
+    rehearse(cfg)
+    (losses,) = rehearsed
+    assert {f'loss_{objective}' for objective in cfg.model.objectives} <= set(losses)
 
 
 def test_rehearse__a_bfloat16_stream(rehearsed):
