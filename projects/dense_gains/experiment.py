@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from mmengine.runner import Runner, ValLoop
 
 import mkd_plugin
 from mkd_plugin.reporting.experiment import Job, JobContext
-from mkd_plugin.reporting.store import Store, key_of
+from mkd_plugin.reporting.store import key_of
 from projects.dense_gains.data import MEASURES, first_annotations, measuring, place, scores_of
 from projects.dense_gains.frozen import linear_segmentor
 from projects.dense_gains.recipes import (
@@ -32,6 +32,7 @@ from projects.dense_gains.recipes import (
 )
 from projects.dense_gains.scenes import LAYOUT
 from projects.dense_gains.settings import TASKS, Settings, Tuning
+from projects.paper_claims.kept import KeptStore, still_needed
 
 # mmpretrain imports an op that is not compiled here and that nothing needs
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
@@ -73,17 +74,19 @@ class Experiment:
         root: Folder of the results.
         scenes: Folder of the scenes.
         starts: Starts that are compared; scratch must be one of them.
+        kept: File that keeps the results, in ``root`` by default; see :class:`KeptStore`.
     """
 
     settings: Settings
     root: Path
     scenes: Path
     starts: tuple[str, ...] = STARTS
+    kept: Path | None = None
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> KeptStore:
         """Results of finished runs."""
-        return Store(self.root)
+        return KeptStore(self.root, self.kept or self.root / 'jobs.jsonl')
 
     def grid(self, length: str) -> list[Run]:
         """Return the runs of the grid with the first seed; 'long' ones need the results of all short ones."""
@@ -126,6 +129,11 @@ class Experiment:
                 found[earlier] = None
             found[run] = None
         return list(found)
+
+    def needed(self, runs: Sequence[Run]) -> list[Run]:
+        """Return these runs without the pre-trainings that only finished ones of them start from."""
+        done = {run for run in runs if self.store.read(self.key(run))}
+        return still_needed(runs, done, self.dependencies)
 
     def dependencies(self, run: Run) -> list[Run]:
         """Return the runs that must be finished before."""

@@ -51,11 +51,9 @@ def write_page(report: Mapping[str, Any], page: Path) -> None:
 
 
 def lengths(settings: Settings) -> str:
-    """Describe the lengths and batches of the fine-tunings."""
-    return '; '.join(
-        f'{task}: {steps["short"]} or {steps["long"]} steps of {settings.batches[task]} scenes'
-        for task, steps in settings.lengths.items()
-    )
+    """Describe the lengths of the fine-tunings."""
+    found = [f'{task}: {steps["short"]} or {steps["long"]} steps' for task, steps in settings.lengths.items()]
+    return f'{"; ".join(found)}; {settings.scenes} scenes each'
 
 
 def conclusion(report: Mapping[str, Any]) -> str:

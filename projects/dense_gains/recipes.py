@@ -154,7 +154,7 @@ def finetune_config(task: str, settings: Settings, tuning: Tuning, checkpoint: s
             'param_scheduler.0.end': max(1, steps // 10),
             'param_scheduler.1': dict(begin=max(1, steps // 10), end=steps),
             'train_cfg': dict(max_iters=steps, val_interval=steps),
-            'train_dataloader.batch_size': settings.batches[task],
+            'train_dataloader.batch_size': settings.scenes,
             'train_dataloader.dataset.indices': settings.labelled,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import mkd_plugin
@@ -17,8 +18,8 @@ SPLITS = ('train', 'val', 'test')
 def collect(experiment: Experiment) -> dict[str, Any]:
     """Collect all results and judge them. Raises ValueError if a run is not finished."""
     runs = dict.fromkeys([*experiment.grid('short'), *experiment.grid('long'), *experiment.finals()])
-    values = {run: experiment.value(run) for run in runs}
-    records = [experiment.store.read(experiment.key(run)) for run in runs]
+    values = {run: experiment.value(run) for run in runs if run.kind != 'pretrain'}
+    spent = {run: experiment.store.spent(experiment.key(run)) for run in runs}
     seeds, starts = range(experiment.settings.seeds), experiment.starts
 
     def final(start: str, task: str, seed: int) -> Any:
@@ -36,8 +37,8 @@ def collect(experiment: Experiment) -> dict[str, Any]:
         version=mkd_plugin.__version__,
         settings=asdict(experiment.settings),
         jobs=len(runs),
-        worker_minutes=round(sum(record.seconds for record in records if record) / 60, 1),
-        minutes=minutes(experiment, list(runs)),
+        worker_minutes=round(sum(spent.values()) / 60, 1),
+        minutes=minutes(spent),
         grid={task: {start: grid_of(experiment, start, task, values) for start in starts} for task in TASKS},
         chosen={task: {start: asdict(experiment.chosen(start, task)) for start in starts} for task in TASKS},
         scores=scores,
@@ -58,13 +59,10 @@ def grid_of(experiment: Experiment, start: str, task: str, values: dict[Run, Any
     return [dict(asdict(one), **values[Run('tune', start, 0, task, one)]['val']) for one in tried]
 
 
-def minutes(experiment: Experiment, runs: list[Run]) -> dict[str, list[float]]:
-    """Return number of jobs and mean minutes of each kind of run."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        record = experiment.store.read(experiment.key(run))
-        assert record is not None
+def minutes(spent: dict[Run, float]) -> dict[str, list[float]]:
+    """Return number of jobs and mean minutes of each kind of run, from the seconds of each."""
+    kinds: dict[str, list[float]] = {}
+    for run, seconds in spent.items():
         kind = ' '.join(filter(None, (run.kind, run.name if run.kind == 'pretrain' else run.task)))
-        count, mean = found.get(kind, [0, 0.0])
-        found[kind] = [count + 1, round((mean * count + record.seconds / 60) / (count + 1), 2)]
-    return found
+        kinds.setdefault(kind, []).append(seconds)
+    return {kind: [len(found), round(fmean(found) / 60, 2)] for kind, found in kinds.items()}

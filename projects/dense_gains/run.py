@@ -4,7 +4,8 @@
     python projects/dense_gains/run.py --report-only                                  # the page from its report.json
     python projects/dense_gains/run.py --smoke                                        # tiny settings, to test the program
 
-Rerun the command to resume it: finished jobs are skipped, and an interrupted pre-training continues from its last checkpoint.
+Rerun the command to resume it: finished jobs are skipped, also on another machine, because jobs.jsonl beside the report keeps
+their results, and an interrupted pre-training continues from its last checkpoint.
 mmpretrain downloads Fashion-MNIST if its four files, unpacked, are not in --fashion.
 """
 
@@ -26,6 +27,7 @@ from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.dense_gains.experiment import Experiment, Run  # noqa: E402
 from projects.dense_gains.page import write_page  # noqa: E402
 from projects.dense_gains.plots import plot_scenes  # noqa: E402
+from projects.dense_gains.recipes import STARTS  # noqa: E402
 from projects.dense_gains.report import collect  # noqa: E402
 from projects.dense_gains.scenes import write_natural_scenes  # noqa: E402
 from projects.dense_gains.settings import FULL, SMOKE  # noqa: E402
@@ -71,8 +73,8 @@ def experiment_of(args: argparse.Namespace) -> Experiment:
     settings = SMOKE if args.smoke else FULL
     scenes = args.work_dir.resolve() / 'scenes'
     write_natural_scenes(scenes, args.fashion, side=settings.side, seed=0, counts=dict(settings.counts))
-    experiment = Experiment(settings, args.work_dir.resolve() / 'jobs', scenes)
-    return Experiment(settings, experiment.root, scenes, SMOKE_STARTS) if args.smoke else experiment
+    kept = report_of(args.page).with_name('jobs.jsonl').resolve()
+    return Experiment(settings, args.work_dir.resolve() / 'jobs', scenes, SMOKE_STARTS if args.smoke else STARTS, kept)
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -81,7 +83,13 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     backend = 'inline' if args.jobs == 1 else 'processes'
 
     def work(runs: list[Run]) -> None:
-        run_jobs(experiment.jobs(runs), experiment.store, workers=args.jobs, backend=backend, console=console)
+        run_jobs(
+            experiment.jobs(experiment.needed(runs)),
+            experiment.store,
+            workers=args.jobs,
+            backend=backend,
+            console=console,
+        )
 
     work(experiment.grid('short'))
     work(experiment.grid('long'))  # of the settings that were the best of the short ones

@@ -31,7 +31,7 @@ class Settings:
     teacher_steps: int  #: Of DMAE's larger teacher
     batch: int  #: Images of a step of pre-training
     lengths: Mapping[str, Mapping[str, int]]  #: Task → 'short' and 'long' → steps of a fine-tuning
-    batches: Mapping[str, int]  #: Task → images of a step of fine-tuning
+    scenes: int  #: Of a step of fine-tuning
     rates: Mapping[str, tuple[float, ...]]  #: Task → peak rates of the grid
     decays: tuple[float, ...] = (0.75, 0.85, 1.0)  #: Layer decays of the grid
     seeds: int = 3  #: Seeds of every pre-training, of which the first chooses the settings
@@ -69,7 +69,7 @@ FULL = Settings(
     teacher_steps=3000,
     batch=64,
     lengths=dict(detection=dict(short=600, long=900), segmentation=dict(short=1200, long=2400)),
-    batches=dict.fromkeys(TASKS, 8),
+    scenes=8,
     rates=dict(detection=(1e-3, 3e-3), segmentation=(3e-3, 1e-2)),
 )
 SMOKE = Settings(
@@ -79,7 +79,7 @@ SMOKE = Settings(
     teacher_steps=2,
     batch=4,
     lengths={task: dict(short=2, long=3) for task in TASKS},
-    batches=dict.fromkeys(TASKS, 2),
+    scenes=2,
     rates=dict.fromkeys(TASKS, (1e-3,)),
     decays=(0.85,),
     seeds=2,
