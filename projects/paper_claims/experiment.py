@@ -78,12 +78,14 @@ class Experiment:
         return KeptStore(self.root, self.kept or self.root / 'jobs.jsonl')
 
     def plan(self, networks: Iterable[str]) -> list[Run]:
-        """Return all runs that these networks need, seed by seed, each after the runs it depends on."""
+        """Return all runs that these networks need, seed by seed, each after the runs it depends on.
+
+        A network is measured before the next one is trained: scores are kept when the machine goes, networks are not.
+        """
         runs: dict[Run, None] = {}
         for seed in self.seeds:
             for network in networks:
                 self._add_pretraining(Run('pretrain', self.bench.recipe_of(network), seed), runs)
-            for network in networks:
                 runs[Run('measure', network, seed)] = None
                 for tuning in self.settings.finetunings:
                     runs |= dict.fromkeys(self.finetuned(network, seed, tuning))
