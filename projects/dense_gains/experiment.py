@@ -32,7 +32,7 @@ from projects.dense_gains.recipes import (
 )
 from projects.dense_gains.scenes import LAYOUT
 from projects.dense_gains.settings import TASKS, Settings, Tuning
-from projects.paper_claims.kept import KeptStore, still_needed
+from projects.paper_claims.kept import KeptStore
 
 # mmpretrain imports an op that is not compiled here and that nothing needs
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
@@ -74,7 +74,7 @@ class Experiment:
         root: Folder of the results.
         scenes: Folder of the scenes.
         starts: Starts that are compared; scratch must be one of them.
-        kept: File that keeps the results, in ``root`` by default; see :class:`KeptStore`.
+        kept: File of all results, by default jobs.jsonl in ``root``; see :class:`KeptStore`.
     """
 
     settings: Settings
@@ -132,8 +132,7 @@ class Experiment:
 
     def needed(self, runs: Sequence[Run]) -> list[Run]:
         """Return these runs without the pre-trainings that only finished ones of them start from."""
-        done = {run for run in runs if self.store.read(self.key(run))}
-        return still_needed(runs, done, self.dependencies)
+        return self.store.needed(runs, self.key, self.dependencies)
 
     def dependencies(self, run: Run) -> list[Run]:
         """Return the runs that must be finished before."""

@@ -4,9 +4,9 @@
     python projects/dense_gains/run.py --report-only                                  # the page from its report.json
     python projects/dense_gains/run.py --smoke                                        # tiny settings, to test the program
 
-Rerun the command to resume it: finished jobs are skipped, also on another machine, because jobs.jsonl beside the report keeps
-their results, and an interrupted pre-training continues from its last checkpoint.
-mmpretrain downloads Fashion-MNIST if its four files, unpacked, are not in --fashion.
+Rerun the command to resume it: finished jobs are skipped, and an interrupted pre-training continues from its last checkpoint.
+To continue on another machine, give both the same --kept file. mmpretrain downloads Fashion-MNIST if its four files, unpacked,
+are not in --fashion.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def parse_args() -> argparse.Namespace:
         default=Path('data/fashion-mnist'),
         help='folder of Fashion-MNIST (default: %(default)s)',
     )
+    add('--kept', type=Path, help='file of finished results to continue from (default: jobs.jsonl in --work-dir/jobs)')
     add('--smoke', action='store_true', help='use tiny settings and two starts; the scores are meaningless')
     add('--report-only', action='store_true', help='judge the scores in report.json again and write the page')
     add('--page', type=Path, help='Markdown file to write; report.json and figures go into a folder of its name')
@@ -73,8 +74,8 @@ def experiment_of(args: argparse.Namespace) -> Experiment:
     settings = SMOKE if args.smoke else FULL
     scenes = args.work_dir.resolve() / 'scenes'
     write_natural_scenes(scenes, args.fashion, side=settings.side, seed=0, counts=dict(settings.counts))
-    kept = report_of(args.page).with_name('jobs.jsonl').resolve()
-    return Experiment(settings, args.work_dir.resolve() / 'jobs', scenes, SMOKE_STARTS if args.smoke else STARTS, kept)
+    starts = SMOKE_STARTS if args.smoke else STARTS
+    return Experiment(settings, args.work_dir.resolve() / 'jobs', scenes, starts, args.kept)
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:

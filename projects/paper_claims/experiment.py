@@ -18,7 +18,7 @@ from mkd_plugin.reporting.experiment import Job, JobContext
 from mkd_plugin.reporting.store import key_of
 from projects.paper_claims.bench import Bench
 from projects.paper_claims.claims import Claim
-from projects.paper_claims.kept import KeptStore, still_needed
+from projects.paper_claims.kept import KeptStore
 from projects.paper_claims.measures import measure
 from projects.paper_claims.recipes import Checkpoint, finetune_config, pretrain_config
 from projects.paper_claims.settings import Settings
@@ -63,7 +63,7 @@ class Experiment:
         settings: Sizes and lengths.
         root: Folder of the results.
         data_root: Folder of the images.
-        kept: File that keeps the results, in ``root`` by default; see :class:`KeptStore`.
+        kept: File of all results, by default jobs.jsonl in ``root``; see :class:`KeptStore`.
     """
 
     bench: Bench
@@ -93,8 +93,7 @@ class Experiment:
 
     def needed(self, runs: Sequence[Run]) -> list[Run]:
         """Return these runs without the pre-trainings whose networks are all measured."""
-        done = {run for run in runs if self.store.read(self.key(run))}
-        return still_needed(runs, done, self.dependencies)
+        return self.store.needed(runs, self.key, self.dependencies)
 
     @property
     def seeds(self) -> range:

@@ -1,9 +1,9 @@
-"""Results of jobs that are kept in the repository, so that another machine continues from them."""
+"""Results of jobs in one small file, so that another machine can continue an experiment."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 from mkd_plugin.reporting.store import Record, Store
 
-WITH_FILES = 'pretrain'  # kind of the jobs whose networks others read, with which their keys begin
+WITH_FILES = 'pretrain'  # begins the keys of jobs whose files other jobs read
 
 Run = TypeVar('Run')
 
 
 class KeptStore(Store):
-    """A store that also adds every result to a file, one line each, and takes results from that file.
+    """A store that appends every result to a file, and reads results that are not in its folder from there.
 
-    The line of a pre-training only tells how long it took: its network is not kept, so the job is not done elsewhere.
+    The file does not hold networks. So a pre-training in it counts as unfinished in another folder, and only its time is used.
 
     Args:
         folder: Folder of the results and of what jobs write.
-        kept: File with one JSON value a line; it is made with its first line.
+        kept: File with one result a line, in JSON. The first result creates it.
     """
 
     def __init__(self, folder: str | Path, kept: Path) -> None:
@@ -48,7 +48,7 @@ class KeptStore(Store):
         return record.seconds
 
     def write(self, key: str, name: str, value: Any, *, seconds: float = 0.0) -> Record:
-        """Save the result of a job, and add its line in one write: other processes add theirs."""
+        """Save the result of a job, and append its line in a single write, because other processes append too."""
         record = super().write(key, name, value, seconds=seconds)
         line = json.dumps(dict(key=key, **asdict(record)), ensure_ascii=False)
         self.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -56,15 +56,18 @@ class KeptStore(Store):
             file.write(f'{line}\n'.encode())
         return record
 
+    def needed(
+        self, runs: Sequence[Run], key: Callable[[Run], str], dependencies: Callable[[Run], Iterable[Run]]
+    ) -> list[Run]:
+        """Leave out runs whose dependents are all finished, such as pre-trainings of measured networks.
 
-def still_needed(runs: Sequence[Run], done: Container[Run], dependencies: Callable[[Run], Iterable[Run]]) -> list[Run]:
-    """Leave out runs that nothing but finished runs depends on: their files may be on another machine.
-
-    ``runs`` has every run after those it depends on.
-    """
-    read = {earlier for run in runs for earlier in dependencies(run)}
-    wanted = set(runs) - read
-    for run in reversed(runs):
-        if run in wanted and run not in done:
-            wanted |= set(dependencies(run))
-    return [run for run in runs if run in wanted]
+        Args:
+            runs: Each after those it depends on.
+            key: Returns a run's key.
+            dependencies: Returns the runs that a run depends on.
+        """
+        wanted = set(runs) - {earlier for run in runs for earlier in dependencies(run)}
+        for run in reversed(runs):
+            if run in wanted and self.read(key(run)) is None:
+                wanted |= set(dependencies(run))
+        return [run for run in runs if run in wanted]

@@ -5,10 +5,9 @@
     python projects/paper_claims/run.py --report-only                                # verdicts and page from existing scores
     python projects/paper_claims/run.py --bench fashion --pilot                      # which differences how many seeds decide
 
-Rerun the command to resume it: finished jobs are skipped, also on another machine, because jobs.jsonl beside the report keeps
-their results. The page, its report.json and its figures are written to docs/ for
-all claims, and to the work folder for some of them or with --smoke, unless --page is given. mmpretrain downloads
-Fashion-MNIST if its four files, unpacked, are not in --data-root.
+Rerun the command to resume it: finished jobs are skipped. To continue on another machine, give both the same --kept file. The
+page, its report.json and its figures are written to docs/ for all claims, and to the work folder for some of them or with
+--smoke, unless --page is given. mmpretrain downloads Fashion-MNIST if its four files, unpacked, are not in --data-root.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ def parse_args() -> argparse.Namespace:
     )
     add('--report-only', action='store_true', help='judge the scores in report.json again and write the page')
     add('--work-dir', type=Path, default=Path('work_dirs/paper_claims'), help='results (default: %(default)s)')
+    add('--kept', type=Path, help='file of finished results to continue from (default: jobs.jsonl in --work-dir)')
     add('--data-root', type=Path, help='images (default: data/digits, written if missing, or data/fashion-mnist)')
     add('--page', type=Path, help='Markdown file to write; report.json and figures go into a folder of its name')
     args = parser.parse_args()
@@ -105,8 +105,7 @@ def experiment_of(args: argparse.Namespace, bench: Bench, settings: Settings) ->
         settings = replace(settings, seeds=args.seeds)
     if args.draws is not None:
         settings = settings.with_draws(args.draws)
-    kept = report_of(args.page).with_name('pilot.jsonl' if args.pilot else 'jobs.jsonl').resolve()
-    return Experiment(bench, settings, args.work_dir.resolve(), data, kept)
+    return Experiment(bench, settings, args.work_dir.resolve(), data, args.kept)
 
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -314,9 +314,7 @@ def test_run__one_claim_and_again(tmp_path):
     assert '12 jobs, 12 already done' in printed.getvalue()
     assert experiments.collect(experiment, [digits.CLAIMS[2]]) == found
 
-    elsewhere = Experiment(
-        digits.BENCH, small, tmp_path / 'moved', tmp_path / 'digits', tmp_path / 'runs/small_scale/jobs.jsonl'
-    )
+    elsewhere = Experiment(digits.BENCH, small, tmp_path / 'moved', tmp_path / 'digits', tmp_path / 'runs/jobs.jsonl')
     assert elsewhere.needed(runs) == [run for run in runs if run.kind != 'pretrain']  # all networks are measured
     assert experiments.collect(elsewhere, [digits.CLAIMS[2]]) == found
     lines = elsewhere.kept.read_text().splitlines()

@@ -10,7 +10,7 @@ from mkd_plugin.utils.configs import config_root, get_config
 
 NAMES = sorted(path.relative_to(config_root()).with_suffix('').as_posix() for path in config_root().glob('[a-z]*/*.py'))
 DIGITS = [name for name in NAMES if name.endswith('_digits')]
-UNREHEARSED = {  # why
+UNREHEARSED = {  # beginning of a name → why
     'unified_view/peco': "its tokenizer is a module that the user's code registers",
     'unified_view/beitv2': "its host's initialisation reads values, which the meta device does not have",
 }
