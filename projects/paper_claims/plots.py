@@ -34,7 +34,7 @@ def plot_claims(report: dict[str, Any], measures: Mapping[str, str], folder: Pat
                 axis.plot(found['mean'], height, 'o', color=colour)
             for bound in sorted({0.0, *(sign * row['margin'] for row in rows if row['margin'] for sign in (-1, 1))}):
                 axis.axvline(bound, color='black', linewidth=0.6, linestyle='-' if bound == 0 else ':')
-            axis.set_title(title, fontsize='small')
+            axis.set_title(title, fontsize='x-small')
             axis.tick_params(labelsize='x-small')
         axes[0].set_yticks(range(len(rows)), [row['text'] for row in rows])
         figure.supxlabel('points; line: 95 % interval, ticks: seeds', fontsize='x-small')
