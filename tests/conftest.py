@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.networks import DBOT, MAE, VIT, scatter_weights
 from helpers.tiny_runs import one_thread, tiny_run, train, written_digits  # noqa: F401 - fixtures for every folder
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -36,9 +37,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_scope() -> Iterator[None]:
-    """A run leaves its host's scope behind, in which the next test would look for plain names."""
+    """A run leaves its host's scope behind, in which the next test would look for plain names; a rehearsal leaves its logger,
+    which writes to that test's closed stream.
+    """
     yield
     DefaultScope._instance_dict.clear()
+    MMLogger._instance_dict.pop('rehearsal', None)
 
 
 @pytest.fixture(autouse=True)
