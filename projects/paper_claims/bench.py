@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from projects.paper_claims.claims import Claim
 from projects.paper_claims.data import Images
@@ -45,6 +46,15 @@ class Bench:
         """Return the claims of these numbers."""
         wanted = set(numbers)
         return [claim for claim in self.claims if claim.number in wanted]
+
+    def left_out(self, report: Mapping[str, Any]) -> list[str]:
+        """Return the claims and seeds of the plan that a report lacks."""
+        reported = {claim['number'] for claim in report['claims']}
+        seeds = range(report['settings']['seeds'], self.full.seeds)
+        return [
+            *(f'claim {claim.number}' for claim in self.claims if claim.number not in reported),
+            *(f'seed {seed}' for seed in seeds),
+        ]
 
 
 def bench_named(name: str) -> Bench:

@@ -39,6 +39,8 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
         family=sum(row['decides'] for claim in report['claims'] for row in claim['comparisons']),
     )  # fmt: skip
     head, method = text.split(RESULTS)
+    if left_out := bench.left_out(report):
+        head += f'\n**Planned but not run**: {", ".join(left_out)}.\n'
     parts = [head, summary(bench, report['claims'])]
     for claim, picture in zip(report['claims'], pictures, strict=True):
         parts.append(claim_section(bench, claim, f'{folder.name}/{picture}'))

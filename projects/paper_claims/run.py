@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def command_of(bench: Bench) -> str:
-    """Return the command that runs an experiment."""
-    return f'python projects/paper_claims/run.py{"" if bench.name == "digits" else f" --bench {bench.name}"}'
+def command_of(bench: Bench, report: Mapping[str, Any]) -> str:
+    """Return the command that runs an experiment as far as a report has it."""
+    words = ['python projects/paper_claims/run.py']
+    words += [] if bench.name == 'digits' else [f'--bench {bench.name}']
+    if bench.left_out(report):
+        claims = sorted(claim['number'] for claim in report['claims'])
+        words += ['--claim', *map(str, claims), f'--seeds {report["settings"]["seeds"]}']
+    return ' '.join(words)
 
 
 def experiment_of(args: argparse.Namespace, bench: Bench, settings: Settings) -> Experiment:
@@ -138,7 +143,7 @@ def main() -> int:
         claims = bench.chosen(claim['number'] for claim in report['claims'])
         report['claims'] = judge(bench, claims, report['scores'])
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-    write_page(bench, report, args.page, command=command_of(bench))
+    write_page(bench, report, args.page, command=command_of(bench, report))
     table = Table('claim', *bench.measures.values(), title='verdicts')
     for claim in report['claims']:
         table.add_row(f'{claim["number"]}. {claim["title"]}', *claim['verdicts'].values())

@@ -241,7 +241,7 @@ def test_judge__stored_verdicts_follow_from_the_stored_scores(published):
     claims = bench.chosen(claim['number'] for claim in stored['claims'])
     assert verdicts.judge(bench, claims, stored['scores']) == stored['claims']
     sizes = settings.settings_of(stored['settings'])
-    assert sizes == bench.full and sizes.seeds >= 3
+    assert replace(sizes, seeds=bench.full.seeds) == bench.full and sizes.seeds >= 3
     if bench is digits.BENCH:
         assert sizes.finetunings['finetuned'].draws >= 10
     for measure, tuning in sizes.finetunings.items():
@@ -252,8 +252,9 @@ def test_judge__stored_verdicts_follow_from_the_stored_scores(published):
 def test_write_page__the_page_in_docs_is_its_reports(published, tmp_path):
     bench, stored = published
     written = tmp_path / f'{bench.page}.md'
-    page.write_page(bench, stored, written, command=command.command_of(bench))
+    page.write_page(bench, stored, written, command=command.command_of(bench, stored))
     text = written.read_text()
+    assert ('**Planned but not run**' in text) == bool(bench.left_out(stored))
     assert text == (ROOT / f'docs/{bench.page}.md').read_text()
     pictures = [f'claim_{claim["number"]}' for claim in stored['claims']]
     pictures += ['stages'] if bench is digits.BENCH else ['stages', 'attention']
