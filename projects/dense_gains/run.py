@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
+from mkd_cli.command import INTERRUPTED  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.dense_gains.experiment import Experiment, Run  # noqa: E402
 from projects.dense_gains.page import write_page  # noqa: E402
@@ -117,6 +118,9 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('Interrupted. Rerun the command to resume.', file=sys.stderr)
+        return INTERRUPTED
     report['verdict'] = judge(report['scores'])
     picture_folder(args.page)
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')

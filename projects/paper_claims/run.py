@@ -26,6 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mkd_cli.command import INTERRUPTED  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.paper_claims import digits, fashion  # noqa: E402
 from projects.paper_claims.bench import Bench  # noqa: E402
@@ -133,6 +134,9 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('Interrupted. Rerun the command to resume.', file=sys.stderr)
+        return INTERRUPTED
     file.parent.mkdir(parents=True, exist_ok=True)
     if args.pilot:
         pilot = dict(**report, power=power_table(report))
