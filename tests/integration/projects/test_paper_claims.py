@@ -230,10 +230,7 @@ def test_probe_accuracy__finds_a_line_whatever_the_channels_scales():
 def published(request):
     """A bench and the report that is committed for it."""
     bench = request.param
-    path = ROOT / f'docs/{bench.page}/report.json'
-    if bench is fashion.BENCH and not path.is_file():
-        pytest.skip('the experiment on Fashion-MNIST is not finished')
-    return bench, json.loads(path.read_text())
+    return bench, json.loads((ROOT / f'docs/{bench.page}/report.json').read_text())
 
 
 def test_judge__stored_verdicts_follow_from_the_stored_scores(published):
