@@ -18,7 +18,6 @@ def install() -> None:
     - Loggers of mmengine that have a log file write environment, config, order of hooks and parameter options to it alone;
       the terminal shows the training. The file is complete.
     - OpenCV and Pillow share one limit of pixels: OPENCV_IO_MAX_IMAGE_PIXELS, by default Pillow's 89,478,485.
-    - yapf formats a config of mmengine once, not for every checkpoint that holds its text.
     - mmengine's ``print_log`` no longer prints debug messages of the hosts ('Could not import OneDL'); a log file gets them.
     """
     from mkd_plugin.compat.image_size import limit_image_size
@@ -33,4 +32,3 @@ def install() -> None:
     patches.resolve_mmseg_bases()
     patches.shorten_terminal_log()
     patches.log_debug_messages()
-    patches.format_configs_once()

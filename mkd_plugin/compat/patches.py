@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import mmengine.logging
-from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import MMLogger
 
@@ -109,25 +108,3 @@ def log_debug_messages() -> None:
             MMLogger.get_current_instance().info(msg)
 
     mmengine.logging.print_log = print_log
-
-
-def format_configs_once() -> None:
-    """Remember the text of the last config: a run asks for it several times at its start, and for each checkpoint.
-
-    yapf takes 0.2 s to format the config of a small pre-training, while training waits.
-    """
-    original = Config.pretty_text.fget
-    if hasattr(original, '__wrapped__'):
-        return
-    texts: dict[str, str] = {}
-
-    @functools.wraps(original)
-    def pretty_text(cfg: Config) -> str:
-        values = f'{cfg._format_python_code} {cfg.to_dict()}'
-        if values not in texts:
-            text = original(cfg)
-            texts.clear()
-            texts[values] = text
-        return texts[values]
-
-    Config.pretty_text = property(pretty_text)

@@ -7,7 +7,6 @@ import sys
 
 import mmengine.logging
 import pytest
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 
@@ -26,8 +25,7 @@ def logger(tmp_path, request):
 def test_install__again_changes_nothing():
     def effects():
         finders = [finder for finder in sys.meta_path if isinstance(finder, OpsFinder)]
-        functions = MMLogger.__init__, mmengine.logging.print_log, Config.pretty_text
-        return len(finders), functions, sorted(map(str, CheckpointLoader._schemes))
+        return len(finders), MMLogger.__init__, mmengine.logging.print_log, sorted(map(str, CheckpointLoader._schemes))
 
     before = effects()
     compat.install()
@@ -58,15 +56,3 @@ def test_print_log__debug_messages_go_to_the_file(logger, tmp_path, capsys):
     mmengine.logging.print_log('an ordinary line')
     assert capsys.readouterr().out == 'an ordinary line\n'
     assert 'Could not import OneDL' in (tmp_path / 'run.log').read_text()
-
-
-def test_config__is_formatted_once_and_anew_when_it_changes(monkeypatch):
-    cfg = Config(dict(a=1, b=dict(c=[1, 2])))
-    assert cfg.pretty_text == 'a = 1\nb = dict(c=[\n    1,\n    2,\n])\n'
-    with monkeypatch.context() as patch:
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', None)
-        assert Config(dict(a=1, b=dict(c=[1, 2]))).pretty_text == cfg.pretty_text
-        cfg.b.c = 3
-        with pytest.raises(SyntaxError):
-            _ = cfg.pretty_text
-    assert cfg.pretty_text == 'a = 1\nb = dict(c=3)\n'
