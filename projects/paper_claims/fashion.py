@@ -85,7 +85,7 @@ CLAIMS = (
     Claim(
         2,
         'Students are better than their teachers, stage by stage',
-        'dBOT, Table 1: every student 1 is better than its teacher 0, and every student 2 but one better than its student 1',
+        'dBOT, Table 1: every student 1 is better than its teacher 0, and every student 2 better than its student 1',
         'The means are over three initial teachers: the supervised one was trained on all 60,000 labels, which the linear '
         'probe uses, so that a student without labels cannot be expected to be better by it.',
         (
@@ -121,7 +121,8 @@ CLAIMS = (
     Claim(
         8,
         'MaskDistill is better than distillation of intact images (FD), and than its teacher',
-        'MaskDistill, Table 1 and Sec. 4: masking adds to FD; students beat CLIP',
+        'MaskDistill against FD: 85.5 and 85.2 (B, 800 epochs), 86.8 and 85.4 (L, 300), but 85.0 and 85.3 (B, 300); students '
+        'beat CLIP',
         'The teacher is the contrastive network. Both students have sine-cosine positions and no layer scale.',
         (
             single('MaskDistill − FD', 'maskdistill', 'fd'),

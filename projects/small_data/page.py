@@ -132,7 +132,7 @@ def write_page(report: dict[str, Any], page: Path) -> None:
     blocks = {f'verdicts {data}': verdict_table(found, data) for data in NAMES}
     blocks |= {f'scores {data}': score_table(found, data) for data in NAMES}
     blocks['left out'] = (
-        f'The time ended before {len(report["left_out"])} cells, which [report.json](small_data/report.json) lists.'
+        f'The time ended before {len(report["left_out"])} runs, which [report.json](small_data/report.json) lists.'
     )
     text = page.read_text()
     for mark, block in blocks.items():

@@ -130,7 +130,8 @@ HOW = """
 ## The run
 
 Two figures in a cell are for the goal, 50 % of the measured peak of an H100 with compiled steps in CUDA graphs (which this
-package does not make), and for eager steps at 25 %, which a review on paper expects.
+package does not make), and for eager steps at 25 %, an estimate from reading the
+code.
 
 - A step takes the FLOPs of its matrix products over that share of the peak; an eager one no less than the host needs to launch
   its kernels. `CompileHook` lies between.

@@ -33,7 +33,7 @@ CONSTANTS = {
     'A100 peak': Constant(312e12, 'FLOP/s', 'NVIDIA A100 data sheet: dense bf16 and fp16'),
     'V100 peak': Constant(125e12, 'FLOP/s', 'NVIDIA V100 data sheet: fp16'),
     'goal': Constant(0.50, 'of the peak', 'the goal for a whole step', 'choice'),
-    'today': Constant(0.25, 'of the peak', 'a review of the code on paper; no GPU has measured it', 'choice'),
+    'today': Constant(0.25, 'of the peak', 'estimated by reading the code; no GPU has measured it', 'choice'),
     'launch': Constant(15e-6, 's', 'see the text below', 'measured'),
     'NVLink': Constant(460e9, 'B/s', 'nccl-tests, all-reduce of 8 H100 SXM: 460–480 GB/s (docs.alayanew.com, 2026)'),
     'network': Constant(400e9, 'B/s', 'a node of 8 H100 with 400 Gb/s for each GPU (Llama 3, arXiv:2407.21783, Sec. 3.3.1)'),
@@ -164,7 +164,7 @@ def goal(name: str, gpus: int) -> Run:
 
 
 def today(name: str, gpus: int) -> Run:
-    """A run of an eager step as reviewed."""
+    """A run of an eager step as estimated."""
     return Run(model_of(name), gpus, constant('today'), eager=True)
 
 

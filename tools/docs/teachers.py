@@ -39,7 +39,8 @@ missing. `seed=0` instead of `checkpoint=…` draws random weights, as for dBOT'
 | `mean:last-k` | mean of the raw outputs of the last k blocks |
 | `attention:i` | output of block i's attention (MSA), before the residual sum |
 | `qkv:i` | queries, keys and values of block i |
-| `relation:i`, `logit:i` | Q·Kᵀ per head, unscaled; over √K |
+| `relation:i`, `logit:i` | Q·Kᵀ per head of block i: unscaled, and divided by √d (d channels per head) |
+| `value:i` | V·Vᵀ / √d per head of block i |
 
 `ViTTeacher` and `CLIPTeacher` have all of them, the others `output`. `TimmTeacher` has `output` and `block:i`, and two taps of
 one vector an image, for objectives with `region='cls'`: `pooled` is what timm's classifier would read (the cls token, a mean,
@@ -166,10 +167,11 @@ teachers=dict(clip=dict(
 ```
 
 - **Views.** An image is known by its pixels as the teacher gets them, before its own resizing. A pipeline that resizes and
-  crops the centre finds every image from the second epoch on. Random crops, flips or jitter find next to nothing: leave the
-  teacher as it is. The log has the share of images that were found, every 1000 batches.
-- **Key.** Entries belong to the teacher's weights (CRC-32 of each tensor, so it does not matter where the file lies) and
-  config, the taps, the student's grid and the step's number format. Anything else is computed and written anew.
+  crops the centre finds every image from the second epoch on. With random crops, flips or jitter it finds next to nothing:
+  use the teacher without the cache. The log has the share of images that were found, every 1000 batches.
+- **Key.** An entry is used only with the same weights of the teacher (CRC-32 of each tensor, so it does not matter where the
+  file lies), its config, the taps, the student's grid and the step's number format. If one of them changes, features are
+  computed and written anew.
 - **Result.** What is read are the bits that the teacher gave for all tokens. Without the cache a teacher may compute only
   the tokens that a loss reads, which can differ in the last digits. An image that comes back in a batch of another size is
   not computed again, while a GPU may round differently there.
