@@ -218,7 +218,11 @@ class Experiment:
         cfg = Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)  # yapf would take seconds
         cfg.work_dir, cfg.experiment_name, cfg.log_level = str(context.work_dir), context.work_dir.name, 'ERROR'
         cfg.default_hooks.progress.enabled = False
-        cfg.resume = True  # from the last checkpoint, if there is one; a fine-tuning has none and begins again
+        cfg.resume = (
+            run.kind == 'pretrain'
+        )  # a fine-tuning begins again, because its curves would lack the points before
+        if not cfg.resume:
+            cfg.default_hooks.pop('preemption')
         with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):  # pycocotools prints
             return self._pretrain(run, cfg) if run.kind == 'pretrain' else self._finetune(run, cfg, context.work_dir)
 
@@ -237,10 +241,8 @@ class Experiment:
         runner.register_hook(curve)
         try:
             runner.train()
-        except FloatingPointError as error:
-            if run.kind == 'tune':  # the setting is worth nothing, and the others are still to be tried
-                return dict(val=dict.fromkeys(MEASURES[run.task], 0.0))
-            raise ValueError(f'The chosen setting diverged: {error}') from error
+        except FloatingPointError:  # the setting is worth nothing, and the others are still to be tried
+            return self._nothing(run.task)
         points = list(curve.points)
         found: dict[str, Any] = dict(val=points[-1])
         if run.kind == 'tune':
@@ -256,6 +258,11 @@ class Experiment:
         parts = np.array_split(losses, min(PARTS, len(losses)))
         found['losses'] = [round(float(part.mean()), 4) for part in parts]
         return found
+
+    def _nothing(self, task: str) -> dict[str, Any]:
+        zeros = dict.fromkeys(MEASURES[task], 0.0)
+        curves = {name: [0.0] * self.settings.points for name in zeros}
+        return dict(val=zeros, train=zeros, test=zeros, curves=curves, losses=[])
 
 
 class Curve(Hook):

@@ -65,7 +65,7 @@ def conclusion(report: Mapping[str, Any]) -> str:
         for measure in measures:
             found = verdict['compared'][measure][start]
             lines.append(
-                f'- {NAMES[measure]}: {start} against scratch {found["mean"]:+.1f} ± {found["spread"]:.1f} points: '
+                f'- {NAMES[measure]}: {start} against scratch {found["mean"]:+.2f} ± {found["spread"]:.2f} points: '
                 f'**{found["verdict"]}**.'
             )
     reached = 'is reached' if verdict['reached'] else 'is not reached'
@@ -75,14 +75,14 @@ def conclusion(report: Mapping[str, Any]) -> str:
 
 def mean_and_spread(values: Sequence[float]) -> str:
     """Format the mean and the standard deviation over seeds."""
-    return f'{fmean(values):.1f} ± {stdev(values):.1f}'
+    return f'{fmean(values):.2f} ± {stdev(values):.2f}'
 
 
 def scores(report: Mapping[str, Any]) -> str:
     """Return the table of test scores."""
     test = report['scores']['test']
     rows = [[start, *(mean_and_spread(test[name][start]) for name in NAMES)] for start in test['box']]
-    return table(['start', *NAMES.values()], rows)
+    return table(['score, mean ± standard deviation over the seeds', *NAMES.values()], rows)
 
 
 def gains(report: Mapping[str, Any]) -> str:
@@ -96,12 +96,12 @@ def gains(report: Mapping[str, Any]) -> str:
             found = verdict['compared'][measure][start]
             seeds = ', '.join(f'{value:+.1f}' for value in found['seeds'])
             text = (
-                f'{found["mean"]:+.1f} ± {found["spread"]:.1f} ({seeds}; {found["low"]:+.1f} … {found["high"]:+.1f}): '
+                f'{found["mean"]:+.2f} ± {found["spread"]:.2f} ({seeds}; {found["low"]:+.1f} … {found["high"]:+.1f}): '
                 f'{found["verdict"]}'
             )
             cells.append(f'**{text}**' if start == best[measure] else text)
         rows.append([start, *cells])
-    head = 'mean ± spread over the seeds (seeds; 95 % interval)'
+    head = 'difference to scratch, mean ± spread (seeds; 95 % interval)'
     return table([head, *NAMES.values()], rows)
 
 

@@ -32,11 +32,20 @@ class KeptStore(Store):
 
     @cached_property
     def lines(self) -> dict[str, Record]:
-        """Results that the file had when it was first read."""
+        """Results that the file had when it was first read. Raises ValueError for a line that was cut off."""
         if not self.kept.is_file():
             return {}
-        rows = [json.loads(line) for line in self.kept.read_text(encoding='utf-8').splitlines()]
-        return {row.pop('key'): Record(**row) for row in rows}
+        found = {}
+        for number, line in enumerate(self.kept.read_text(encoding='utf-8').splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f'{self.kept}, line {number} is no JSON: a write was cut off. Delete the line.'
+                ) from error
+            key = row.pop('key')
+            found[key] = Record(**row)
+        return found
 
     def read(self, key: str) -> Record | None:
         """Return the result of a job, or None if it is not finished."""

@@ -325,6 +325,9 @@ def test_run__one_claim_and_again(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match='2 jobs are not finished, the first is: pretrain dbot-kept, seed 1'):
         experiments.collect(other, [digits.CLAIMS[2]])
+    elsewhere.kept.write_text(f'{lines[0]}\n{lines[1][:-3]}\n')
+    with pytest.raises(ValueError, match=r'jobs\.jsonl, line 2 is no JSON: a write was cut off. Delete the line'):
+        replace(elsewhere, root=tmp_path / 'fourth').needed(runs)
 
 
 def test_collect__unfinished_jobs(experiment):
