@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from projects.paper_claims.claims import Claim
+from projects.paper_claims.claims import Claim, Comparison
 from projects.paper_claims.data import Images
 from projects.paper_claims.recipes import Recipe
 from projects.paper_claims.settings import Settings
@@ -28,6 +28,7 @@ class Bench:
     deciding: str  #: The measure whose verdicts are the claims'
     corrected: bool  #: Whether intervals are judged with Holm's correction for the number of deciding comparisons
     watched: Mapping[str, str]  #: Values of a frozen network that are reported and not judged
+    taught: tuple[Comparison, ...] = ()  #: Students and their teachers, whose watched values are compared
     resolved: float = 0.0  #: Points below which a decided difference is decided for these test images only
 
     def __reduce__(self) -> tuple[Callable[[str], Bench], tuple[str]]:

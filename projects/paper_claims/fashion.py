@@ -176,5 +176,13 @@ BENCH = Bench(
     deciding='probe',
     corrected=True,
     watched={'distance': 'attention distance, pixels', 'nmi': 'NMI'},
+    taught=(
+        single('MaskDistill − contrastive teacher', 'maskdistill', 'contrastive-0'),
+        single('FD − contrastive teacher', 'fd', 'contrastive-0'),
+        *(single(f'dBOT: {init}-1 − {init}-0', f'{init}-1', f'{init}-0') for init in INITS),
+        *(single(f'dBOT: {init}-2 − {init}-1', f'{init}-2', f'{init}-1') for init in INITS),
+        single('Hybrid − teacher of features (supervised)', 'hybrid-alpha1', 'supervised-0'),
+        single('Hybrid − teacher of relations (MAE)', 'hybrid-alpha1', 'mae-0'),
+    ),
     resolved=0.6,  # twice the standard error that the choice of 10,000 test images adds
 )

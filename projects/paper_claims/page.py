@@ -11,7 +11,7 @@ from projects.paper_claims.bench import Bench
 from projects.paper_claims.plots import plot_claims, plot_stages
 from projects.paper_claims.recipes import INITS
 from projects.paper_claims.settings import settings_of
-from projects.paper_claims.verdicts import UNDECIDED, quantile
+from projects.paper_claims.verdicts import UNDECIDED, compare, quantile
 
 TEXTS = Path(__file__).parent / 'texts'
 RESULTS = '<!-- results -->\n'  # where the tables stand in a text
@@ -51,6 +51,8 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
             names = ' and '.join(bench.watched.values())
             parts.append(f'![{names} over the stages of dBOT, which no verdict uses]({folder.name}/attention.png)\n')
     parts.append(f'## Every network\n\n{networks(bench, report["scores"])}')
+    if bench.taught:
+        parts.append(attention(bench, report['scores']))
     page.write_text('\n'.join([*parts, method.lstrip()]))
 
 
@@ -124,3 +126,15 @@ def networks(bench: Bench, scores: Mapping[str, Mapping[str, Any]]) -> str:
         'of the other initial teachers are named in the same way.'
     )
     return table(['network', *columns.values()], rows) + f'\n{note}{names}\n'
+
+
+def attention(bench: Bench, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of students beside their teachers, by the values that no verdict uses."""
+    rows = []
+    for pair in bench.taught:
+        if all(name in scores[bench.deciding] for name in pair.networks):
+            found = [compare(pair, scores[name]) for name in bench.watched]
+            cells = [f'{one["mean"]:+.2f} ({one["low"]:+.2f} … {one["high"]:+.2f})' for one in found]
+            rows.append([pair.text, *cells])
+    head = ['student − teacher, last block (95 % interval, not corrected)', *bench.watched.values()]
+    return f'## What distillation did to attention\n\n{table(head, rows)}'

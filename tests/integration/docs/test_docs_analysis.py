@@ -12,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = runpy.run_path(str(ROOT / 'tools/docs/analysis.py'))
+CODEBOOK = runpy.run_path(str(ROOT / 'tools/docs/codebook.py'))
 FOLDER = ROOT / 'docs/analysis'
 
 
@@ -22,6 +23,33 @@ def test_page__tables_are_those_of_the_json():
     assert SCRIPT['fill'](page, 'evaluation', SCRIPT['evaluation_table'](evaluation)) == page
     assert list(report['results']) == list(evaluation['checkpoints'])
     assert report['failed'] == report['left_out'] == {} and evaluation['failures'] == []
+
+
+def test_page__codebook_table_is_that_of_the_json():
+    page, found = (ROOT / 'docs/analysis.md').read_text(), json.loads((FOLDER / 'codebook.json').read_text())
+    assert CODEBOOK['filled'](page, found) == page
+
+
+def test_codebook__numbers_are_means_over_heads_and_same_layers():
+    """Layers of two heads; the similarity of unlike layers is not read."""
+    layers = dict(
+        near=dict(distance_H=[1.0, 2.0], nmi_H=[0.25, 0.75]), far=dict(distance_H=[3.0, 5.0], nmi_H=[0.0, 0.5])
+    )
+    pairs = [
+        dict(
+            first='MAE', second=name, rows=['near', 'far'], columns=['near', 'far'], values_RS=[[one, 9.0], [9.0, 0.5]]
+        )
+        for name, one in (('codebook', 0.25), ('connected', 0.75))
+    ]
+    other = dict(first='codebook', second='connected', rows=['near'], columns=['near'], values_RS=[[7.0]])
+    results = dict.fromkeys(('MAE', 'codebook', 'connected'), dict(attention=layers))
+    found = CODEBOOK['numbers'](dict(results=results, pairs=[*pairs, other], data=dict(images=64, of=357)))
+    assert found['attention']['MAE'] == dict(near=dict(distance=1.5, nmi=0.5), far=dict(distance=4.0, nmi=0.25))
+    assert found['similarity'] == {
+        'MAE, connected': dict(near=0.75, far=0.5),
+        'MAE, codebook': dict(near=0.25, far=0.5),
+    }
+    assert CODEBOOK['table'](found).splitlines()[2] == '| 1 | 0.75 | 0.25 | 1.5 | 1.5 | 1.5 |'
 
 
 def test_page__pictures_are_there_and_small():
