@@ -127,7 +127,8 @@ published methods beside itself as rows of that equation. Each row below gives t
 config's, read from the config itself. A row's config has what the row says and no more; the first lines of the config name
 what else the method has. The configs of `configs/unified_view` share their schedule and, but for the four named below, their
 student, so two of them differ only in what the table says; the methods' own schedules differ. Nothing here was trained at
-ImageNet scale.
+ImageNet scale. A method counts as a config if the config names the teacher, normalisation, kind of student, head and loss of
+its row.
 
 SimMIM, ConvMAE, HiViT and GreenMIM have students of their own: [networks of mmpretrain and timm](any_student.md). Of SimMIM
 there is also [the row with ViT-B](../configs/unified_view/simmim_vit-base-p16_8xb256-300e_in1k.py).
