@@ -25,6 +25,7 @@ from mkd_plugin.utils.files import write_whole
 PAGE = Path('docs/analyze.md')
 SHARED = runpy.run_path(str(Path(__file__).with_name('analysis.py')))
 PANELS = {'largest eigenvalue': 'eigenvalue', 'trace': 'trace', 'rise of the loss': 'rise'}  # of 'Over training' → file
+LANDSCAPES = {'teacher/iter_400': 'landscape_teacher', 'student/iter_400': 'landscape_student'}
 KEPT = ('head', 'loss', 'parameters', 'eigenvalues', 'eigenvalues_converged', 'trace', 'trace_standard_error')
 
 Found = Mapping[str, Any]
@@ -64,6 +65,16 @@ def tables(folder: Path) -> dict[str, str]:
     }
 
 
+def save_figures(report: Report, out: Path) -> None:
+    """Save the figures over training, and the landscapes of the last checkpoints."""
+    sections = {section.title: section for section in sections_of(report, None)}
+    for panel in sections['Over training'].panels:
+        panel.figure.savefig(out / f'{PANELS[panel.alt_text.partition(" over training")[0]]}.png', dpi=90)
+    for model, panel in zip(report.results, sections['Loss landscapes'].panels, strict=True):
+        if model in LANDSCAPES:
+            panel.figure.savefig(out / f'{LANDSCAPES[model]}.png', dpi=90)
+
+
 def main() -> None:
     """Write figures, JSON and tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,10 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     report = json.loads((args.analysis / 'report.json').read_text())
-    (section,) = (section for section in sections_of(Report(**report), None) if section.title == 'Over training')
-    for panel in section.panels:
-        name = panel.alt_text.partition(' over training')[0]
-        panel.figure.savefig(args.out / f'{PANELS[name]}.png', dpi=90)
+    save_figures(Report(**report), args.out)
     for of in report['results'].values():
         of['hessian'] = {key: of['hessian'][key] for key in KEPT}
     report['data'].pop('files')
