@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -218,10 +219,10 @@ class Experiment:
         cfg = Config(cfg.to_dict(), filename=cfg.filename, format_python_code=False)  # yapf would take seconds
         cfg.work_dir, cfg.experiment_name, cfg.log_level = str(context.work_dir), context.work_dir.name, 'ERROR'
         cfg.default_hooks.progress.enabled = False
-        cfg.resume = (
-            run.kind == 'pretrain'
-        )  # a fine-tuning begins again, because its curves would lack the points before
-        if not cfg.resume:
+        cfg.resume = run.kind == 'pretrain'
+        if not cfg.resume:  # begin an interrupted fine-tuning again: its curves would lack the points before
+            cfg.work_dir = str(context.work_dir / 'attempt')
+            shutil.rmtree(cfg.work_dir, ignore_errors=True)
             cfg.default_hooks.pop('preemption')
         with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):  # pycocotools prints
             return self._pretrain(run, cfg) if run.kind == 'pretrain' else self._finetune(run, cfg, context.work_dir)
