@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [path for path in named if path and not Path(path).exists()]
     if missing:
         raise ValueError(f'There is no file or folder {missing[0]}.')
-    find_config(args.config)
+    args.config = str(find_config(args.config))
     reading = (args.size, args.batch_size, args.workers, usable_device(args.device))
     failed, plan = False, None
     if folders or args.cue_conflict or not args.people:

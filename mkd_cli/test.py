@@ -40,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     from mkd_plugin.preflight.rehearsal import rehearse
     from mkd_plugin.utils.configs import parse_options
 
+    endings = {'pred': ('.pkl', '.pickle'), 'metrics': ('.json', '.yml', '.yaml', '.pkl')}[args.out_item]
+    if args.out and not args.out.endswith(endings):
+        raise ValueError(
+            f'--out {args.out}: --out-item {args.out_item} needs a file that ends in {", ".join(endings)}.'
+        )
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, work_dir=args.work_dir, options=options, launcher=args.launcher)
     processes_from_environment(args.launcher)

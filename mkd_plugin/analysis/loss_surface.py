@@ -85,7 +85,7 @@ class Hessian:
     with a call of ``on_product``. Raises ValueError if no parameter is trainable.
     """
 
-    def __init__(self, loss: MeanLoss, *, on_product: Callable[[], None] | None = None) -> None:
+    def __init__(self, loss: MeanLoss, *, on_product: Callable[[], None] = lambda: None) -> None:
         if not loss.parameters:
             raise ValueError(
                 'The model has no parameter with requires_grad, so its loss has no Hessian. Unfreeze some parameters.'
@@ -104,8 +104,7 @@ class Hessian:
                 'A product with the Hessian is not finite: the loss or its derivatives overflow at these weights. Look for '
                 'NaN in the activations, or compute in float64.'
             )
-        if self.on_product is not None:
-            self.on_product()
+        self.on_product()
         return result
 
     def _product_of(self, total: Tensor, directions: Sequence[Tensor]) -> Tensor:
@@ -189,7 +188,7 @@ def loss_landscape(
     *,
     size: int = 21,
     radius: float = 1.0,
-    on_point: Callable[[], None] | None = None,
+    on_point: Callable[[], None] = lambda: None,
 ) -> LossLandscape:
     """Compute the mean loss on the grid [−radius, radius]² around the weights (Li et al. 2018). The weights are restored.
 
@@ -205,6 +204,5 @@ def loss_landscape(
     for i, x in enumerate(steps_S.tolist()):
         for j, y in enumerate(steps_S.tolist()):
             losses_SS[i, j] = loss_at(loss, first, second, (x, y))
-            if on_point is not None:
-                on_point()
+            on_point()
     return LossLandscape(steps_S, losses_SS)

@@ -129,8 +129,6 @@ class TopRatio(PatchMean):
     Use it on outputs of blocks, before a final norm. The other options are those of :class:`PatchMean`.
     """
 
-    flavour = 'dbot'
-
     def __init__(self, *, k: int = 5, **layout: Any) -> None:
         super().__init__(**layout)
         self.k = k
@@ -156,7 +154,7 @@ class TopRatio(PatchMean):
 class TokenSpectrum(PatchMean):
     """Token-level spectrum: mean over images of the log spectrum."""
 
-    flavour, least = 'cl-vs-mim', 2
+    least = 2
 
     def measure(self, patches_BLD: Tensor) -> Tensor:
         """See :func:`token_log_spectrum`."""
@@ -170,8 +168,6 @@ class TokenSpectrum(PatchMean):
 
 class ImageSpectrum:
     """Image-level spectrum at one layer: covariance over images of their mean tokens. Keeps D × D numbers."""
-
-    flavour = 'cl-vs-mim'
 
     def __init__(self, *, grid: tuple[int, int], num_prefix: int = 1, name: str = 'images') -> None:
         self.grid, self.num_prefix, self.name = grid, num_prefix, name

@@ -18,6 +18,7 @@ from mkd_plugin.analysis.decisions import ShapeBias, ShapeBiasSummary, coarse_de
 from mkd_plugin.checkpoint.read import read_checkpoint, weights_of
 from mkd_plugin.checkpoint.report import shorten
 from mkd_plugin.compat.weights import load_state_dict
+from mkd_plugin.datasets.folder import read_list
 from mkd_plugin.evaluation.features import Report, ignore
 from mkd_plugin.evaluation.images import LabelledImages, class_folders
 
@@ -46,6 +47,7 @@ def load_trained(cfg: Config, checkpoint: str | Path) -> nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
 def logits_of(
     model: nn.Module, images: LabelledImages, *, batch_size: int, workers: int, report: Report
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -68,7 +70,7 @@ def read_classes(source: str | Path) -> list[str]:
     if source.is_dir():
         names = class_folders(source)
     elif source.is_file():
-        names = source.read_text().split()
+        names = [line.strip() for line in read_list(source)]
     else:
         raise ValueError(
             f'{source} does not exist. Give the folder of the training images, or a file with a class name in each line.'
@@ -78,7 +80,6 @@ def read_classes(source: str | Path) -> list[str]:
     return names
 
 
-@torch.no_grad()
 def folder_accuracy(
     model: nn.Module,
     images: LabelledImages,
@@ -111,7 +112,6 @@ def folder_accuracy(
     return 100 * correct / len(images)
 
 
-@torch.no_grad()
 def shape_bias(
     model: nn.Module,
     images: LabelledImages,

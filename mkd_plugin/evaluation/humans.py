@@ -18,14 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import torch
 import yaml
-from torch import nn
 
-from mkd_plugin.analysis.decisions import ErrorConsistency, coarse_decisions
+from mkd_plugin.analysis.decisions import ErrorConsistency
 from mkd_plugin.checkpoint.report import shorten
-from mkd_plugin.evaluation.classifier import SIXTEEN, logits_of
-from mkd_plugin.evaluation.features import Report, ignore
+from mkd_plugin.evaluation.classifier import SIXTEEN
 from mkd_plugin.evaluation.images import LabelledImages, Preprocessing, open_folder
 
 # Data set → conditions that do not count in the benchmark.
@@ -162,23 +159,6 @@ def open_stimuli(
         raise ValueError(f'{images.folder} has {shorten(twice)} twice. Keep one of each.')
     check_same_images(f'{root} and the people of {name}', stimuli, next(iter(answers.values())))
     return images, stimuli
-
-
-@torch.no_grad()
-def decide(
-    model: nn.Module,
-    images: LabelledImages,
-    stimuli: Sequence[Stimulus],
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    report: Report = ignore,
-) -> dict[Stimulus, str]:
-    """Return a classifier's decisions for one of the 16 classes; it must have ImageNet's 1000."""
-    decided: dict[Stimulus, str] = {}
-    for rows, logits_BC in logits_of(model, images, batch_size=batch_size, workers=workers, report=report):
-        decided.update(zip(stimuli[rows], coarse_decisions(logits_BC, SIXTEEN), strict=True))
-    return decided
 
 
 def agreement(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:

@@ -62,15 +62,19 @@ def draw_share(train: str | Path, fraction: float, seed: int) -> Labelled:
 def published_share(train: str | Path, published: str | Path) -> Labelled:
     """Find the images of a published list of file names, as SimCLR's ``1percent.txt``. Raises ValueError if one is missing."""
     published = Path(published)
-    images = {Path(name).name: (name, label) for name, label in labelled_images(Path(train))}
+    places: dict[str, Labelled] = {}
+    for name, label in labelled_images(Path(train)):
+        places.setdefault(Path(name).name, []).append((name, label))
     wanted = [Path(line.strip()).name for line in read_list(published)]
-    missing = [name for name in wanted if name not in images]
+    missing = [name for name in wanted if name not in places]
     if missing or not wanted:
         raise ValueError(
             f'{len(missing)} of the {len(wanted)} images of {published} are not in {train}: {shorten(missing)}. Check '
             'that the list belongs to these images.'
         )
-    return [images[name] for name in wanted]
+    if twice := [name for name in wanted if len(places[name]) > 1]:
+        raise ValueError(f'{published} does not say which it means: {train} has more than one {shorten(twice)}.')
+    return [places[name][0] for name in wanted]
 
 
 def listed_in_json(root: str | Path, path: str | Path) -> Labelled:

@@ -25,7 +25,7 @@ from PIL import Image
 from mkd_plugin.datasets.loading import check_regular
 from mkd_plugin.datasets.shards.dataset import find_tars
 from mkd_plugin.datasets.shards.storage import place_of
-from mkd_plugin.evaluation.images import read_annotation
+from mkd_plugin.evaluation.images import read_annotation, spread
 from mkd_plugin.preflight.checks import data_classes, local_datasets
 
 SAMPLE = 256  # images of COCO whose size, and label maps whose labels are compared: evenly spread over the data
@@ -50,8 +50,10 @@ def check_annotations(cfg: Config, loaders: Sequence[str]) -> None:
         root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            if scope == 'mmdet' and kind == 'CocoDataset' and (file := Path(root, dataset['ann_file'])).exists():
-                report(f'{option}, {file}', *check_coco(file, dataset, data_classes(dataset, scope)))
+            if scope == 'mmdet' and kind == 'CocoDataset':
+                file = Path(root, dataset.get('ann_file') or '')
+                if file != Path(root) and file.exists():
+                    report(f'{option}, {file}', *check_coco(file, dataset, data_classes(dataset, scope)))
             elif scope == 'mmseg' and 'seg_map_path' in prefix and Path(root, prefix['seg_map_path']).is_dir():
                 report(option, check_label_maps(dataset, scope), {})
 
@@ -208,16 +210,11 @@ def check_images(folder: Path, images: Sequence[tuple[str, int, int]], wrong: Fo
         if inside not in listed:  # reading a folder once is faster than asking for each of 118,000 files
             listed[inside] = set(os.listdir(folder / inside)) if (folder / inside).is_dir() else set()
         present.append(image) if name in listed[inside] else wrong[f'images that are not in {folder}'].append(image[0])
-    for name, height, width in evenly(present):
+    for name, height, width in (present[place] for place in spread(len(present), SAMPLE)):
         size, _ = size_and_mode(folder / name)
         if size != (width, height):
             problem = 'of another size than the file says' if size else 'that cannot be opened'
             wrong[f'images {problem}, of {SAMPLE} looked at'].append(name)
-
-
-def evenly(items: Sequence[Any]) -> list[Any]:
-    """Choose at most ``SAMPLE`` items, evenly spread."""
-    return [items[number * len(items) // SAMPLE] for number in range(SAMPLE)] if len(items) > SAMPLE else list(items)
 
 
 def size_and_mode(path: str | Path) -> tuple[tuple[int, int] | None, str]:
@@ -241,7 +238,8 @@ def check_label_maps(dataset: Mapping[str, Any], scope: str) -> Found:
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(filter(None, pool.map(size_problem, pairs)))
         if not found and number_of_classes:
-            found = list(filter(None, pool.map(lambda pair: label_problem(pair, number_of_classes), evenly(pairs))))
+            sample = [pairs[place] for place in spread(len(pairs), SAMPLE)]
+            found = list(filter(None, pool.map(lambda pair: label_problem(pair, number_of_classes), sample)))
     for kind, name in found:
         wrong[kind].append(name)
     return wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -307,7 +308,7 @@ def missing_tree(cfg: Config, loaders: Sequence[str]) -> str | None:
     for root, found in parts.items():
         lines.append(f'    {root}' + ('    missing' if found.get('') is False else ''))
         lines += [f'        {part:<44} {"" if there else "missing"}'.rstrip() for part, there in found.items() if part]
-        lines += [f'    ({text})' for name, text in SOURCES.items() if name in root.lower()][:1]
+        lines += [f'    ({text})' for name, text in SOURCES.items() if re.search(f'(?<![a-z]){name}', root.lower())][:1]
     return '\n'.join([*lines, 'Put or link them there, or name another such folder: --cfg-options data_root=DIR/.'])
 
 

@@ -11,15 +11,7 @@ from mmengine.config import Config
 
 
 def add_wandb(cfg: Config, project: str) -> None:
-    """Add mmengine's ``WandbVisBackend`` to a config.
-
-    Args:
-        cfg: The config; the run is named after its work dir.
-        project: Name of the project.
-
-    Raises:
-        ValueError: wandb is missing, or neither logged in nor offline.
-    """
+    """Add mmengine's ``WandbVisBackend`` to a config; the run is named after its work dir. See :func:`check_wandb`."""
     check_wandb()
     before = cfg.get('visualizer') or {}
     backend = dict(type='WandbVisBackend', init_kwargs=dict(project=project, name=Path(cfg.work_dir).name))

@@ -250,7 +250,7 @@ def choose_steps(request: Request, schedule: Schedule, stages: int, epoch: float
         reasons['steps'] = f'{request.epochs:g} epochs of {epoch:.1f} steps' + (
             f', in {stages} stages' if stages > 1 else ''
         )
-        return max(1, round(request.epochs * epoch / stages))
+        return max(2, round(request.epochs * epoch / stages))  # the first is the warm-up
     steps = round(schedule.epochs * epoch)
     if steps >= GOOD_STAGE:
         reasons['steps'] = f"the method's {schedule.epochs} epochs a stage"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -296,13 +295,18 @@ def plan(found: Images, teachers: dict[str, TeacherFile], request: Request, mach
         print(
             f'warning: {recipe.steps} updates a stage; with fewer than {MIN_STAGE} little is learned: give more --epochs'
         )
-    return text_of(cfg, recipe, found.data, ' '.join(['mkd', *map(shlex.quote, sys.argv[1:])]))
+    command = (resume_command() or 'mkd_plugin.pretrain').removesuffix(' --resume')
+    return text_of(cfg, recipe, found.data, command)
 
 
 def report(checkpoint: Path, images: Path, out: Path) -> None:
     """Say what was made, how good it is, and what people need next."""
     print(f'made: {checkpoint}')
-    if figure := knn_figure(str(checkpoint), images):
+    try:
+        figure = knn_figure(str(checkpoint), images)
+    except ValueError as error:  # such as an image that training replaced
+        figure = f'no k-NN accuracy: {error}'
+    if figure:
         print(figure)
     print(
         f'next:\n  mkd look {checkpoint} {images} --out {out / "look.html"}\n'

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 
+from mkd_plugin.analysis.decisions import coarse_decisions
 from mkd_plugin.evaluation import humans
-from mkd_plugin.evaluation.classifier import load_classifier
+from mkd_plugin.evaluation.classifier import SIXTEEN, load_classifier, logits_of
 from mkd_plugin.evaluation.images import LabelledImages
 from mkd_plugin.reporting.evaluation_table import short_names
 from mkd_plugin.reporting.experiment import Job, JobContext, run_jobs
@@ -56,7 +57,9 @@ class HumanPlan:
         images, stimuli, answers = opened
         model = load_classifier(config, path).to(self.device)
         options: dict[str, Any] = dict(batch_size=self.batch_size, workers=self.workers, report=context.report)
-        decided = humans.decide(model, images, stimuli, **options)
+        decided: dict[humans.Stimulus, str] = {}
+        for rows, logits_BC in logits_of(model, images, **options):
+            decided.update(zip(stimuli[rows], coarse_decisions(logits_BC, SIXTEEN), strict=True))
         return humans.compare_set(decided, answers, humans.HUMAN_SETS[name])
 
 

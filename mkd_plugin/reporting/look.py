@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from mkd_plugin.analysis.streaming import check_finite
 from mkd_plugin.evaluation.images import LabelledImages, spread
 from mkd_plugin.interop.open_model import OpenedModel
 from mkd_plugin.reporting.page import Document, Picture, Section, Table, texts, write_page
@@ -48,6 +49,7 @@ def run_network(model: OpenedModel, images: LabelledImages, tap: str, chosen: Se
     wanted, means, kept = set(chosen), [], []
     for start, batch in enumerate(images.batches(0, len(images), batch_size=BATCH, workers=0)):
         tokens = model.network(model.normalise(batch.to(model.device)), taps=(tap,)).tokens(tap)
+        check_finite(tokens, tap)
         patches_BLD = tokens[:, model.network.num_prefix :].float().cpu()
         means.append(patches_BLD.mean(dim=1))
         kept += [patches_BLD[place] for place in range(len(batch)) if start * BATCH + place in wanted]

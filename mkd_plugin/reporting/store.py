@@ -65,15 +65,11 @@ class Store:
         write_whole(self.work_dir(key) / RESULT, text + '\n')
         return Record(**json.loads(text))
 
-    def seconds(self, key: str) -> float:
-        """Time that interrupted attempts have spent on a job."""
-        path = self.work_dir(key) / SECONDS
-        return float(json.loads(path.read_text())) if path.is_file() else 0.0
-
     def add_seconds(self, key: str, seconds: float) -> float:
         """Add the time of an attempt; return the total."""
-        total = self.seconds(key) + seconds
-        write_whole(self.work_dir(key) / SECONDS, json.dumps(round(total, 3)))
+        path = self.work_dir(key) / SECONDS
+        total = seconds + (float(json.loads(path.read_text())) if path.is_file() else 0.0)
+        write_whole(path, json.dumps(round(total, 3)))
         return total
 
     def lock(self, key: str) -> AbstractContextManager[int | None]:

@@ -131,6 +131,10 @@ def loss_of(probe: Probe) -> tuple[str, MeanLoss]:
     device = batches[0].device
     targets = torch.split(torch.tensor(labels, device=device), probe.settings.batch)
     loss = MeanLoss(model.to(device), list(zip(batches, targets, strict=True)), cross_entropy)
+    if not np.isfinite(loss.value()):
+        raise ValueError(
+            f'{probe.subject.name}: the loss is NaN or infinite. Take a checkpoint from before it diverged.'
+        )
     return 'own' if own else 'fitted', loss
 
 

@@ -138,7 +138,7 @@ def analyze(
 
 def plan(subjects: Sequence[OpenedModel], settings: Settings, report: Report) -> Iterator[Task]:
     """All tasks; those that are left out are noted in the report."""
-    for name in settings.only or MEASUREMENTS:
+    for name in dict.fromkeys(settings.only or MEASUREMENTS):
         for subject in subjects:
             if name in CURVATURE and not settings.only and subject.parameters > SMALL:
                 report.left_out.setdefault(subject.name, {})[name] = (

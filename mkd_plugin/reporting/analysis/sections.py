@@ -14,7 +14,7 @@ import numpy as np
 from mkd_plugin.reporting import figures
 from mkd_plugin.reporting.analysis.measure import ImageSet
 from mkd_plugin.reporting.analysis.settings import Report
-from mkd_plugin.reporting.analysis.summary import QUANTITIES, answer_section, findings, measured
+from mkd_plugin.reporting.analysis.summary import answer_section, findings, measured, unit_of
 from mkd_plugin.reporting.figures import Floats, common_limits
 from mkd_plugin.reporting.page import Document, Panel, Section, listed, render, texts
 
@@ -125,7 +125,7 @@ def training_panels(report: Report) -> Iterator[Panel]:
                     at, values = np.array(points).T
                     curves[os.path.relpath(folder, root)] = (at, values)
             if curves:
-                figure, _ = figures.compare_lines(name, (unit, QUANTITIES[name][0]), curves, '.-')
+                figure, _ = figures.compare_lines(name, (unit, unit_of(name, report)), curves, '.-')
                 ends = '; '.join(f'{run} from {y[0]:.3g} to {y[-1]:.3g}' for run, (_, y) in curves.items())
                 yield Panel(figure, f'{name} over training: {ends}.')
 

@@ -83,6 +83,13 @@ QUANTITIES: dict[str, tuple[str, str, Callable[[Any], Number]]] = {
 }
 
 
+def unit_of(name: str, report: Report) -> str:
+    """What a quantity relates to; of the spectrum of tokens, the two flavours are different numbers."""
+    if name == 'spectrum of tokens' and report.settings['flavour'] == 'dbot':
+        return 'share of the 5 largest singular values, last block'
+    return QUANTITIES[name][0]
+
+
 def measured(report: Report) -> dict[str, dict[str, Number]]:
     """Name of a quantity → model → number, for all that were measured."""
     found: dict[str, dict[str, Number]] = {}
@@ -112,7 +119,7 @@ def answer_section(report: Report) -> Section:
     for name, numbers in measured(report).items():
         base = numbers.get(first)
         cells = [compared(numbers.get(model), None if model == first else base) for model in report.models]
-        rows.append([f'{name}\n({QUANTITIES[name][0]})', *cells])
+        rows.append([f'{name}\n({unit_of(name, report)})', *cells])
     text = texts('analysis')
     caption = ' '.join([text['spread'], *([text['comparison'].format(first=first)] if others else [])])
     return Section('In brief', tables=[Table(['quantity', *report.models], rows, caption)] if rows else [])

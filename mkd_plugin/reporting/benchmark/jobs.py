@@ -44,8 +44,7 @@ class Trainings:
     def __init__(self, suite: Suite, starts: dict[str, Start], settings: Settings, folder: Path) -> None:
         self.suite, self.starts, self.settings = suite, starts, settings
         self.store = Store(folder / 'jobs')
-        # reading the base files of a host's config takes seconds
-        self._configs: dict[Path, Config] = {}
+        self._config = cache(self._load)  # reading the base files of a host's config takes seconds
         self._text = cache(text_of)
 
     def plan(self, tasks: list[str]) -> list[Training]:
@@ -69,11 +68,10 @@ class Trainings:
 
     def config(self, training: Training) -> Config:
         """The config with all options except start and seed, as tools/train.py reads it."""
-        file = self.file(training)
-        if file not in self._configs:
-            options = parse_options(self.settings.options_of(training.task))
-            self._configs[file] = load_config(str(file), options=options)
-        return self._configs[file]
+        return self._config(self.file(training), training.task)
+
+    def _load(self, file: Path, task: str) -> Config:
+        return load_config(str(file), options=parse_options(self.settings.options_of(task)))
 
     def options(self, training: Training) -> list[str]:
         """The ``--cfg-options`` of the command."""

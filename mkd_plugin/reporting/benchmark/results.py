@@ -94,7 +94,8 @@ def entry(
     """Everything about one training."""
     rows, key = trainings.rows(training), trainings.key(training)
     failure = failed.get(key)
-    curves = {'loss': thinned([[row['iter'], row['loss']] for row in rows if row['mode'] == 'train' and 'loss' in row])}
+    losses = [[row['iter'], row['loss']] for row in rows if row['mode'] == 'train' and row.get('loss') is not None]
+    curves = {'loss': thinned(losses)}
     for metric in trainings.suite.tasks[training.task].kind.metrics:
         scores = [(row['iter'], row.get(metric.key)) for row in rows if row['mode'] == 'val']
         curves[metric.label] = [[iteration, score * metric.scale] for iteration, score in scores if score is not None]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mkd_plugin.compat.hosts import HOSTS
@@ -39,7 +40,7 @@ def benchmark(
     trainings = Trainings(suite, starts, settings, out)
     skipped = {name: reason for name, task in suite.tasks.items() if (reason := why_not(task, trainings))}
     for name, reason in skipped.items():
-        console.print(f'[yellow]Skipping {name}:[/] {reason}', soft_wrap=True, highlight=False)
+        console.print(f'[yellow]Skipping {name}:[/] {escape(reason)}', soft_wrap=True, highlight=False)
     tasks = [name for name in suite.tasks if name not in skipped]
     planned = trainings.plan(tasks)
     failed: dict[str, JobFailed] = {}

@@ -184,7 +184,7 @@ def read_starts(checkpoints: Sequence[str], against: str | None) -> dict[str, St
     starts: dict[str, Start] = {}
     for text in checkpoints:
         name, separator, path = text.partition('=')
-        if not separator:
+        if not separator or Path(text).expanduser().is_file():  # a path may have '='
             name, path = Path(text).stem, text
         if name in starts or name == SCRATCH:
             raise ValueError(
@@ -203,4 +203,6 @@ def read_starts(checkpoints: Sequence[str], against: str | None) -> dict[str, St
         starts[SCRATCH] = Start(SCRATCH)
     if against is not None and against not in starts:
         raise ValueError(f'--against {against}: use {SCRATCH!r}, or one of {list(starts)}.')
+    if against not in (None, SCRATCH) and len(starts) < 2:
+        raise ValueError(f'--against {against}: there is no other start to compare it with. Give another checkpoint.')
     return starts

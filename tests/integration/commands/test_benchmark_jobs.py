@@ -80,6 +80,21 @@ def test_curves__mean_and_thinning():
     assert results.thinned([]) == [] and results.thinned(points[:3]) == points[:3]
 
 
+def test_entry__a_loss_that_is_not_finite_is_not_drawn(stubbed, monkeypatch):
+    """MetricsHook writes null for a loss that is NaN, and the run ends there."""
+    trainings = Trainings(Settings().build(), read_starts(['a.pth'], None), Settings(), Path('out'))
+    training = trainings.plan(['detection'])[0]
+    rows = [dict(mode='train', iter=1, loss=2.3), dict(mode='train', iter=2, loss=None)]
+    monkeypatch.setattr(trainings, 'rows', lambda training: rows)
+    assert results.entry(trainings, training, None, {})['curves']['loss'] == [[1, 2.3]]
+
+
+def test_read_starts__a_path_with_an_equals_sign(stubbed):
+    Path('lr=1e-3').mkdir()
+    shutil.copy('a.pth', 'lr=1e-3/epoch_1.pth')
+    assert list(read_starts(['lr=1e-3/epoch_1.pth', 'other=a.pth'], None)) == ['epoch_1', 'other']
+
+
 # What is done, and what is not done again.
 
 

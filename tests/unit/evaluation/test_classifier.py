@@ -113,6 +113,8 @@ def test_read_classes__folder_or_file(tmp_path):
     assert read_classes(folder) == ['ant', 'bee'] and read_classes(tmp_path / 'names.txt') == ['cat', 'bee']
     with pytest.raises(ValueError, match='does not exist'):
         read_classes(tmp_path / 'nothing')
+    (tmp_path / 'names.txt').write_text('great white shark\n\ntiger shark \n')
+    assert read_classes(tmp_path / 'names.txt') == ['great white shark', 'tiger shark']
     (tmp_path / 'names.txt').write_text('cat\ncat\n')
     with pytest.raises(ValueError, match='one twice'):
         read_classes(tmp_path / 'names.txt')

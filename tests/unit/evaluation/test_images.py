@@ -11,7 +11,7 @@ from helpers.hostile_images import HOSTILE, assert_cheap, cost_of
 from helpers.labelled_files import write_images
 from PIL import Image
 
-from mkd_plugin.evaluation.images import Preprocessing, check_same_classes, open_images
+from mkd_plugin.evaluation.images import Preprocessing, check_same_classes, open_images, spread
 
 SMALL = Preprocessing((16, 16), 18)
 
@@ -138,3 +138,9 @@ def test_identity__pipes_and_devices_are_refused(tmp_path):
     (tmp_path / 'list.txt').write_text('/dev/zero 0\n')
     with pytest.raises(ValueError, match='/dev/zero cannot be read as an image'):
         open_images(folder, SMALL, annotation=tmp_path / 'list.txt').identity()
+
+
+def test_spread__from_the_first_to_the_last():
+    assert spread(3, 256) == [0, 1, 2] and spread(0, 5) == []
+    found = spread(20_210, 256)
+    assert len(found) == 256 == len(set(found)) and (found[0], found[-1]) == (0, 20_209)

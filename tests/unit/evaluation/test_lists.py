@@ -34,6 +34,11 @@ def test_published_share__is_the_list(tmp_path):
         published_share(folder, tmp_path / '1percent.txt')
     with pytest.raises(ValueError, match=r'absent\.txt does not exist'):
         published_share(folder, tmp_path / 'absent.txt')
+    for name in ('ant', 'bee'):
+        next((folder / name).iterdir()).rename(folder / name / '1.png')
+    (tmp_path / '1percent.txt').write_text('1.png\n')
+    with pytest.raises(ValueError, match=r'does not say which it means: \S+ has more than one 1\.png'):
+        published_share(folder, tmp_path / '1percent.txt')
 
 
 def test_draw_share__bad_input(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mkd_plugin.preflight.annotations import SAMPLE, check_annotations, evenly
+from mkd_plugin.preflight.annotations import check_annotations
 from mkd_plugin.preflight.dry_run import LOADERS
 
 CLASSES = ('cat', 'dog')
@@ -273,9 +273,3 @@ def test_label_maps__that_cannot_be_opened(tmp_path):
         ValueError, match=r'2 images or label maps that cannot be opened: \S+/ann/0\.png, \S+/img/1\.jpg'
     ):
         check_annotations(cfg, LOADERS)
-
-
-def test_evenly__from_the_first_to_nearly_the_last():
-    assert evenly([1, 2, 3]) == [1, 2, 3]
-    found = evenly(range(20_210))
-    assert len(found) == SAMPLE == len(set(found)) and found[0] == 0 and found[-1] == 20_210 * 255 // 256

@@ -63,6 +63,11 @@ def test_choose__what_the_user_says_wins():
     assert {'method', 'student', 'size', 'batch'} <= given
 
 
+def test_choose__one_epoch_of_few_images_has_a_step_after_the_warm_up():
+    found = recipe(Data(40, 96), CPU, epochs=1)
+    assert found.steps == 2 and found.warm_up == 1
+
+
 def test_choose__every_other_number_has_a_reason():
     assert all(why != 'given' for _, _, why in table(recipe(), IMAGENET))
 

@@ -19,6 +19,7 @@ from mkd_plugin.analysis import AttentionStatistics, linear_cka, run_watched
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.reporting.analysis import MEASUREMENTS, Settings, analyze, run
 from mkd_plugin.reporting.analysis.measure import ImageSet
+from mkd_plugin.reporting.analysis.summary import unit_of
 
 ROOT = Path(__file__).resolve().parents[3]
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -151,6 +152,7 @@ def test_analyze__json_has_every_number(whole):
 def test_analyze__numbers_are_those_of_the_functions(tmp_path, two, pictures):
     settings = Settings(only=['attention', 'similarity'], flavour='dbot', images=5, batch=2)
     report = analyze(two[:1], data=pictures, out=tmp_path / 'out', settings=settings)
+    assert unit_of('spectrum of tokens', report) == 'share of the 5 largest singular values, last block'
     network = save_network(tmp_path / 'again.pth', seed=1)
     files = sorted(pictures.rglob('*.png'))
     pixels = []

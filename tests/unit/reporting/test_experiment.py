@@ -99,7 +99,7 @@ def test_run_jobs__interrupted_inline_and_resumed(store):
     jobs = chores(store, a='', b='')
     with pytest.raises(KeyboardInterrupt):
         run([jobs[0], Job('b', 'b', stop)], store)
-    assert store.read('b') is None and store.seconds('b') >= 0 and (store.work_dir('b') / 'half').exists()
+    assert store.read('b') is None and store.add_seconds('b', 0) >= 0 and (store.work_dir('b') / 'half').exists()
     outcome, printed = run(jobs, store)
     assert '2 jobs, 1 already done.' in printed and set(outcome.records) == {'a', 'b'}
 
@@ -135,7 +135,7 @@ def test_run_jobs__sigterm_reaches_the_programs(store, tmp_path, monkeypatch):
     assert (tmp_path / 'saved').exists()
     assert signal.getsignal(signal.SIGTERM) == before
     assert (store.work_dir('sleep') / 'log.txt').read_text() == 'started\n'
-    assert store.read('sleep') is None and store.seconds('sleep') > 0
+    assert store.read('sleep') is None and store.add_seconds('sleep', 0) > 0
 
 
 def test_run_command__failure_shows_the_end_of_the_log(store):
