@@ -266,10 +266,9 @@ def test_mean_iou__of_two_classes():
     assert frozen.mean_iou(labels, predicted) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
 
 
-# The page in docs, once the experiment has been run.
+# The page in docs.
 
 
-@pytest.mark.skipif(not REPORT.is_file(), reason='the experiment has not been run yet')
 def test_page__follows_from_its_report(tmp_path):
     report = json.loads(REPORT.read_text())
     assert settings_of(report['settings']) == FULL and verdicts.judge(report['scores']) == report['verdict']
