@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 
 import torch
-from mmengine.dist import barrier, get_dist_info
-
-from mkd_plugin.utils.files import sha256_of
+from mmengine.dist import barrier, is_main_process
 
 WEB = ('http://', 'https://')
 # Released files often end in the first digits of their sha256; eight decimal digits alone may be a date.
@@ -40,14 +39,12 @@ def download(address: str, folder: str | Path | None = None, *, progress: bool =
     """
     path = cached_path(address, folder)
     try:
-        if get_dist_info()[0] == 0 and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f'{path.name}.part')
-            torch.hub.download_url_to_file(address, str(part), progress=progress)
-            check_digest(part, address, path.name)
-            part.replace(path)
+        if is_main_process() and not path.is_file():
+            fetch(address, path, progress=progress)
     finally:
         barrier()  # also if it fails, or the others would wait for ever
+    if not path.is_file():  # on another node, with a disk of its own
+        fetch(address, path, progress=progress)
     return path
 
 
@@ -56,9 +53,13 @@ def local_file(path: str | Path) -> str | Path:
     return download(str(path)) if str(path).startswith(WEB) else path
 
 
-def check_digest(file: Path, address: str, name: str) -> None:
-    """Delete a file and raise ValueError if its name states another sha256 than its content has."""
-    stated = DIGEST.search(name)
-    if stated is not None and not (found := sha256_of(file)).startswith(stated[1]):
-        file.unlink()
-        raise ValueError(f'{address} gave a file with the sha256 {found}, but its name says {stated[1]}. Try again.')
+def fetch(address: str, path: Path, *, progress: bool) -> None:
+    """Download a file, whole or not at all; errors as of :func:`download`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = DIGEST.search(path.name)
+    try:
+        torch.hub.download_url_to_file(address, str(path), stated and stated[1], progress)
+    except HTTPError as error:
+        raise OSError(f'{address}: {error}') from error
+    except RuntimeError as error:  # another sha256
+        raise ValueError(f'{address}: {error}. Its name says which sha256 it should have. Try again.') from error

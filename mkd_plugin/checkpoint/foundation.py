@@ -87,7 +87,9 @@ class Foundation:
                 return tensors
             patches = next(tensor for name, tensor in tensors.items() if re.search(PATCHES, name))
             side = patches.shape[-1] if patches.ndim == 4 else round((patches.shape[-1] / 3) ** 0.5)
-            return filter_of(self.layout.module)(tensors, bare_network(self.layout.module, patches.shape[0], side))
+            adapt = import_module(f'timm.models.{self.layout.module}').checkpoint_filter_fn
+            converted: Tensors = adapt(tensors, bare_network(self.layout.module, patches.shape[0], side))
+            return converted
 
     def sizes(self) -> dict[str, int]:
         """Read width, depth, patch, numbers of cls tokens and registers, and the side of the positions' grid, 0 without."""
@@ -181,11 +183,6 @@ def with_timm_names(weights: Mapping[str, Tensor], source: str | Path) -> tuple[
             f'{source} holds {found.sentence()}. Our VisionTransformer cannot compute it. Use {found.config(source)}.'
         )
     return found.to_timm(), found.title
-
-
-def filter_of(module: str) -> Any:
-    """Return the function with which timm converts the files of a module's models."""
-    return import_module(f'timm.models.{module}').checkpoint_filter_fn
 
 
 def adapt_to(network: Any, tensors: Mapping[str, Tensor]) -> Tensors:

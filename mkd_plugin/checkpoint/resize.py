@@ -69,8 +69,8 @@ def grid_of_table(
         inferred = infer_grid(num_entries, network.grid, relative=relative)
         if inferred is None:
             raise CheckpointError(
-                f'{name} has {num_entries} entries, and the file does not say for which grid. Give load_backbone '
-                'grid=(rows, columns).'
+                f'{name} has {num_entries} entries, and the file does not say for which grid. Give grid=(rows, '
+                'columns) to load_backbone or in init_cfg.'
             )
         return inferred
     rows, columns = (2 * side - 1 for side in grid) if relative else grid

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mkd_plugin.checkpoint.checksum import METADATA, tensor_checksums
@@ -50,8 +49,8 @@ def write_weights(
         if path.suffix == '.safetensors':
             texts = {'format': 'pt', 'mkd_plugin': json.dumps(provenance)}
             checksums = {METADATA: tensor_checksums(tensors, texts)}
-            mode = os.stat(file.name).st_mode
-            save_file(tensors, file.name, texts | checksums)  # takes names only, and writes with the mode 0600
-            os.chmod(file.name, mode)
+            file.write(
+                save(tensors, texts | checksums)
+            )  # save_file writes with the mode 0600, and fails with its own error
         else:
             torch.save({entry: tensors, 'meta': {'mkd_plugin': dict(provenance)}}, file)

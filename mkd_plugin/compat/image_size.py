@@ -10,7 +10,9 @@ VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'  # OpenCV's own, so that the hosts' load
 
 
 def limit_image_size() -> None:
-    """Let OpenCV and Pillow refuse images of more pixels than ``VARIABLE`` says, by default than Pillow's own limit.
+    """Let OpenCV refuse images of more pixels than ``VARIABLE`` says, by default than Pillow's own limit.
+
+    Pillow warns of such images, and refuses those of twice as many.
 
     Raises:
         ValueError: The variable is no positive number.

@@ -28,7 +28,8 @@ def check_paramwise(options: Mapping[str, Any], model: nn.Module) -> None:
     Recipes of the hosts name parts that only some networks have, so a name is refused only if it resembles a part of this one.
 
     Raises:
-        ValueError: An option is unknown, or an entry resembles the name of a parameter or multiplier without being one.
+        ValueError: An option is unknown, ``custom_keys`` is no dict of dicts, or an entry resembles the name of a parameter or
+            multiplier without being one.
     """
     for name in options:
         if name not in OPTIONS and not name.startswith('_'):  # '_scope_' and the like are marks of mmengine's
@@ -37,6 +38,10 @@ def check_paramwise(options: Mapping[str, Any], model: nn.Module) -> None:
                 f'{", ".join(OPTIONS)}.'
             )
     entries = options.get('custom_keys') or {}
+    if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+        raise ValueError(
+            f'paramwise_cfg: custom_keys={entries!r}: give a dict for each name, such as backbone=dict(lr_mult=0.1).'
+        )
     # mmengine looks for a key inside '<module>.<parameter>', which begins with a dot for parameters of the model itself
     names = [name if '.' in name else f'.{name}' for name, _ in model.named_parameters()]
     unmatched = [key for key in entries if not any(key in name for name in names)]

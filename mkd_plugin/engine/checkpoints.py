@@ -113,11 +113,11 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str | Path) -> None:
 def point_to(checkpoint: str, *, work_dir: str | Path) -> None:
     """Write ``last_checkpoint``: a name within the run's folder, so that a copy of the folder points to its own file.
 
-    Addresses (``s3://…``) and files of other folders are written as they are.
+    Addresses (``s3://…``) are written as they are, files of other folders by their absolute path.
     """
     path, folder = Path(checkpoint).absolute(), Path(work_dir).absolute()
-    inside = '://' not in checkpoint and path.is_relative_to(folder)
-    write_whole(folder / POINTER, str(path.relative_to(folder)) if inside else checkpoint)
+    place = path.relative_to(folder) if path.is_relative_to(folder) else path
+    write_whole(folder / POINTER, checkpoint if '://' in checkpoint else str(place))
 
 
 def newest_checkpoint(work_dir: str | Path, *, warn: Callable[[str], Any] = lambda message: None) -> str | None:

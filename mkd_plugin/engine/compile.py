@@ -28,7 +28,7 @@ class CompileHook(Hook):
         backend: Backend of ``torch.compile``.
 
     Raises:
-        ValueError: ``what`` is unknown; before training: ``torch.compile`` does not work on this device.
+        ValueError: ``what`` is unknown; before training: the model has no block, or ``torch.compile`` does not work here.
     """
 
     def __init__(self, *, what: str = 'blocks', backend: str = 'inductor') -> None:
@@ -45,11 +45,16 @@ class CompileHook(Hook):
 
 
 def compile_model(model: Any, what: str, backend: str) -> None:
-    """Compile 'blocks' or the 'loss' of a model in place, at the first call."""
+    """Compile 'blocks' or the 'loss' of a model in place, at the first call. Raises ValueError if it has no block."""
     if what == 'loss':
         model.loss = torch.compile(model.loss, backend=backend, dynamic=False)
         return
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise ValueError(
+            "CompileHook(what='blocks'): the model has no block of mkd_plugin's ViT. Use what='loss', or remove the hook."
+        )
+    for block in blocks:
         block.compile(backend=backend, dynamic=False)
 
 

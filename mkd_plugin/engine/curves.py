@@ -103,7 +103,10 @@ def draw_curves(rows: Sequence[Row], out: Path, *, title: str) -> bool:
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
     for axis, (name, mode, chosen) in zip(axes, panels, strict=False):
         draw_panel(axis, [row for row in rows if row['mode'] == mode], name, chosen)
-        mark_stages(axis, stage_starts(rows))
+        for stage, start in stage_starts(rows):
+            axis.axvline(start, color='grey', ls='--', lw=0.8)
+            place = dict(transform=axis.get_xaxis_transform(), va='top')
+            axis.text(start, 0.98, f' stage {stage}', fontsize='x-small', color='grey', **place)
         axis.tick_params(labelbottom=True)
         axis.set_xlabel('iteration')
     for axis in axes[len(panels) :]:
@@ -168,11 +171,3 @@ def stage_starts(rows: Sequence[Row]) -> list[tuple[int, int]]:
             starts.setdefault(row['stage'], before)
             before = row['iter']
     return list(starts.items()) if len(starts) > 1 else []
-
-
-def mark_stages(axis: Any, starts: Sequence[tuple[int, int]]) -> None:
-    """Draw a dashed line with the stage's number where each stage begins."""
-    for stage, start in starts:
-        axis.axvline(start, color='grey', ls='--', lw=0.8)
-        text = f' stage {stage}'
-        axis.text(start, 0.98, text, transform=axis.get_xaxis_transform(), va='top', fontsize='x-small', color='grey')

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import BatchSampler
@@ -34,7 +34,7 @@ from mkd_plugin.checkpoint.read import provenance_of
 from mkd_plugin.datasets.sampler import ElasticSampler
 from mkd_plugin.datasets.shards.listing import ShardList
 from mkd_plugin.engine.provenance import changed_teachers, changes_between, config_record, model_files, software
-from mkd_plugin.engine.run_utils import bare_model, images_per_step
+from mkd_plugin.engine.run_utils import bare_model, images_per_step, on_main
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.models.targets import BatchStandardize
 from mkd_plugin.version import __version__
@@ -99,9 +99,7 @@ def compare_with_checkpoint(
     Raises:
         ValueError: On every process: something changed that decides the result, and ``allow_changes`` is not set.
     """
-    found = [changes_since(runner, checkpoint) if is_main_process() else ([], [])]
-    broadcast_object_list(found)
-    deciding, others = found[0]
+    deciding, others = on_main(lambda: changes_since(runner, checkpoint))
     if others:
         runner.logger.warning(
             f'Changed since the checkpoint, so that numbers may differ in the last digits: {"; ".join(others)}.'

@@ -76,18 +76,14 @@ class ExactResumeHook(Hook):
     def choose_checkpoint(self, runner: Runner) -> None:
         """Resolve ``resume=True`` to the newest complete checkpoint, the same on every rank, or to a new run."""
         if is_training(runner) and not self.claimed:  # not for a validation after the training
-            self._claim(runner)
+            resume, tell = bool(runner._resume), runner.logger.warning
+            folder = on_main(lambda: claim(runner.work_dir, resume=resume, tell=tell))  # before files are touched
+            self.claimed, self.folder = True, folder if is_main_process() else replace(folder, locked=False)
         if runner._resume is not True or runner._load_from is not None:  # a FlexibleRunner's may be a path
             return
         found = on_main(lambda: newest_checkpoint(runner.work_dir, warn=runner.logger.warning))
         runner._load_from, runner._resume = found, found is not None
         runner.logger.info(f'resume=True: {found or "there is no checkpoint yet, the run starts from scratch"}.')
-
-    def _claim(self, runner: Runner) -> None:
-        """Take the run's folder on rank 0, before checkpoints and metrics are touched."""
-        resume, tell = bool(runner._resume), runner.logger.warning
-        folder = on_main(lambda: claim(runner.work_dir, resume=resume, tell=tell))
-        self.claimed, self.folder = True, folder if is_main_process() else replace(folder, locked=False)
 
     def _release(self) -> None:
         start_step(None)
@@ -184,9 +180,6 @@ class EndlessBatches:
 
     def __init__(self, loader: ExactLoader, *, ignored: int = 0) -> None:
         self.batches = chain(repeat(None, ignored), loader)  # starts later: the loop does not know its position yet
-
-    def __iter__(self) -> EndlessBatches:
-        return self
 
     def __next__(self) -> Any:
         return next(self.batches)

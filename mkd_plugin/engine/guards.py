@@ -16,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mkd_plugin.checkpoint.report import shorten
 from mkd_plugin.engine.checkpoints import last_good, point_to, save_atomically
 from mkd_plugin.engine.run_folder import resume_command
 from mkd_plugin.engine.run_utils import (
@@ -83,8 +84,7 @@ class PreemptionHook(Hook):
         code = self._agreed(runner, done)
         if not code:
             return
-        # by_epoch=True would make mmengine's FlexibleRunner record the epoch as complete
-        save_atomically(runner, runner.work_dir, PREEMPTED, meta=dict(epoch=runner.epoch, iter=done), by_epoch=False)
+        save_atomically(runner, runner.work_dir, PREEMPTED, meta=dict(epoch=runner.epoch, iter=done))
         path = str(Path(runner.work_dir, PREEMPTED))
         if is_main_process():
             point_to(path, work_dir=runner.work_dir)
@@ -226,9 +226,8 @@ def check_next_backward(model: nn.Module, optim_wrapper: OptimWrapper) -> None:
         # under FSDP this process's share of a parameter may be empty
         without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None and p.numel()]
         if without:
-            more = f' and {len(without) - LISTED} more' if len(without) > LISTED else ''
             raise ValueError(
-                f'These parameters get no gradient from any loss: {without[:LISTED]}{more}. They would not be trained. '
+                f'These parameters get no gradient from any loss: {shorten(without, LISTED)}. They would not be trained. '
                 'Let an objective read a deeper tap of the student (student=…), use a shallower student, or freeze them. '
                 'If this is intended, set find_unused_parameters=True.'
             )

@@ -48,11 +48,11 @@ class FewGroupsConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
-        joined: dict[tuple[tuple[str, Any], ...], list[nn.Parameter]] = {}
+        joined: dict[str, dict[str, Any]] = {}
         for group in params:
-            options = tuple(sorted((name, value) for name, value in group.items() if name != 'params'))
-            joined.setdefault(options, []).extend(group['params'])
-        params[:] = [dict(options, params=members) for options, members in joined.items()]
+            options = {name: value for name, value in sorted(group.items()) if name != 'params'}
+            joined.setdefault(repr(options), dict(options, params=[]))['params'] += group['params']
+        params[:] = joined.values()
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -113,7 +113,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
                     params=[],
                     lr=self.base_lr * rate ** (layers - 1 - layer),
                     weight_decay=self.base_wd if decayed else 0.0,
-                    layer=layer_name(layer, layers),
+                    layer='embedding' if layer == 0 else 'heads, norms' if layer == layers - 1 else f'block {layer}',
                 )
             groups[layer, decayed]['params'].append(parameter)
         params += [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
@@ -128,11 +128,6 @@ def layer_lookup(backbone: Any, *, owner: str) -> Callable[..., tuple[int, int]]
             'are not known. Use a ViT of mkd_plugin or mmpretrain, or leave optim_wrapper.constructor and FreezeHook out.'
         )
     return layer_of
-
-
-def layer_name(layer: int, layers: int) -> str:
-    """Name of a layer in tables."""
-    return 'embedding' if layer == 0 else 'heads, norms' if layer == layers - 1 else f'block {layer}'
 
 
 @HOOKS.register_module()
@@ -160,8 +155,12 @@ class FreezeHook(Hook):
         self.freeze(bare_model(runner))
 
     def freeze(self, model: Any) -> None:
-        """Freeze the parameters of a model. Raises ValueError if it has fewer blocks."""
+        """Freeze the parameters of a model. Raises ValueError if it has fewer blocks, or no list of them."""
         layer_of = layer_lookup(model.backbone, owner=type(model).__name__)
+        if not hasattr(model.backbone, 'layers'):
+            raise ValueError(
+                f'FreezeHook: {type(model.backbone).__name__} has no list of blocks. Use a ViT, or leave it out.'
+            )
         for name, parameter in model.backbone.named_parameters():
             layer, layers = layer_of(name)
             if self.blocks > layers - 2:

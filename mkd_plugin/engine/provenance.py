@@ -67,7 +67,11 @@ class PortableCheckpointHook(Hook):
         """Replace objects by plain values, and add the provenance."""
         hub = checkpoint['message_hub']
         hub['log_scalars'] = {name: pack(buffer) for name, buffer in hub['log_scalars'].items()}
-        hub['runtime_info'] = {name: value for name, value in hub['runtime_info'].items() if is_plain(value)}
+        info = {
+            name: value.item() if isinstance(value, np.generic) else value  # mmseg's best score is one of numpy
+            for name, value in hub['runtime_info'].items()
+        }
+        hub['runtime_info'] = {name: value for name, value in info.items() if is_plain(value)}
         checkpoint['meta']['mkd_plugin'] = dict(
             format=FORMAT,
             version=__version__,
@@ -194,19 +198,21 @@ def model_files(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint(path: str) -> dict[str, Any]:
-    """Size and sha256 of a file, or of the downloaded copy of an address."""
+    """Size and sha256 of a file or folder, or of the downloaded copy of an address."""
     file = cached_path(path) if path.startswith(WEB) else Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         return {'path': path, 'bytes': None, 'sha256': None}
+    parts = sorted(part for part in file.iterdir() if part.is_file()) if file.is_dir() else [file]
+    stats = [part.stat() for part in parts]
     return {
         'path': path if '://' in path else str(file.resolve()),
-        'bytes': file.stat().st_size,
-        'sha256': _sha256(file, file.stat().st_size, file.stat().st_mtime_ns),
+        'bytes': sum(stat.st_size for stat in stats),
+        'sha256': _sha256(file, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)),
     }
 
 
 @lru_cache(maxsize=64)
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+def _sha256(file: Path, state: tuple[tuple[int, int], ...]) -> str:
     """Hash a file; one that is compared on resume and recorded as well is read once."""
     return sha256_of(file)
 

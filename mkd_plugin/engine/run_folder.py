@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from mkd_plugin.checkpoint.report import shorten
 from mkd_plugin.engine.run_lock import LOCK, Tell, holds_lock, release_lock, take_lock
 from mkd_plugin.engine.run_utils import on_main
 from mkd_plugin.utils.files import TEMPORARY, json_dict, write_whole
@@ -25,7 +26,7 @@ RUN = 'mkd_run'  # name of the run's id in ``meta`` of a checkpoint and in the m
 IDENTITY = 'run.json'
 # What a new run would overwrite, and a later resume could take for its own.
 WRITTEN = (
-    'metrics.jsonl', 'last_checkpoint', 'preempted.pth', 'epoch_*.pth', 'iter_*.pth', 'stage_*.pth', 'best_*.pth'
+    'metrics.jsonl', 'last_checkpoint', 'preempted.pth', 'recent.pth', 'epoch_*.pth', 'iter_*.pth', 'stage_*.pth', 'best_*.pth'
 )  # fmt: skip
 # Files that a killed run leaves half-written: checkpoints, and what utils.files writes.
 HALF_WRITTEN = re.compile(
@@ -97,7 +98,7 @@ def claim(work_dir: str | Path, *, resume: bool, overwrite: bool = False, tell: 
     Raises:
         ValueError: Another process is training there, or the folder holds a run and neither option is set.
     """
-    folder = Path(work_dir).absolute()
+    folder = Path(os.path.abspath(work_dir))  # without '..', as mmengine writes it
     folder.mkdir(parents=True, exist_ok=True)
     before = run_of(folder) if resume else None
     run = take_lock(folder, before or uuid.uuid4().hex[:12], tell=tell)
@@ -174,7 +175,7 @@ def check_unused(work_dir: str | Path) -> None:
     """Raise ValueError, on every rank, if a new run would overwrite another; nothing is written."""
 
     def check() -> None:
-        folder = Path(work_dir).absolute()
+        folder = Path(os.path.abspath(work_dir))
         found = files_of_run(folder)
         if found and not (folder / LOCK).exists():  # a lock is judged when the folder is claimed
             raise ValueError(used(folder, found))
@@ -184,9 +185,8 @@ def check_unused(work_dir: str | Path) -> None:
 
 def used(folder: Path, found: list[str]) -> str:
     """Say why a run cannot start in a folder, and what to do."""
-    more = f' and {len(found) - 3} more' if len(found) > 3 else ''
     return (
-        f'work_dir={folder} holds a run already ({", ".join(found[:3])}{more}), which a new one would overwrite. To continue '
+        f'work_dir={folder} holds a run already ({shorten(found, 3)}), which a new one would overwrite. To continue '
         'it, add --resume (resume=True). To start anew, name another folder with --work-dir, or add --overwrite to '
         '`mkd train`, which renames this one first.'
     )
@@ -229,7 +229,12 @@ def resume_command() -> str | None:
         words = ['mkd', *words[1:]] if name == 'mkd' else ['python', *words]
     kept: list[str] = []
     for before, word in zip(['', *words], words, strict=False):
-        is_file = before == '--resume' and not word.startswith('-')
-        if not is_file and word != '--overwrite' and word.partition('=')[0] != '--resume':
+        is_file = _is_option(before, '--resume') and not word.startswith('-')
+        if not is_file and not _is_option(word.partition('=')[0], '--overwrite', '--resume'):
             kept.append(word)
     return shlex.join([*kept, '--resume'])
+
+
+def _is_option(word: str, *options: str) -> bool:
+    """Whether a word is one of the options, or an abbreviation of one that argparse accepts."""
+    return len(word) > 3 and any(option.startswith(word) for option in options)

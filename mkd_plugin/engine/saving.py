@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner, save_checkpoint
+from mmengine.utils import apply_to
+from torch import Tensor, is_tensor
 
 from mkd_plugin.engine.checkpoints import explained, point_to, save_atomically, write_beside, write_whole_file
 from mkd_plugin.engine.run_folder import is_half_written
@@ -23,6 +25,7 @@ from mkd_plugin.engine.run_utils import (
     is_due,
     is_training,
     log_interval,
+    on_main,
     runs_by_epoch,
     when_run_ends,
 )
@@ -121,7 +124,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _is_time(self) -> bool:
         """Whether the last checkpoint is old, on the clock of the first process."""
         old = time.monotonic() - self.saved >= 60 * self.minutes
-        return self.interval > 0 and agreed(old and self._is_affordable())
+        return self.interval > 0 and on_main(lambda: bool(old and self._is_affordable()))
 
     def _is_affordable(self) -> bool:
         """Whether another checkpoint like the last one keeps the total within the share of the time."""
@@ -133,12 +136,14 @@ class AtomicCheckpointHook(CheckpointHook):
             self._save(runner, RECENT, meta, outdated=[])
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        if isinstance(runner, AtomicRunner):  # after the best one
+            runner = runner.runner
         if not at_optimizer_step(runner, meta['iter']):
             self.postponed = step
             return
         self.postponed = None
         name = self.filename_tmpl.format(step)
-        if not self.wanted and meta['iter'] < runner.max_iters and not agreed(self._is_affordable()):
+        if not self.wanted and meta['iter'] < runner.max_iters and not on_main(self._is_affordable):
             runner.logger.info(
                 f'{name} is left out: checkpoints would hold training for more than {SHARE:.0%} of the time.'
             )
@@ -158,9 +163,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Copy the state, and let the thread write it and then delete the checkpoints of outdated steps."""
         began = time.monotonic()
         self._finish_writing(runner)
-        # FlexibleRunner ignores the position in `meta`: within an epoch, by_epoch=True would count the epoch as complete
-        options = dict(by_epoch=self.by_epoch and meta['epoch'] > runner.epoch)
-        options |= dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
+        options = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
         self.path = self.file_backend.join_path(self.out_dir, name)
         write = self._begin(runner, name, meta=meta, **options)
         if write is not None:
@@ -221,7 +224,19 @@ class AtomicCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Delete the best checkpoint so far once the better one is written; mmengine deletes it before."""
+        if not self.save_best:
+            return
+        several = len(self.key_indicators) > 1
+        paths = self.best_ckpt_path_dict if several else self.__dict__
+        before = {name: paths[name] for name in (self.key_indicators if several else ['best_ckpt_path'])}
+        paths.update(dict.fromkeys(before))
         super()._save_best_checkpoint(AtomicRunner(runner), metrics)
+        for name, path in before.items():
+            if paths[name] is None:  # none is better
+                paths[name] = path
+            elif path not in (None, paths[name]) and is_main_process():
+                self._remove(path)
 
 
 class StateTaken(Exception):
@@ -236,7 +251,9 @@ class TakeState(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Copy the state: on a CPU its tensors are those that are trained."""
         if is_main_process():
-            self.state = copy.deepcopy(checkpoint)
+            # mmengine's strategies leave the moments on the device
+            own = {key: apply_to(checkpoint[key], is_tensor, Tensor.cpu) for key in {'optimizer'} & checkpoint.keys()}
+            self.state = copy.deepcopy({**checkpoint, **own})
         raise StateTaken
 
 
@@ -250,13 +267,6 @@ def take_state(runner: Runner, **options: Any) -> dict[str, Any] | None:
     finally:
         runner._hooks.remove(taker)
     return taker.state
-
-
-def agreed(decision: bool) -> bool:
-    """The decision of the first process, on all of them: their clocks differ."""
-    decisions = [decision]
-    broadcast_object_list(decisions)
-    return decisions[0]
 
 
 class AtomicRunner:

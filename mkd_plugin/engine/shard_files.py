@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
+from mmengine.runner.checkpoint import save_checkpoint
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from mkd_plugin.checkpoint.read import RUN_FILE, CheckpointError, read_checkpoint, read_description
+from mkd_plugin.checkpoint.read import RUN_FILE, CheckpointError, read_description
 
 INDEX = '.metadata'
 # What torch's index of a sharded checkpoint refers to, by module.
@@ -57,15 +57,9 @@ def begin_shards(
             pieces = {INDEX: 1}
             for piece in index.storage_data.values():
                 pieces[piece.relative_path] = max(pieces.get(piece.relative_path, 0), piece.offset + piece.length)
-            torch.save({**kept, 'pieces': pieces}, folder / RUN_FILE)
+            save_checkpoint({**kept, 'pieces': pieces}, str(folder / RUN_FILE))  # raises OSError, unlike torch.save
 
     return finish
-
-
-def read_rest(folder: Path) -> dict[str, Any]:
-    """Read ``run.pth``. Raises CheckpointError if a piece of the checkpoint is missing or too short."""
-    check_pieces(folder)
-    return read_checkpoint(folder / RUN_FILE)
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -79,7 +73,8 @@ def check_pieces(folder: Path) -> None:
     """Raise CheckpointError, which names the piece, if one is missing or too short. Their content is not compared."""
     pieces = {RUN_FILE: 1}
     if (folder / RUN_FILE).is_file():
-        pieces |= read_description(folder / RUN_FILE).get('pieces') or {INDEX: 1}
+        rest = read_description(folder / RUN_FILE)
+        pieces |= (rest.get('pieces') if isinstance(rest, dict) else None) or {INDEX: 1}
     for name, size in pieces.items():
         file = folder / name
         has = file.stat().st_size if file.is_file() else None

@@ -19,9 +19,10 @@ from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
 from torch.distributed import new_group
 
+from mkd_plugin.checkpoint.read import RUN_FILE, read_checkpoint
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.exact_resume import ExactResumeHook
-from mkd_plugin.engine.shard_files import begin_shards, read_rest, read_shards
+from mkd_plugin.engine.shard_files import begin_shards, check_pieces, read_shards
 from mkd_plugin.engine.sharding import is_share, on_rank_0, share_of, whole_of
 from mkd_plugin.models.distiller import MaskedDistiller
 from mkd_plugin.registry import RUNNERS, STRATEGIES
@@ -99,7 +100,8 @@ class ShardedStrategy(DDPStrategy):
         callback: Any = None,
     ) -> None:
         """Write a folder of shares, or gather the state on rank 0 and write a file; every process must call it."""
-        rest: dict[str, Any] = {'param_schedulers': self.scheduler_state_dict()} if save_param_scheduler else {}
+        scheduled = save_param_scheduler and hasattr(self, 'param_schedulers')
+        rest: dict[str, Any] = {'param_schedulers': self.scheduler_state_dict()} if scheduled else {}
         rest.update(extra_ckpt or {})
         meta = rest.setdefault('meta', {})
         meta.update(seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine=mmengine.__version__)
@@ -142,7 +144,8 @@ class ShardedStrategy(DDPStrategy):
         if not folder.is_dir():
             return super().load_checkpoint(filename, map_location='cpu', callback=callback, **options)
         self.logger.info(f'Load the shares in {folder}')
-        checkpoint = read_rest(folder)
+        check_pieces(folder)
+        checkpoint = read_checkpoint(folder / RUN_FILE)
         if callback is not None:
             callback(checkpoint)
         own = self.model.state_dict()
@@ -183,6 +186,7 @@ class StrategyRunner(FlexibleRunner):
     * ``resume=True`` takes the newest complete checkpoint. mmengine's own runner chooses before any hook is called, and
       takes whatever ``last_checkpoint`` names.
     * Weights are saved without the wrapper's prefix; mmengine's own runner saves DDP's as ``module.…``.
+    * A checkpoint's ``meta`` has the epoch and iteration that it was given; mmengine's own runner counts again.
     """
 
     def load_or_resume(self) -> None:
@@ -192,10 +196,22 @@ class StrategyRunner(FlexibleRunner):
                 hook.choose_checkpoint(self)
         super().load_or_resume()
 
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Build the schedulers of a new stage, and let the strategy save these."""
+        self.strategy.param_schedulers = self.strategy.build_param_scheduler(scheduler, self.optim_wrapper)
+        return self.strategy.param_schedulers
+
+    def save_checkpoint(self, out_dir: str, filename: str, *, meta: Any = None, **options: Any) -> None:
+        """Save; arguments as of ``Runner``."""
+        self.position = dict(meta or {})
+        options['by_epoch'] = self.position.get('iter') == self.iter  # for the iteration that strategies see
+        super().save_checkpoint(out_dir, filename, meta=meta, **options)
+
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """Call the hooks; before saving, remove the wrapper's prefix."""
+        """Call the hooks; before saving, remove the wrapper's prefix and restore the position."""
         if fn_name == 'before_save_checkpoint':
             checkpoint = kwargs['checkpoint']
             weights = checkpoint['state_dict']
             checkpoint['state_dict'] = {name.removeprefix('module.'): value for name, value in weights.items()}
+            checkpoint['meta'].update(self.position)
         super().call_hook(fn_name, **kwargs)

@@ -79,7 +79,7 @@ class TeacherUpdateHook(Hook):
         self.model.begin_training(self._progress(runner, runner.iter))
         if self.saves_stages:
             if runner.iter == 0:  # not the epoch: a run can be resumed in the middle of the first
-                save_stage(runner, 0, epoch=0)
+                save_stage(runner, 0, epoch=0, iteration=0)
             self._announce(runner, self._stage(runner))
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -95,7 +95,7 @@ class TeacherUpdateHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Keep the student at the end of a stage."""
         if self.model is not None and self.by_epoch and self.saves_stages and runner.epoch + 1 in self.ends:
-            save_stage(runner, self.ends.index(runner.epoch + 1) + 1, epoch=runner.epoch + 1)
+            save_stage(runner, self.ends.index(runner.epoch + 1) + 1, epoch=runner.epoch + 1, iteration=runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Let teachers follow, though not after an iteration that only accumulated gradients; keep a stage's student."""
@@ -106,7 +106,7 @@ class TeacherUpdateHook(Hook):
             with readable_student(self.model):
                 self.model.after_step(self._progress(runner, done))
         if not self.by_epoch and self.saves_stages and done in self.ends:
-            save_stage(runner, self.ends.index(done) + 1, epoch=runner.epoch)
+            save_stage(runner, self.ends.index(done) + 1, epoch=runner.epoch, iteration=done)
 
     def _progress(self, runner: Runner, iterations: int) -> Progress:
         accumulation = accumulated_iterations(runner)
@@ -146,7 +146,7 @@ class TeacherUpdateHook(Hook):
         )
 
 
-def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
+def save_stage(runner: Runner, stage: int, *, epoch: int, iteration: int) -> None:
     """Write ``stage_<s>.pth``: weights only, beside the run's ordinary checkpoints and never deleted with them.
 
     At the end of a stage, a checkpoint to resume from is written as well.
@@ -157,7 +157,7 @@ def save_stage(runner: Runner, stage: int, *, epoch: int) -> None:
         f'stage_{stage}.pth',
         save_optimizer=False,
         save_param_scheduler=False,
-        meta=dict(epoch=epoch, iter=runner.iter),
+        meta=dict(epoch=epoch, iter=iteration),
     )
     for hook in runner.hooks if stage else []:
         if isinstance(hook, AtomicCheckpointHook):

@@ -66,10 +66,15 @@ def move_into_place(temporary: Path, path: Path) -> None:
     """Flush a file, or a folder of files, to disk and rename it to ``path``, replacing what is there."""
     for file in [temporary, *temporary.rglob('*')]:
         _flush(file)
-    if path.is_dir():  # os.replace refuses to replace a folder
-        shutil.rmtree(path)
+    old = None
+    if path.is_dir() or (path.exists() and temporary.is_dir()):  # os.replace refuses either
+        old = path.with_name(f'{path.stem}.old{path.suffix}')  # still a checkpoint if the run is killed here
+        remove_path(old)
+        os.replace(path, old)
     os.replace(temporary, path)
     _flush(path.parent)
+    if old is not None:
+        remove_path(old)
 
 
 def _flush(path: Path) -> None:

@@ -35,6 +35,7 @@ model['objectives']['relation'] = dict(
 custom_hooks += [dict(type='Shares')]
 train_dataloader['batch_size'] = 4 // {}
 optim_wrapper = dict(clip_grad=dict(max_norm=0.5))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=4, end=4, convert_to_iter_based=True)]  # again in each stage
 """
 BY_TIME = """
 custom_hooks += [dict(type='SavesOften')]

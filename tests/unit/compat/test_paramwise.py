@@ -30,6 +30,7 @@ WRONG = {
     'key': (dict(custom_keys={'pos_embd': dict(decay_mult=0.0)}), r"'pos_embd' matches no .* Did you mean 'pos_embed'"),
     'dotted key': (dict(custom_keys={'.cls_tokn': dict(decay_mult=0.0)}), r"'\.cls_tokn' .* Did you mean 'cls_token'"),
     'path': (dict(custom_keys={'patch_embd.projection': dict(lr_mult=0.1)}), r"mean 'patch_embed\.projection'"),
+    'no dict': (dict(custom_keys={'pos_embed': 0.1}), r'custom_keys=.*: 0.1}: give a dict for each name, such as'),
     'multiplier': (
         dict(custom_keys={'pos_embed': dict(decay_mul=0.0)}),
         r"has 'decay_mul'\. Did you mean 'decay_mult'",

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from mkd_plugin import get_config
 from mkd_plugin.engine import CompileHook
+from mkd_plugin.engine.compile import compile_model
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.preflight.config import load_config
 from mkd_plugin.registry import MODELS
@@ -141,6 +142,8 @@ def test_compile_hook__says_what_is_missing_before_work_is_lost():
         ValueError, match='does not work on cpu: .*Failed to find C compiler.*Remove the hook, or install'
     ):
         CompileHook(backend=broken).before_train(RunnerDouble(build('dmae')))
+    with pytest.raises(ValueError, match='the model has no block of .* Use what=.loss., or remove the hook'):
+        compile_model(nn.Linear(2, 2), 'blocks', 'eager')
     with pytest.raises(ValueError, match=r"CompileHook\(what='all'\): use one of \['blocks', 'loss'\]"):
         CompileHook(what='all')
 

@@ -55,7 +55,8 @@ def test_few_groups__are_mmengines_joined():
     """Every parameter keeps its rate and decay; a step gives the same weights."""
     model = MODELS.build(get_config('maskdistill/maskdistill_digits').model)
     special = dict(
-        flat_decay_mult=0.0, custom_keys={'backbone.cls_token': dict(decay_mult=0.0), 'head': dict(lr_mult=0.1)}
+        flat_decay_mult=0.0,
+        custom_keys={'backbone.cls_token': dict(decay_mult=0.0), 'head': dict(lr_mult=0.1, betas=[0.9, 0.9])},
     )
     default = dict(constructor='DefaultOptimWrapperConstructor', paramwise_cfg=special)
     few = dict(constructor='mkd_plugin.FewGroupsConstructor', paramwise_cfg=special)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -52,6 +53,16 @@ def test_model_files__of_teachers_and_of_the_student(tmp_path):
         'teachers.mim.checkpoint': {'path': str(file), 'bytes': 7 * 10**6, 'sha256': digest},
     }
     assert model_files({}) == {}
+
+
+def test_fingerprint__of_a_folder_is_of_its_files(tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    (tmp_path / 'model.safetensors').write_bytes(b'weights')
+    before = fingerprint(str(tmp_path))
+    assert before['bytes'] == 9 and fingerprint(str(tmp_path)) == before
+    (tmp_path / 'model.safetensors').write_bytes(b'changes')
+    os.utime(tmp_path / 'model.safetensors', (1, 1))
+    assert fingerprint(str(tmp_path))['sha256'] not in (None, before['sha256'])
 
 
 def test_fingerprint__of_an_address_is_that_of_the_cached_file(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,11 @@ def test_check__notices_a_deleted_folder_and_another_process(used):
         folder.check()
 
 
+def test_held__is_the_same_folder_by_any_path(tmp_path):
+    with held(tmp_path / 'a' / '..' / 'x', resume=False, overwrite=False):
+        assert claim(tmp_path / 'x', resume=False).path == tmp_path / 'x'
+
+
 def test_held__names_a_full_disk_and_releases_the_lock(tmp_path):
     full = r'nothing more can be written \(No space left on device\).*--resume'
     with pytest.raises(OSError, match=full) as caught, held(tmp_path, resume=False, overwrite=False):
@@ -115,6 +121,7 @@ def test_point_to__is_relative_within_the_folder(tmp_path):
     for given, wanted in (
         (f'{tmp_path}/epoch_1.pth', 'epoch_1.pth'),
         ('/elsewhere/run/epoch_1.pth', '/elsewhere/run/epoch_1.pth'),
+        ('elsewhere/epoch_1.pth', str(Path('elsewhere/epoch_1.pth').absolute())),
         ('s3://bucket/epoch_1.pth', 's3://bucket/epoch_1.pth'),
     ):
         point_to(given, work_dir=tmp_path)
@@ -128,6 +135,7 @@ def test_point_to__is_relative_within_the_folder(tmp_path):
         (['tools/train.py', 'a.py', '--resume', 'x.pth', '--amp'], None, 'python tools/train.py a.py --amp --resume'),
         (['tools/pretrain.py', 'photos'], None, 'python tools/pretrain.py photos --resume'),
         (['tools/train.py', 'a.py', '--overwrite'], None, 'python tools/train.py a.py --resume'),
+        (['tools/train.py', 'a.py', '--overw', '--resum', 'x.pth'], None, 'python tools/train.py a.py --resume'),
         (['tools/train.py', '--resume=auto', 'a.py'], None, 'python tools/train.py a.py --resume'),
         (['tools/train.py', 'a.py', '--launcher', 'pytorch'], 'bash tools/dist_train.sh a.py 2 ',
          'bash tools/dist_train.sh a.py 2 --resume'),

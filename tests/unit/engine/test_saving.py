@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.fileio import LocalBackend
@@ -193,3 +194,32 @@ def test_save_checkpoint__copies_while_the_weights_change(tmp_path):
     state = saving.take_state(Saves())
     weight += 1
     assert state is not None and state['weight'].sum() == 0 and not Saves._hooks and not list(tmp_path.iterdir())
+
+
+class Judges(Hook):
+    """Gives the scores of a validation after each epoch, as numpy's numbers, which mmseg gives; notes the best files."""
+
+    def __init__(self, folder: Path, scores: list[float]) -> None:
+        self.folder, self.scores, self.seen = folder, iter(scores), list[set[str]]()
+
+    def before_train_epoch(self, runner):
+        if runner.epoch:
+            saving = next(hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook))
+            saving.after_val_epoch(runner, dict(score=np.float64(next(self.scores))))
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        self.seen.append({path.name for path in self.folder.glob('best_*.pth')})
+
+
+def test_checkpoint_hook__keeps_the_best_one_until_a_better_one_is_written_also_when_resumed(tmp_path, tiny_run, train):
+    best = {'default_hooks.checkpoint.save_best': 'score', 'default_hooks.checkpoint.rule': 'greater'}
+    judges = Judges(tmp_path, [0.3, 0.5])
+    with pytest.raises(KeyError):
+        train(tiny_run(tmp_path, **best), judges, at=(14, stop))
+    first = judges.seen.index({'best_score_epoch_1.pth'})
+    assert first > 0 and all(judges.seen[first:])
+    assert [path.name for path in tmp_path.glob('best_*')] == ['best_score_epoch_2.pth']
+    train(tiny_run(tmp_path, **best), Judges(tmp_path, [0.4, 0.2]))
+    assert [path.name for path in tmp_path.glob('best_*')] == ['best_score_epoch_2.pth']
+    saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=True)
+    assert saved['message_hub']['runtime_info']['best_score'] == 0.5

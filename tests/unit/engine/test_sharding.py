@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import threading
 
 import pytest
@@ -13,12 +14,13 @@ import torch
 import torch.distributed as dist
 from helpers.networks import VIT
 from helpers.networks_modern import DINOV3, EVA02
+from mmengine.fileio import LocalBackend
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mkd_plugin.checkpoint.read import CheckpointError, read_checkpoint
 from mkd_plugin.engine import sharding
 from mkd_plugin.engine.checkpoints import newest_checkpoint
-from mkd_plugin.engine.shard_files import INDEX, begin_shards, check_pieces, read_rest, read_shards
+from mkd_plugin.engine.shard_files import INDEX, begin_shards, check_pieces, read_shards
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_read_shards__gives_what_was_written(shares):
     tensors = {'model.a': torch.zeros(6), 'model.n': torch.tensor(0)}
     read_shards(shares, tensors)
     assert tensors['model.a'].tolist() == [0, 1, 2, 3, 4, 5] and tensors['model.n'] == 2
-    assert read_rest(shares)['meta'] == dict(iter=3, epoch=1)
+    assert read_checkpoint(shares / 'run.pth')['meta'] == dict(iter=3, epoch=1)
     assert newest_checkpoint(shares.parent) == str(shares)
 
 
@@ -155,7 +157,8 @@ def test_begin_shards__copies_before_it_returns_and_writes_beside(tmp_path, grou
     finish()
     found = {'w': torch.zeros_like(before), 'n': torch.tensor(0)}
     read_shards(tmp_path / 'x.pth', found)
-    assert torch.equal(found['w'], before) and found['n'] == 2 and read_rest(tmp_path / 'x.pth')['meta']['iter'] == 3
+    assert torch.equal(found['w'], before) and found['n'] == 2
+    assert read_checkpoint(tmp_path / 'x.pth/run.pth')['meta']['iter'] == 3
 
 
 def test_begin_shards__a_disk_that_is_full_is_an_os_error(tmp_path, group, monkeypatch):
@@ -166,6 +169,16 @@ def test_begin_shards__a_disk_that_is_full_is_an_os_error(tmp_path, group, monke
     finish = begin_shards(tmp_path / 'x.pth', {'w': torch.zeros(3)}, {})
     with pytest.raises(OSError, match='No space left'):
         finish()
+    monkeypatch.undo()
+    finish = begin_shards(tmp_path / 'y.pth', {'w': torch.zeros(3)}, {})
+    monkeypatch.setattr(LocalBackend, 'put', fail)  # for run.pth
+    with pytest.raises(OSError, match='No space left'):
+        finish()
+
+
+def test_newest_checkpoint__passes_over_a_folder_whose_description_is_no_dict(shares):
+    torch.save([1], shutil.copytree(shares, shares.with_name('epoch_2.pth')) / 'run.pth')
+    assert newest_checkpoint(shares.parent) == str(shares)
 
 
 @pytest.mark.parametrize('piece', ['run.pth', '.metadata', '__0_0.distcp'])

@@ -12,8 +12,10 @@ import pytest
 import torch
 from helpers.networks import scatter_weights
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from PIL import Image
+from torch import nn
 
 import mkd_plugin
 from mkd_cli.main import main
@@ -198,6 +200,10 @@ def test_rehearsal__more_frozen_blocks_than_there_are(cfg, digits, tmp_path):
         rehearse(configs_of(tiny(cfg, digits, tmp_path), 'frozen', [4])[4])
     with pytest.raises(ValueError, match='blocks=0: it must be at least 1'):
         FreezeHook(blocks=0)
+    model = nn.Module()
+    model.backbone = MODELS.build(dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1] * 4, channels=[8] * 4)))
+    with pytest.raises(ValueError, match='ConvNeXt has no list of blocks. Use a ViT'):
+        FreezeHook(blocks=1).freeze(model)
 
 
 @pytest.mark.slow

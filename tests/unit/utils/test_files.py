@@ -46,3 +46,21 @@ def test_move_into_place__replaces_a_folder(tmp_path):
         Path(tmp_path, name, name).write_text(name)
     move_into_place(tmp_path / 'new', tmp_path / 'old')
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*')] == ['old', 'old/new']
+
+
+@pytest.mark.parametrize('is_folder', [True, False])
+def test_move_into_place__killed_at_any_rename_leaves_a_checkpoint(tmp_path, monkeypatch, is_folder):
+    old, new = tmp_path / 'recent.pth', tmp_path / 'recent.pth.tmp'
+    new.mkdir()
+    (new / 'run.pth').write_text('new')
+    old.mkdir() if is_folder else old.write_text('old')
+    replace, seen = files.os.replace, []
+
+    def noting(source, target):
+        seen.append(sorted(path.name for path in tmp_path.glob('*.pth')))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, 'replace', noting)
+    move_into_place(new, old)
+    assert seen == [['recent.pth'], ['recent.old.pth']]
+    assert [path.name for path in tmp_path.iterdir()] == ['recent.pth'] and (old / 'run.pth').read_text() == 'new'
