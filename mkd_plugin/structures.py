@@ -77,6 +77,13 @@ class TokenMask:
         """Repeat each image once per mask; returns the same tensor for one mask per image."""
         return images_BCHW if self.per_image == 1 else images_BCHW.repeat_interleave(self.per_image, dim=0)
 
+    def fill(self, visible_BVD: Tensor, hidden_BMD: Tensor) -> Tensor:
+        """Put the tokens of visible and hidden patches in row-major order, (B, L, D)."""
+        assert self.ids_keep_BV is not None and self.ids_hide_BM is not None
+        shuffled_BL = torch.cat([self.ids_keep_BV, self.ids_hide_BM], dim=1)
+        both_BLD = torch.cat([visible_BVD, hidden_BMD], dim=1)
+        return Permute.apply(both_BLD, self.ids_restore_BL, shuffled_BL)
+
     def patches(self, name: str) -> RegionTokens:
         """List the patches of a region."""
         if name == HIDDEN.name:
@@ -299,11 +306,15 @@ class TokenFeatures:
         """Read one vector per image, the 'cls' token or the 'mean' of the patches, or all tokens with 'none'.
 
         Raises:
-            ValueError: There is no cls token.
+            ValueError: ``how`` is unknown, there is no cls token, or the tap gives relations.
         """
+        if how not in ('cls', 'mean', 'none'):
+            raise ValueError(f"pool='{how}': use 'cls', 'mean' or 'none'.")
         if how == 'cls' and self.num_prefix == 0:
             raise ValueError("pool='cls': the network has no cls token. Use 'mean'.")
         tokens_BND = self.tokens(tap)
+        if tokens_BND.dim() != 3:
+            raise ValueError(f"tap='{tap}': relations cannot be pooled. Use 'block:i', 'output' or 'qkv:i'.")
         if how == 'none':
             return tokens_BND
         return tokens_BND[:, 0] if how == 'cls' else tokens_BND[:, self.num_prefix :].mean(dim=1)

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from mkd_plugin.checkpoint.resize import resize_positions
 from mkd_plugin.dense.attention import DenseBlock
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS
@@ -75,23 +74,20 @@ class DenseViT(VisionTransformer):
                 'part in attention. Leave window_size or them out.'
             )
 
-    def embed_plane(self, images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the input tokens of the first block, (B, P + h · w, D), and the grid (h, w) of the patches among them."""
+    def embed_plane(self, images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """Return the input tokens of the first block, (B, P + h · w, D), the grid (h, w) of the patches, and rotary turns."""
         size = self.patch_size
         height, width = images_BCHW.shape[-2:]
         padded = F.pad(images_BCHW, (0, -width % size, 0, -height % size))
         grid = padded.shape[-2] // size, padded.shape[-1] // size
-        tokens_BND = self.patch_embed(padded)
-        if self.pos_embed is not None:
-            tokens_BND = tokens_BND + resize_positions(self.pos_embed[:, self.num_placed :], self.grid, grid, 0)
-        return self.pre_norm(self._with_prefix(tokens_BND)), grid
+        tokens_BND, turns_1NK = self.embed_at(padded, grid)
+        return tokens_BND, grid, turns_1NK
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Return a map (B, D, h, w) per entry of ``out_indices``; h and w are the image's sides in patches, rounded up."""
-        x_BND, grid = self.embed_plane(images_BCHW)
+        x_BND, grid, turns_1NK = self.embed_plane(images_BCHW)
         maps = []
         kept = self.drop_path(x_BND)
-        turns_1NK = None if self.rotary is None else self.rotary.at(grid, self.rotary.turns)
         for index, (block, window) in enumerate(zip(self.layers, self.windows, strict=True)):
             x_BND = block(x_BND, grid, window, kept[index], turns_1NK)
             if index in self.out_indices:

@@ -89,10 +89,18 @@ def convert_checkpoint(
     checkpoint = read_checkpoint(source)
     weights = strip_compile_prefix(weights_of(checkpoint, source))
     if target == 'backbone':
-        return write_backbone(checkpoint, weights, source, destination)
+        if part != 'student' or prefix or img_size or release or options:
+            raise ValueError(
+                "'backbone' copies the student as it is: leave part, prefix, img_size, release, options out."
+            )
+        return write_backbone(checkpoint, weights, source, Path(destination), allow_nonfinite)
     with refusing(source):
         stated = options_in_metadata(checkpoint)
-        found, converted = convert_weights(weights, source, find_prefix(weights, source, part, prefix, release))
+        if prefix is None and part == 'teacher':
+            prefix = find_teacher(weights, source)
+        elif prefix is None and release is not None:
+            prefix = release.prefix
+        found, converted = convert_weights(weights, source, prefix)
         check_claims(converted.tensors, stated)
         known = {**stated, **((release and release.network) or {}), **(options or {})}
         inferred = infer_options(converted.tensors, known)
@@ -114,17 +122,6 @@ def convert_checkpoint(
     return conversion
 
 
-def find_prefix(
-    weights: Mapping[str, Tensor], source: str | Path, part: str, given: str | None, release: Release | None
-) -> str | None:
-    """Choose the prefix of the network's names: the given one, the teacher's, or the release's; None to find it."""
-    if given is not None:
-        return given
-    if part == 'teacher':
-        return find_teacher(weights, source)
-    return None if release is None else release.prefix
-
-
 def list_nonfinite(tensors: Mapping[str, Tensor], source: str | Path, *, allowed: bool) -> list[str]:
     """List the names of tensors with NaN or infinity. Raises ValueError if there are any and they are not allowed."""
     found = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
@@ -137,7 +134,7 @@ def list_nonfinite(tensors: Mapping[str, Tensor], source: str | Path, *, allowed
 
 
 def write_backbone(
-    checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path, destination: str | Path
+    checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path, path: Path, allow_nonfinite: bool
 ) -> Conversion:
     """Write the network of a :class:`BackboneStudent` by its own names. Raises ValueError if the file holds none."""
     provenance, prefix = provenance_of(checkpoint), 'backbone.network.'
@@ -146,15 +143,17 @@ def write_backbone(
         raise ValueError(
             f"{source} holds no BackboneStudent; 'backbone' writes nothing else. Use 'mmpretrain', 'timm', … for a ViT."
         )
+    nonfinite = list_nonfinite(own, source, allowed=allow_nonfinite)
     entries = ('version', 'network', 'pixel_mean', 'pixel_std')
-    write_weights(Path(destination), own, {name: provenance[name] for name in entries if name in provenance})
+    write_weights(path, own, {name: provenance[name] for name in entries if name in provenance})
     report = LoadReport(str(source), matched=list(own), unexpected=[], into=str(provenance['network']))
-    return Conversion(report, {}, [('target: the class itself, by its own names; nothing to compare', None)])
+    checks: list[tuple[str, float | None]] = [('target: the class itself, by its own names; nothing to compare', None)]
+    return Conversion(report, {}, checks, nonfinite=nonfinite)
 
 
 def find_teacher(weights: Mapping[str, Tensor], source: str | Path) -> str:
     """Find the prefix of a pre-training checkpoint's teacher. Raises ValueError unless there is exactly one."""
-    prefixes = sorted({match[0] for name in weights if (match := re.match(r'teachers\.\w+\.network\.', name))})
+    prefixes = sorted({match[0] for name in weights if (match := re.match(r'teachers\.[^.]+\.network\.', name))})
     if len(prefixes) != 1:
         raise ValueError(
             f"{source}: part='teacher' needs one teacher in the file, and there are {prefixes}. Give prefix=…."
@@ -170,7 +169,7 @@ def find_decoder(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], s
         return converted
     heads: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
-        if match := re.fullmatch(r'(.*objectives\.\w+\.heads\.0\.)(.+)', name):
+        if match := re.fullmatch(r'(.*objectives\.[^.]+\.heads\.0\.)(.+)', name):
             heads.setdefault(match[1], {})[match[2]] = tensor
     own = {'mask_token', 'pos_embed', 'predict.weight'}
     decoders = {place: head for place, head in heads.items() if own <= set(head)}

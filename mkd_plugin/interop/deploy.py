@@ -115,8 +115,13 @@ def export_graph(
     check_request(path, target, half)
     check_network(model, tap, any_size)
     network = model.network if image_hw is None else at_size(model.network, image_hw)
-    sizes = [network.image_hw, *(other_sizes(network) if any_size else ())]
-    module = Deployed(any_size_of(network) if any_size else network, model.pixels, tap=tap, pool=pool).eval()
+    graph, sizes = network, [network.image_hw]
+    if any_size:
+        graph = AnySizeViT(**network.options)
+        graph.load_state_dict(network.state_dict())
+        patch, (rows, columns) = network.patch_size, network.grid
+        sizes += [((rows + 2) * patch, (columns + 3) * patch), (max(2, rows // 2) * patch, max(2, columns - 1) * patch)]
+    module = Deployed(graph, model.pixels, tap=tap, pool=pool).eval()
     images_BCHW = torch.rand(2, 3, *network.image_hw, generator=torch.Generator().manual_seed(0))
     about = describe(model, 'any' if any_size else network.image_hw, tap, pool)
     shapes = dynamic_shapes(network.patch_size if any_size else None)
@@ -129,7 +134,12 @@ def export_graph(
         for size in sizes:
             reference = Deployed(at_size(network, size), model.pixels, tap=tap, pool=pool).eval()
             errors.append(compare(run, reference, size))
-        error, bound = check_errors(errors, path, half)
+        error, bound = float(torch.tensor(errors).max()), HALF_TOLERANCE if half else TOLERANCE
+        if not error <= bound:  # of tensors, max keeps NaN, which is no equality
+            raise ValueError(
+                f'{path} was not written: its output differs from the network by {error:.1e} of the largest magnitude; '
+                f'{bound:.0e} is allowed.' + (' Export without --half.' if half else '')
+            )
         move_into_place(temporary, path)
     finally:
         remove_path(temporary)
@@ -146,25 +156,14 @@ def dynamic_shapes(patch_size: int | None) -> Shapes:
     return shapes
 
 
-def check_errors(errors: list[float], path: Path, half: bool) -> tuple[float, float]:
-    """Return the largest difference of the outputs and its bound. Raises ValueError if it is larger."""
-    error = float(torch.tensor(errors).max())  # of tensors, max keeps NaN
-    bound = HALF_TOLERANCE if half else TOLERANCE
-    if not error <= bound:  # NaN is no equality
-        raise ValueError(
-            f'{path} was not written: its output differs from the network by {error:.1e} of the largest magnitude; '
-            f'{bound:.0e} is allowed.' + (' Export without --half.' if half else '')
-        )
-    return error, bound
-
-
 def check_network(model: OpenedModel, tap: str, any_size: bool) -> None:
     """Raise ValueError if the network lacks what a graph is asked for."""
     if tap in ('output', 'projected') and not model.final_norm:
         raise ValueError(
             f"{model.source} has no norm after its last block, so there is no '{tap}': use --tap block:-1."
         )
-    model.network.tap_spec(tap)  # raises if there is no such block
+    if model.network.tap_spec(tap).kind != 'tokens':
+        raise ValueError(f"--tap {tap}: relations cannot be pooled. Use 'block:i', 'output' or 'qkv:i'.")
     positions = (
         'a relative position bias' if model.network.relative_position else model.network.rotary and 'rotary positions'
     )
@@ -172,19 +171,6 @@ def check_network(model: OpenedModel, tap: str, any_size: bool) -> None:
         raise ValueError(
             f'--any-size: {model.source} has {positions}, which a graph cannot resize. Give one size with --img-size.'
         )
-
-
-def other_sizes(network: VisionTransformer) -> list[Size]:
-    """Return two more sizes at which a graph of any size is compared; at least one is not square."""
-    patch, (rows, columns) = network.patch_size, network.grid
-    return [((rows + 2) * patch, (columns + 3) * patch), (max(2, rows // 2) * patch, max(2, columns - 1) * patch)]
-
-
-def any_size_of(network: VisionTransformer) -> AnySizeViT:
-    """Return the network with positions that follow the images."""
-    copied = AnySizeViT(**network.options)
-    copied.load_state_dict(network.state_dict())
-    return copied
 
 
 def check_request(path: Path, target: str, half: bool) -> None:

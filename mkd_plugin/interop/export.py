@@ -165,7 +165,7 @@ def build_filled(foreign: ForeignClass, options: Mapping[str, Any], weights: Map
 
 
 def largest_error(
-    run: Callable[[Any, Tensor], Mapping[str, Tensor]], theirs: nn.Module, ours: VisionTransformer, *, seed: int = 0
+    run: Callable[[Any, Tensor], Mapping[str, Tensor]], theirs: nn.Module, ours: VisionTransformer
 ) -> float:
     """Compare the tokens of a random image.
 
@@ -173,13 +173,12 @@ def largest_error(
         run: Returns the tokens of ``theirs``, keyed by our tap that must equal them; cls alone is allowed.
         theirs: The other network.
         ours: Our network.
-        seed: Seed of the image.
 
     Returns:
         The largest difference over the largest magnitude, maximum over the taps; NaN if a token is not finite, so that
         ``error <= TOLERANCE`` is False then.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     images_BCHW = torch.randn(1, ours.in_channels, *ours.image_hw, generator=generator)
     errors = []
     with torch.inference_mode():

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mkd_plugin.interop.export import ForeignClass
-from mkd_plugin.interop.libraries import TABLE
+from mkd_plugin.interop.libraries import TABLE, Options
 from mkd_plugin.interop.pixels import SHORT_EDGE
-
-Options = Mapping[str, Any]
 
 
 def folder_files(

@@ -14,10 +14,8 @@ from mkd_plugin.checkpoint.foundation import identify
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, weights_of
 from mkd_plugin.utils.files import printable
 
-Patterns = tuple[tuple[str, tuple[str, ...]], ...]  # titles, each with regular expressions that must all match a name
-
-# Models around a network, which `find_networks` would find inside them; specific ones come first.
-MODELS: Patterns = (
+# Models around a network, which `find_networks` would find inside: each pattern matches a name. Specific ones come first.
+MODELS = (
     ('mkd_plugin pre-training', (r'^backbone\.layers\.0\.', r'^objectives\.')),
     ('mmpretrain algorithm (backbone.…)', (r'^backbone\.layers\.0\.ln1\.',)),
     ('mmseg or mmdet model', (r'^backbone\.', r'^(decode_head|bbox_head|roi_head|rpn_head)\.')),
@@ -32,15 +30,10 @@ def guess_format(names: Iterable[str]) -> str:
         f'{entry.format.title}{f", under {entry.prefix!r}" if entry.prefix else ""}' for entry in find_networks(names)
     )
     beginnings = sorted({name.split('.')[0] for name in names})[:8]
-    return first_match(names, MODELS) or networks or looks_like(names) or f'unknown; names begin with {beginnings}'
-
-
-def first_match(names: list[str], known: Patterns) -> str | None:
-    """Return the first title all of whose patterns match."""
-    for title, patterns in known:
-        if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
-            return title
-    return None
+    known = (
+        title for title, patterns in MODELS if all(any(re.search(one, name) for name in names) for one in patterns)
+    )
+    return next(known, networks) or looks_like(names) or f'unknown; names begin with {beginnings}'
 
 
 def describe_checkpoint(path: str | Path) -> dict[str, Any]:

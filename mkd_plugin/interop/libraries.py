@@ -188,12 +188,11 @@ class HuggingFace(Library):
     }
 
     def config(self, name: str, options: Options) -> dict[str, Any]:
-        size, extra = options['img_size'], self.EXTRAS.get(name)
+        extra = self.EXTRAS.get(name)
         return {
             'model_type': TABLE['model_types'][name],
             'architectures': [name],
             **keywords('transformers', options),
-            'image_size': size if isinstance(size, int) else list(size),
             'qkv_bias': True,
             **(extra(options) if extra else {}),
         }

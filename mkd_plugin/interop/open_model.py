@@ -19,6 +19,7 @@ from mkd_plugin.checkpoint.report import LoadReport, shorten
 from mkd_plugin.interop.export import TOLERANCE, largest_error
 from mkd_plugin.interop.inspect import guess_format
 from mkd_plugin.interop.specs import ModelSpec, parse_specs
+from mkd_plugin.models.teachers.timm import create, load_weights
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.utils.files import sha256_of
 
@@ -173,7 +174,9 @@ def read_source_with_timm(spec: ModelSpec, model: str) -> SourceFile:
     theirs = read_as_timm(model, spec.path, spec.part)
     note = f"network and pixels as of timm's {model}; its tokens were compared with timm's"
     checkpoint = {'state_dict': theirs.state_dict()}
-    return SourceFile(checkpoint, '', options_of(theirs), pixel_statistics_of(theirs), [note], theirs)
+    stated: Any = theirs.pretrained_cfg  # with the preprocessing for these weights, in [0, 1]
+    mean, std = (tuple(round(255 * value, 4) for value in stated[name]) for name in ('mean', 'std'))
+    return SourceFile(checkpoint, '', options_of(theirs), (mean, std), [note], theirs)
 
 
 def choose_pixels(source: SourceFile, pixels: str | None, format_name: str) -> tuple[Statistics, list[str]]:
@@ -210,14 +213,7 @@ def read_as_timm(model: str, path: str | Path, prefix: str | None = None) -> nn.
     Raises:
         ValueError: timm has no such model, it is not a plain ViT, or the file does not cover it.
     """
-    import timm  # takes seconds
-
-    from mkd_plugin.models.teachers.timm import load_weights
-
-    if not timm.is_model(model):
-        near = timm.list_models(f'*{model.split("_")[0]}*')[:5]
-        raise ValueError(f"timm {timm.__version__} has no model '{model}'. Did you mean one of {near}?")
-    network: nn.Module = timm.create_model(model, num_classes=0)
+    network: nn.Module = create(model, {})
     no_cls = getattr(network, 'cls_token', None) is None and getattr(network, 'num_prefix_tokens', None) != 0
     if not hasattr(network, 'blocks') or no_cls:
         raise ValueError(
@@ -242,12 +238,6 @@ def options_of(network: Any) -> dict[str, Any]:
         'activation': TIMM_ACTIVATIONS[activation],
         'img_size': network.patch_embed.img_size,
     }
-
-
-def pixel_statistics_of(network: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of the pixels, 0 … 255, in timm's preprocessing for these weights."""
-    mean, std = (tuple(round(255 * value, 4) for value in network.pretrained_cfg[name]) for name in ('mean', 'std'))
-    return mean, std
 
 
 def last_block(network: Any, images_BCHW: Tensor) -> dict[str, Tensor]:

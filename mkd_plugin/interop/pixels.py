@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from mkd_plugin.datasets.loading import to_rgb
 
 SHORT_EDGE = 256 / 224  # of an image before the central crop, over the side of the crop; as in evaluation
 
@@ -62,7 +64,7 @@ def in_unit_range(images_BCHW: Tensor) -> Tensor:
 def crop_centre(image: Image.Image, image_hw: tuple[int, int]) -> Tensor:
     """Resize an image's short edge, bicubic, and crop the centre; (3, H, W) uint8."""
     height, width = image_hw
-    image = ImageOps.exif_transpose(image).convert('RGB')
+    image = to_rgb(image)
     edge, short = round(max(image_hw) * SHORT_EDGE), min(image.size)
     size = (int(edge * image.width / short), int(edge * image.height / short))
     resized = image.resize(size, Image.Resampling.BICUBIC)

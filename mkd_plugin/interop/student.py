@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.infer_arch import check_claims, options_in_metadata
-from mkd_plugin.checkpoint.load import convert_weights, fill_network, load_backbone
+from mkd_plugin.checkpoint.load import convert_weights, fill_network
 from mkd_plugin.checkpoint.read import provenance_of, read_checkpoint, refusing, weights_of
 from mkd_plugin.interop.pixels import AnyImages, to_rgb_batch
 from mkd_plugin.models.vit import VisionTransformer
@@ -33,7 +34,7 @@ class LoadedStudent(nn.Module):
         self.backbone = backbone
         self.register_buffer('pixel_mean', torch.tensor(pixel_mean).view(-1, 1, 1))
         self.register_buffer('pixel_std', torch.tensor(pixel_std).view(-1, 1, 1))
-        self._resized: dict[tuple[int, int], VisionTransformer] = {}  # of the last other size, without gradients
+        self._resized: dict[Any, VisionTransformer] = {}  # of the last other size and weights, without gradients
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Normalise RGB in [0, 1] as in the training."""
@@ -58,8 +59,6 @@ class LoadedStudent(nn.Module):
             ValueError: The tap or pool is unknown, or there is no cls token; the images have another type or range, or a size
                 that is no multiple of the patch.
         """
-        if pool not in ('mean', 'cls', 'none'):
-            raise ValueError(f"pool='{pool}': use 'mean', 'cls' or 'none'.")
         with torch.set_grad_enabled(gradients):
             images_BCHW = to_rgb_batch(images, self.backbone.image_hw).to(self.pixel_mean.device)
             network = self.backbone if gradients else self.network_for(images_BCHW)
@@ -68,9 +67,12 @@ class LoadedStudent(nn.Module):
     def network_for(self, images_BCHW: Tensor) -> VisionTransformer:
         """Return the network with positions for images of this size."""
         size = (images_BCHW.shape[2], images_BCHW.shape[3])
-        if size != self.backbone.image_hw and size not in self._resized:
-            self._resized = {size: at_size(self.backbone, size)}
-        return self._resized[size].to(self.pixel_mean.device) if size in self._resized else self.backbone
+        if size == self.backbone.image_hw:
+            return self.backbone
+        key = (size, *(parameter._version for parameter in self.backbone.parameters()))  # counts changes in place
+        if key not in self._resized:
+            self._resized = {key: at_size(self.backbone, size)}
+        return self._resized[key].to(self.pixel_mean.device)
 
     def forward(self, images: AnyImages) -> Tensor:
         return self.features(images)
@@ -138,5 +140,5 @@ def load_student(path: str | Path, *, part: str = 'student') -> LoadedStudent:
         check_claims(convert_weights(weights_of(checkpoint, path), path, prefix)[1].tensors, options)
         network = VisionTransformer(**options)
         student = LoadedStudent(network, provenance['pixel_mean'], provenance['pixel_std'])
-    load_backbone(network, path, prefix=prefix)
+    fill_network(network, checkpoint, path, prefix=prefix)
     return student.eval()

@@ -113,24 +113,26 @@ def in_teacher_space(
             'have none.'
         )
     teacher = model.objectives[next(iter(chosen.values()))].teacher
-    if 'checkpoint' in model.teachers[teacher]:  # only the shapes of its features matter
-        model.teachers[teacher].update(checkpoint=None, seed=0)
+    source = model.teachers[teacher]
+    for part in (source, source.get('teacher'), source.get('start')):
+        if isinstance(part, dict) and 'checkpoint' in part:  # only the shapes of its features matter
+            part.update(checkpoint=None, seed=0)
     network = build({**model.backbone, 'init_cfg': None})
     student = StudentContext(network, tuple(subject.pixels[0]), tuple(subject.pixels[1]))
-    teachers = {teacher: build(model.teachers[teacher], student=student)}
+    teachers = {teacher: build(source, student=student)}
     context = DistillContext(student, teachers, build(model.masking, student=student))
     objectives = {kind: build_objective(key, model.objectives[key], context) for kind, key in chosen.items()}
     parts: dict[str, nn.Module] = {
         'backbone': network,
         **{f'objectives.{chosen[kind]}': objectives[kind] for kind in chosen},
     }
-    for part, module in parts.items():
-        own = {key.removeprefix(f'{part}.'): value for key, value in weights.items() if key.startswith(f'{part}.')}
+    for place, module in parts.items():
+        own = {key.removeprefix(f'{place}.'): value for key, value in weights.items() if key.startswith(f'{place}.')}
         shapes = {key: value.shape for key, value in own.items()}
         other = [key for key, value in module.state_dict().items() if shapes.get(key) != value.shape]
         if other:
             raise ValueError(
-                f"--as {name}: {path} is of another config: {part} has no '{other[0]}' of that shape. Give the config of "
+                f"--as {name}: {path} is of another config: {place} has no '{other[0]}' of that shape. Give the config of "
                 'its run, which is in its work dir.'
             )
         module.load_state_dict(own, strict=False)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import timm
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.checkpoint.load import load_module
+from mkd_plugin.models.teachers.timm import create
 from mkd_plugin.models.vit.block import MAE_INIT, Initialization
-from mkd_plugin.models.vit.embeddings import grid_of
+from mkd_plugin.models.vit.embeddings import check_size, grid_of, hw_of
+from mkd_plugin.models.vit.vit import checkpoint_of
 from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask, Tokens
 
@@ -69,7 +70,7 @@ class BackboneStudent(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.image_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        self.image_hw = hw_of(img_size)
         self.grid = grid_of(self.image_hw, patch_size)
         self.img_size, self.patch_size, self.in_channels = img_size, patch_size, in_channels
         self.cfg, self.mask_at = dict(network), mask_at
@@ -173,7 +174,7 @@ class BackboneStudent(BaseModule):
         if self.init_cfg is not None:
             adapt = getattr(sys.modules[type(self.network).__module__], 'checkpoint_filter_fn', None)
             prefix = self.init_cfg.get('prefix') or ''
-            load_module(self.network, self.init_cfg['checkpoint'], prefix=prefix, adapt=adapt)
+            load_module(self.network, checkpoint_of(self.init_cfg), prefix=prefix, adapt=adapt)
         self._is_init = True
 
     def tap_spec(self, name: str) -> TapSpec:
@@ -197,17 +198,16 @@ class BackboneStudent(BaseModule):
 
         ``depth`` and ``region`` are those of ViTs and have no effect: the network is run as a whole.
         """
-        if images_BCHW.shape[-2:] != self.image_hw:
-            raise ValueError(
-                f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
-                "Change the backbone's img_size or the pipeline's crop size."
-            )
+        check_size(images_BCHW, self)
         shown = None if self.sees_all else mask
         if shown is not None and self.mask_at == UNITS:
             units_BVD = visible_units(self.network, images_BCHW, shown)
             tokens_BND = torch.cat([units_BVD.mean(1, keepdim=True), units_BVD], dim=1)
             return TokenFeatures(dict.fromkeys(taps, Tokens(tokens_BND)), self.num_prefix, shown)
-        maps = self._maps(images_BCHW, taps) if mask is None else self._masked_maps(images_BCHW, mask, taps)
+        if mask is None or self.mask_at is None:
+            maps = self._maps(images_BCHW, taps)
+        else:
+            maps = self._masked_maps(images_BCHW, mask, taps)
         tokens = {tap: Tokens(self._resample(map_BDhw)) for tap, map_BDhw in maps.items()}
         if shown is not None:
             rows_BN = Region(VISIBLE.name, cls=True).tokens(shown).rows(self.num_prefix)
@@ -264,19 +264,19 @@ def is_timm(cfg: Mapping[str, Any]) -> bool:
 def build_network(cfg: Mapping[str, Any], image_hw: tuple[int, int], in_channels: int) -> nn.Module:
     """Build a network from its config, without a classifier. Raises ValueError if that is not possible."""
     if not is_timm(cfg):
-        network: nn.Module = build(dict(cfg))
+        try:
+            network: nn.Module = build(dict(cfg))
+        except TypeError as error:  # an option that the host's class does not have
+            raise ValueError(f'{cfg["type"]}: {error}.') from error
         return network
     name = cfg['type'].removeprefix(TIMM)
     options = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
-    if not timm.is_model(name) or options.get('pretrained'):
-        near = timm.list_models(f'*{name.split("_")[0]}*')[:5]
+    if options.get('pretrained'):
         raise ValueError(
-            f"type='{TIMM}{name}', options {options}: name a model of timm {timm.__version__}, for example one of {near}, "
-            "without pretrained=True. Start from a local file with init_cfg=dict(type='Pretrained', checkpoint=FILE)."
+            f"type='{TIMM}{name}': leave out pretrained=True, and start from a local file with "
+            "init_cfg=dict(type='Pretrained', checkpoint=FILE)."
         )
-    model: Any = timm.create_model(name, num_classes=0, in_chans=in_channels, **options)
-    if not hasattr(model, 'forward_intermediates'):
-        raise ValueError(f"timm's {name} has no forward_intermediates. Use another model.")
+    model = create(name, {'in_chans': in_channels, **options})
     if hasattr(model, 'set_input_size'):
         model.set_input_size(img_size=image_hw)
     return model

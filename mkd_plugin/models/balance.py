@@ -49,7 +49,8 @@ class RunningBalance(Balance):
             self._add(torch.stack([replace(term, weight=1.0).per_image() for term in terms.values()]).detach())
         mean_O, square_O = self.moments / self.steps
         spread_O = (square_O - mean_O.square()).clamp(min=0).sqrt().maximum(0.01 * mean_O)
-        sizes = dict(zip(terms, spread_O if self.by == 'spread' else mean_O, strict=True))
+        known_O = torch.where(self.steps > 0, spread_O if self.by == 'spread' else mean_O, 1.0)
+        sizes = dict(zip(terms, known_O, strict=True))
         self.watched = {f'{name}_size': size for name, size in sizes.items()}
         means = {name: term.mean() for name, term in terms.items()}
         return {name: mean / sizes[name].to(mean.dtype) for name, mean in means.items()}

@@ -82,6 +82,8 @@ class MaskedDistiller(BaseSelfSupervisor):
                 f"backbone: {kind} has no taps. Use dict(type='BackboneStudent', network=dict(type='{kind}', …))."
             )
         student = StudentContext(self.backbone, *pixel_statistics(self.data_preprocessor, self.backbone.in_channels))
+        if wrong := [name for name in (*teachers, *objectives) if 'loss' in name]:
+            raise ValueError(f"{wrong}: mmengine sums every result with 'loss' in its name; choose other names.")
         self.teachers = nn.ModuleDict({name: build(cfg, student=student) for name, cfg in teachers.items()})  # type: ignore[assignment]
         self.masking: Masking = build(masking, student=student)
         if self.masking.hides and not self.backbone.can_hide:
@@ -104,6 +106,12 @@ class MaskedDistiller(BaseSelfSupervisor):
             check_options(set_precision, precision, ['model'])  # type: ignore[arg-type]
             set_precision(self, **precision)
         self._steps_not_followed: int | None = 0  # None once something promised to call after_step
+
+    def forward(self, inputs: Tensor | Sequence[Tensor], data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """Call ``loss`` or ``extract_feat``, by ``mode``. Raises ValueError if a training batch lacks the teachers' view."""
+        if mode == 'loss' and isinstance(inputs, Tensor) and self.num_views > 1:
+            raise ValueError('two_views=True, but the pipeline gives one view of each image: use MultiView with two.')
+        return super().forward(inputs, data_samples, mode)
 
     def loss(self, inputs: Tensor | Sequence[Tensor], data_samples: Any = None, **_: Any) -> dict[str, Tensor]:
         """One step: mask → teacher → target → student → head → loss.
@@ -239,7 +247,8 @@ class MaskedDistiller(BaseSelfSupervisor):
             raise ValueError(
                 f'The data contain masks of {hidden_BL.shape[1]} patches, but the student has {masking.num_patches}.'
             )
-        if self.backbone.sees_all and all(teacher.sees_all for teacher in self.teachers.values()):
+        networks = (self.backbone, *self.teachers.values())
+        if self.backbone.can_hide and all(network.sees_all for network in networks):
             return TokenMask(hidden_BL)  # no network needs the same number in every image
         counts = (~hidden_BL).sum(1).tolist()  # synchronises: a given mask serves to reproduce a step
         if set(counts) != {masking.num_visible}:
@@ -252,10 +261,6 @@ class MaskedDistiller(BaseSelfSupervisor):
 
 def build_objective(name: str, cfg: Mapping[str, Any], context: DistillContext) -> Objective:
     """Build an objective; errors (ValueError) start with its name."""
-    if 'loss' in name:
-        raise ValueError(
-            f"Objective '{name}': mmengine sums every result with 'loss' in its name; choose another name."
-        )
     try:
         check_options(Objective, cfg, ['context'])
         check_values('Objective', cfg, parameters_of(Objective)[0])

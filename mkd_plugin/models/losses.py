@@ -146,9 +146,8 @@ class GramLoss(nn.Module):
         squares_BRR = (student_BRR - teacher_BRR).square()
         if region is None or region.weight_BR is None:
             return squares_BRR.mean(-1)
-        return (squares_BRR * region.weight_BR.unsqueeze(1)).sum(-1) / region.weight_BR.sum(1, keepdim=True).clamp(
-            min=1
-        )
+        count_B1 = region.weight_BR.sum(1, keepdim=True).clamp(min=1)
+        return (squares_BRR * region.weight_BR.unsqueeze(1)).sum(-1) / count_B1
 
 
 @MODELS.register_module()
@@ -223,15 +222,21 @@ class PrototypeCrossEntropy(nn.Module):
                 'and positive temperatures.'
             )
         self.temperature, self.sharpening, self.spread = temperature, sharpening, spread
-        self.prototypes = nn.Parameter(torch.empty(prototypes, width).uniform_(-(width**-0.5), width**-0.5))
+        self.prototypes = nn.Parameter(torch.empty(prototypes, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new prototypes."""
+        bound = self.prototypes.shape[1] ** -0.5
+        nn.init.uniform_(self.prototypes, -bound, bound)
 
     def forward(self, prediction_BRD: Tensor, target_BRD: Tensor) -> Tensor:
         """Compute the loss, (B, R)."""
         prototypes_CD = F.normalize(self.prototypes, dim=-1) / self.temperature
         found_BRC = (F.normalize(prediction_BRD, dim=-1) @ prototypes_CD.T).log_softmax(-1)
         wanted_BRC = (F.normalize(target_BRD, dim=-1) @ prototypes_CD.detach().T / self.sharpening).softmax(-1)
-        mean_C = found_BRC.exp().mean(dim=(0, 1))
-        divergence = (mean_C * mean_C.log()).sum() + math.log(len(mean_C))
+        log_mean_C = found_BRC.flatten(0, 1).logsumexp(0) - math.log(found_BRC[..., 0].numel())
+        divergence = (log_mean_C.exp() * log_mean_C).sum() + math.log(len(log_mean_C))
         return self.spread * divergence - (wanted_BRC * found_BRC).sum(-1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mkd_plugin.models.losses import TORCH_LOSSES
-from mkd_plugin.models.protocols import DistillContext, Head, Progress, Term
+from mkd_plugin.models.protocols import DistillContext, Head, Progress, Stages, Term, reset
 from mkd_plugin.models.schedules import build_schedule
-from mkd_plugin.models.standardize import TargetStatistics
+from mkd_plugin.models.standardize import FixedStandardize, TargetStatistics
 from mkd_plugin.registry import build, find, parameters_of
 from mkd_plugin.structures import ALL, VISIBLE, Region, RegionTokens, TapSpec, TokenFeatures, TokenMask
 
@@ -68,9 +67,12 @@ class Objective(nn.Module):
         self.schedule = build_schedule(weight, low=0, high=float('inf'), name='weight')
         self.teacher, self.weight = teacher, self.schedule(Progress(0, 1))
         self.teacher_taps, self.student_taps = as_tuple(tap), as_tuple(student)
+        if not (self.teacher_taps and self.student_taps):
+            raise ValueError('tap and student: name at least one tap of each.')
+        targets = {tap: context.teachers[teacher].tap_spec(tap) for tap in self.teacher_taps}  # may run the teacher
         self.region = Region.parse(region, context.masking.regions())
         self.normalize_prediction = normalize_prediction
-        self.loss = build_loss(loss, context.teachers[teacher].tap_spec(self.teacher_taps[0]).channels)
+        self.loss = build_loss(loss, targets[self.teacher_taps[0]].channels)
         masks = getattr(self.loss, 'per_image', context.masking.per_image)
         if masks != context.masking.per_image:
             raise ValueError(
@@ -79,7 +81,8 @@ class Objective(nn.Module):
             )
         self.pairs = self._pair_taps(head)
         heads, normalizations = zip(
-            *(self._build_pair(head, normalize, context, *pair) for pair in self.pairs), strict=True
+            *(self._build_pair(head, normalize, context, targets[tap], tap, taps) for tap, taps in self.pairs),
+            strict=True,
         )
         self.heads = nn.ModuleList(heads)  # type: ignore[assignment]
         self.normalizations = nn.ModuleList(normalizations)
@@ -107,11 +110,11 @@ class Objective(nn.Module):
         head_cfg: dict[str, Any] | None,
         normalize: dict[str, Any] | None,
         context: DistillContext,
+        target: TapSpec,
         tap: str,
         student_taps: tuple[str, ...],
     ) -> tuple[Head, nn.Module]:
         """Build and check H and N for a pair of taps."""
-        target = context.teachers[self.teacher].tap_spec(tap)
         sources = [context.student.network.tap_spec(student_tap) for student_tap in student_taps]
         for student_tap, source in zip(student_taps, sources, strict=True):
             self._check_taps(tap, target, student_tap, source)
@@ -132,6 +135,8 @@ class Objective(nn.Module):
             raise ValueError(
                 f"{type(head).__name__} accepts {' or '.join(head.kinds)}, but '{student_taps[0]}' is {target.kind}."
             )
+        if head.reads_visible and network.sees_all:
+            raise ValueError(f'{type(head).__name__} needs a student of visible patches only. Use a VisibleViT.')
         if head.reads_cls and not sources[0].cls:
             raise ValueError(f'{type(head).__name__} needs a student with a cls token. Use a TransformerDecoder.')
         if self.region.cls and not (head.predicts_cls and target.cls and sources[0].cls):
@@ -141,13 +146,22 @@ class Objective(nn.Module):
             raise ValueError(f"{lacking} no cls token: use region='{others}' without '+cls'.")
         if self.region.patches and not target.patches:
             raise ValueError(f"'{tap}' of the teacher '{self.teacher}' is one vector per image: use region='cls'.")
-        normalization = build_normalization(normalize, target.channels)
+        width = {'width': target.channels} if normalize is not None and accepts(normalize, 'width') else {}
+        normalization = nn.Identity() if normalize is None else build(normalize, **width)
+        self._check_statistics(normalization, target, context.teachers[self.teacher].stages)
+        return head, normalization
+
+    def _check_statistics(self, normalization: nn.Module, target: TapSpec, stages: Stages | None) -> None:
+        name = type(normalization).__name__
         if isinstance(normalization, TargetStatistics) and (self.normalize_prediction or target.kind != 'tokens'):
             raise ValueError(
-                f"{type(normalization).__name__} has statistics of the teacher's channels: use it for tokens, and with "
-                'normalize_prediction=False.'
+                f"{name} has statistics of the teacher's channels: use it for tokens, and with normalize_prediction=False."
             )
-        return head, normalization
+        if isinstance(normalization, FixedStandardize) and stages is not None and len(stages.shares) > 1:
+            raise ValueError(
+                f"{name} keeps the statistics of the first stage's teacher, but each stage of '{self.teacher}' has another. "
+                'Use RunningStandardize or TokenStandardize.'
+            )
 
     def _check_taps(self, tap: str, target: TapSpec, student_tap: str, source: TapSpec) -> None:
         if target.kind != source.kind:
@@ -179,9 +193,10 @@ class Objective(nn.Module):
             )
 
     def reset_heads(self) -> None:
-        """Draw new weights for the heads, as at the start of a stage."""
+        """Draw new weights for the heads, and for a loss that has some, as at the start of a stage."""
         for head in self.heads:
             head.reset_parameters()
+        reset(self.loss)
 
     def set_progress(self, progress: Progress) -> None:
         """Update the weight, and the normalisations that have a schedule."""
@@ -230,17 +245,10 @@ def apply(component: nn.Module, region: RegionTokens, *tensors: Tensor) -> Tenso
     return component(*tensors, region=region) if getattr(component, 'wants_region', False) else component(*tensors)
 
 
-def build_normalization(cfg: dict[str, Any] | None, width: int) -> nn.Module:
-    """Build N, with the number of channels if its constructor has a keyword ``width``."""
-    if cfg is None:
-        return nn.Identity()
-    return build(cfg, **({'width': width} if accepts(cfg, 'width') else {}))
-
-
 def accepts(cfg: dict[str, Any], keyword: str) -> bool:
     """Whether the constructor of a config's component has a keyword."""
     component = find(cfg['type']) if 'type' in cfg else None
-    return component is not None and keyword in inspect.signature(component).parameters
+    return component is not None and keyword in parameters_of(component)[0]
 
 
 def build_loss(cfg: dict[str, Any], width: int) -> nn.Module:

@@ -25,15 +25,16 @@ def set_precision(model: Any, *, residual: str | None = None, teacher: str | Non
         teacher: 'bfloat16' likewise for the teachers that are ViTs; 'fp8' also for linear layers in float8; None for float32.
 
     Raises:
-        ValueError: A value is unknown, no teacher is a ViT, or the device cannot compute in this format.
+        ValueError: A value is unknown, no network is a transformer of ours, or the device cannot compute in this format.
     """
     for name, given, allowed in (('residual', residual, ['bfloat16']), ('teacher', teacher, ['bfloat16', 'fp8'])):
         if given is not None and given not in allowed:
             raise ValueError(f'precision={{{name}: {given!r}}}: use one of {allowed}, or leave it out for float32.')
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError('precision: this GPU has no bfloat16. Remove precision, or use a newer GPU (Ampere or later).')
-    for part in (model.backbone, model.objectives) if residual else ():
-        use_bfloat16_stream(part)
+    streams = [use_bfloat16_stream(part) for part in (model.backbone, model.objectives) if residual]
+    if residual and not any(streams):
+        raise ValueError(f'precision={{residual: {residual!r}}}: no student or head has such a stream. Leave it out.')
     vits = use_bfloat16_stream(model.teachers, always=True) if teacher else []
     if teacher and not vits:
         raise ValueError(f'precision={{teacher: {teacher!r}}}: no teacher is a ViT of mkd_plugin. Leave it out.')

@@ -151,8 +151,8 @@ class Teacher(nn.Module):
 def freeze(network: nn.Module, *, in_checkpoints: bool) -> None:
     """Turn every parameter of a teacher's network into a buffer.
 
-    A buffer moves with the model and is broadcast when DDP wraps it, but it is never optimised, never waited for by
-    DDP's reducer. Each module lists the names of its weights as ``frozen_names``: FSDP shards those of ViTs.
+    A buffer moves with the model and is broadcast when DDP wraps it, but it is never optimised, and never waited for
+    by DDP's reducer. Each module lists the names of its weights as ``frozen_names``: FSDP shards those of ViTs.
 
     Args:
         network: The network, changed in place.
@@ -213,6 +213,12 @@ class Masking(nn.Module):
         raise NotImplementedError
 
 
+def reset(module: Any) -> None:
+    """Let a module draw new weights of its own, if it can."""
+    if hasattr(module, 'reset_parameters'):
+        module.reset_parameters()
+
+
 class Head(nn.Module):
     """Predicts the target at the tokens of a region.
 
@@ -228,6 +234,7 @@ class Head(nn.Module):
     reaches_hidden = False  #: Whether it can predict patches that are hidden from the student
     predicts_cls = True  #: Whether it can predict the cls token
     reads_cls = False  #: Whether it needs a student with a cls token
+    reads_visible = False  #: Whether it needs a student that computes visible patches only
     per_process = False  #: Whether an image's prediction depends on the process that computes it
     many_taps = False  #: Whether one head reads all of the student's taps, instead of one head per tap
     kinds: tuple[str, ...] = ('tokens',)  #: Kinds of taps it accepts: 'tokens', 'relation' or both
@@ -238,7 +245,9 @@ class Head(nn.Module):
         self.in_width, self.out_width, self.grid = in_width, out_width, grid
 
     def reset_parameters(self) -> None:
-        """Draw new weights, as at the start of a stage."""
+        """Draw new weights, as at the start of a stage; by default, each part draws its own."""
+        for part in self.children():  # apply() takes a part after its own parts, which it may draw otherwise
+            part.apply(reset)
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width).

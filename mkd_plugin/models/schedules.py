@@ -61,6 +61,8 @@ class CosineRamp(Ramp):
 def build_schedule(value: float | dict[str, Any], *, low: float, high: float, name: str) -> Callable[[Progress], float]:
     """Build the schedule of a number or of a ramp's config. Raises ValueError for values outside [low, high]."""
     ramp = LinearRamp(start=value, end=value) if isinstance(value, (int, float)) else build(value)
+    if not isinstance(ramp, Ramp):
+        raise ValueError(f'{name}={value}: give a number, or the config of a ramp, such as LinearRamp.')
     if not (low <= ramp.start <= high and low <= ramp.end <= high):
         limit = f'in [{low:g}, {high:g}]' if math.isfinite(high) else f'at or above {low:g}'
         raise ValueError(f'{name}={value}: every value must be {limit}.')

@@ -16,7 +16,7 @@ from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens
 
 METHODS = ('phi', 'global', 'channel', 'pca', 'zca', 'hadamard')
-LEAST = 1e-9  # eigenvalue for a whitening, relative to the largest
+LEAST = 1e-9  # variance or eigenvalue, relative to the largest
 
 
 class TargetStatistics(nn.Module):
@@ -131,9 +131,8 @@ class FixedStandardize(TargetStatistics):
     @torch.no_grad()
     def add(self, target: Tensor, region: RegionTokens | None) -> None:
         """Add a batch to the sums, and renew the estimate if it is due."""
-        for buffer, value in zip(
-            (self.tokens, self.total, self.products), sums(target, region, products=True), strict=True
-        ):
+        buffers = self.tokens, self.total, self.products
+        for buffer, value in zip(buffers, sums(target, region, products=True), strict=True):
             buffer += value
         self.batches += 1
         self.count += 1
@@ -149,7 +148,8 @@ def transform_of(covariance: Tensor, method: str) -> Tensor:
     """Compute W from a covariance (D, D), float64."""
     width = len(covariance)
     if method == 'channel':
-        return covariance.diagonal().rsqrt().diag()
+        variances_D = covariance.diagonal()
+        return variances_D.clamp(min=LEAST * variances_D.max()).rsqrt().diag()
     if method == 'global':
         return torch.eye(width).to(covariance) * covariance.diagonal().mean().rsqrt()
     values_D, vectors_DD = torch.linalg.eigh(covariance)
@@ -264,7 +264,7 @@ class RunningStandardize(TargetStatistics):
         """Move the averages towards a batch."""
         count, total_D, squares_D = sums(target, region, products=False)
         mean_D = total_D / count
-        std_D = ((squares_D - count * mean_D.square()).clamp(min=0) / (count - 1)).sqrt() + self.eps
+        std_D = ((squares_D - count * mean_D.square()).clamp(min=0) / (count - 1).clamp(min=1)).sqrt() + self.eps
         share = self.share if self.count else 1.0
         self.mean.lerp_(mean_D, share)
         self.std.lerp_(std_D, share)

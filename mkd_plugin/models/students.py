@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mkd_plugin.checkpoint.resize import resize_positions
 from mkd_plugin.models.backbones import resampling
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.models.vit.block import BEIT_INIT
@@ -141,20 +140,11 @@ class TwoSizeViT(PlainViT):
         count = round(len(images_BCHW) * self.share)
         reduced_BCHW = F.interpolate(images_BCHW[count:], size=self.image_hw, mode='bilinear', antialias=True)
         small = super().forward(reduced_BCHW, None, taps, depth)
-        large = self._compute_large(images_BCHW[:count], taps, self.arch.depth if depth is None else depth)
-        joined = {tap: Tokens(torch.cat([tokens_BND, small.tokens(tap)])) for tap, tokens_BND in large.items()}
-        return TokenFeatures(joined, self.num_prefix)
-
-    def _compute_large(self, images_BCHW: Tensor, taps: Sequence[str], depth: int) -> dict[str, Tensor]:
-        """Compute the taps of large images, with patches resampled, (B, P + L, D)."""
-        patches_BLD = self.patch_embed(images_BCHW)
-        if self.pos_embed is not None:
-            positions_1LD = self.pos_embed[:, self.num_placed :]
-            patches_BLD = patches_BLD + resize_positions(positions_1LD, self.grid, self.large_grid, 0)
-        turns_1NK = None if self.rotary is None else self.rotary.at(self.large_grid, self.rotary.turns)
-        tokens_BND = self.pre_norm(self._with_prefix(patches_BLD))
-        values = run_blocks(self, tokens_BND, [parse_tap(tap, depth) for tap in taps], None, turns_1NK)
-        return {tap: self._at_grid(value.at(slice(None))) for tap, value in values.items()}
+        tokens_BND, turns_1NK = self.embed_at(images_BCHW[:count], self.large_grid)
+        parsed = [parse_tap(tap, self.arch.depth if depth is None else depth) for tap in taps]
+        large = run_blocks(self, tokens_BND, parsed, None, turns_1NK)
+        parts = {tap: [self._at_grid(value.at(slice(None))), small.tokens(tap)] for tap, value in large.items()}
+        return TokenFeatures({tap: Tokens(torch.cat(both)) for tap, both in parts.items()}, self.num_prefix)
 
     def _at_grid(self, tokens_BND: Tensor) -> Tensor:
         """Resample the patches of a large image to the grid of ``img_size``, (B, P + L, D)."""
@@ -184,6 +174,8 @@ class ClassifierViT(VisionTransformer):
 
     def __init__(self, *, position: str = 'learned', frozen_patch_embed: bool = False, **options: Any) -> None:
         super().__init__(position=position, **options)
+        if self.proj is not None:
+            raise ValueError('ClassifierViT(projection=…): the features are not projected. Leave it out.')
         self.patch_embed.requires_grad_(not frozen_patch_embed)
         del self.ln1
         self.ln2 = nn.LayerNorm(self.arch.width, eps=1e-6)

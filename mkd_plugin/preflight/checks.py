@@ -128,17 +128,10 @@ def data_classes(dataset: dict[str, Any], scope: str) -> tuple[Any, ...] | None:
     return tuple(classes) if isinstance(classes, (list, tuple)) else None
 
 
-def items_of(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield key and value of a dict, index and value of a list; nothing of anything else."""
-    if isinstance(node, dict):
-        yield from node.items()
-    elif isinstance(node, (list, tuple)):
-        yield from enumerate(node)
-
-
 def parts_of(node: Any, where: str = '') -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and value of all that a part of a config holds, the outer before the inner."""
-    for key, part in items_of(node):
+    numbered = enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, part in node.items() if isinstance(node, dict) else numbered:
         here = f'{where}.{key}' if where else str(key)
         yield here, part
         yield from parts_of(part, here)

@@ -71,7 +71,9 @@ class Measurements:
         for column, protocol, key in self.cells:
             record = self.store.read(key)
             if record:
-                self.table.rows.setdefault(column, []).extend(to_row(values) for values in record.value)
+                rows = [Row(**values) for values in record.value]
+                rows = [replace(row, top1=math.nan) if row.top1 is None else row for row in rows]  # JSON has no NaN
+                self.table.rows.setdefault(column, []).extend(rows)
             if key in failures and not failures.keys() & set(dependencies[key]):
                 self.table.fail(column, protocol, failures[key].reason)
 
@@ -82,12 +84,6 @@ def rows_of(run: Measure, context: JobContext) -> list[dict[str, Any]]:
         return [asdict(row) for row in run(context.report)]
     except OSError as error:
         raise ValueError(str(error)) from error
-
-
-def to_row(values: Mapping[str, Any]) -> Row:
-    """Restore a row from JSON, which has no NaN."""
-    row = Row(**values)
-    return replace(row, top1=math.nan) if row.top1 is None else row
 
 
 def describe(record: Record) -> str:

@@ -117,7 +117,10 @@ def maps_figure(title: str, pictures: Floats, found: Mapping[str, Any]) -> Figur
                 grid = np.shape(next(iter(layers.values()))[image][query])
             else:
                 overlay(axis, pictures[image], np.array(layers[layer][image][query]))
-            mark_patch(axis, queries[query], (height / grid[0], width / grid[1]))
+            side_x, side_y = width / grid[1], height / grid[0]
+            corner = (queries[query][1] * side_x, queries[query][0] * side_y)
+            for colour, line_width in (('black', 2.4), ('white', 1.2)):  # visible on dark and on light images
+                axis.add_patch(Rectangle(corner, side_x, side_y, fill=False, edgecolor=colour, lw=line_width))
     for axis, name in zip(axes[0], ['query', *layers], strict=True):
         axis.set_title(name.replace(':', ' '), fontsize='small')
     return figure
@@ -131,13 +134,6 @@ def overlay(axis: Axes, picture: Floats, weights: Floats) -> None:
     colour = np.broadcast_to(ATTENTION, (*weights.shape, 3))
     opacity = 0.9 * weights[..., None] / weights.max()
     axis.imshow(np.concatenate([colour, opacity], axis=2), extent=extent, interpolation='nearest')
-
-
-def mark_patch(axis: Axes, place: Sequence[int], patch_hw: tuple[float, float]) -> None:
-    """Draw a square around a patch that is visible on dark and on light images."""
-    corner = (place[1] * patch_hw[1], place[0] * patch_hw[0])
-    for colour, width in (('black', 2.4), ('white', 1.2)):
-        axis.add_patch(Rectangle(corner, patch_hw[1], patch_hw[0], fill=False, edgecolor=colour, lw=width))
 
 
 def density_figure(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:

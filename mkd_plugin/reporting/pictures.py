@@ -62,7 +62,9 @@ def draw_sample(visualizer: Any, image_HW3: Picture, sample: Any) -> tuple[Pictu
         picture = np.asarray(visualizer.get_image())
         if segmented:
             labels_HW = sample.get('gt_sem_seg' if truth else 'pred_sem_seg').data[0].numpy()
-            picture = reveal_ignored(picture, image, labels_HW == IGNORED)
+            # show the image at ignored pixels, which mmseg darkens, but for labels of classes that reach there
+            darkened_HW = (np.abs(picture - image * (1 - OPACITY)) < 2).all(axis=-1)
+            picture = np.where(((labels_HW == IGNORED) & darkened_HW)[..., None], image, picture)
         drawn.append(picture)
     return image, drawn[0], drawn[1]
 
@@ -72,12 +74,6 @@ def ignore_background(labels_1HW: Tensor, classes: Sequence[str]) -> None:
     for index, name in enumerate(classes):
         if name.lower() == BACKGROUND:
             labels_1HW[labels_1HW == index] = IGNORED
-
-
-def reveal_ignored(drawn_HW3: Picture, image_HW3: Picture, ignored_HW: npt.NDArray[np.bool_]) -> Picture:
-    """Show the image at ignored pixels, which mmseg's visualizer darkens. Labels of classes that reach there stay."""
-    darkened_HW = (np.abs(drawn_HW3 - image_HW3 * (1 - OPACITY)) < 2).all(axis=-1)
-    return np.where((ignored_HW & darkened_HW)[..., None], image_HW3, drawn_HW3)
 
 
 def enlarge_sample(sample: Any, factor: int) -> Any:

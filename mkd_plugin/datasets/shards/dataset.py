@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import Progress
 
-from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, ReplaceUnreadable, read_list
+from mkd_plugin.datasets.folder import EXTENSIONS, MOST_CLASSES, ReplaceUnreadable, lines_of, read_list
 from mkd_plugin.datasets.shards.listing import ShardList, open_list
 from mkd_plugin.datasets.shards.members import File, ShardIndex, read_index, scan, write_index
 from mkd_plugin.datasets.shards.storage import place_of
@@ -69,7 +69,8 @@ class ShardDataset(ReplaceUnreadable):
         )
         names = place_of(os.path.join(data_root, data_prefix, CLASSES))
         if with_label and classes is None and names.is_file():
-            classes = str(names) if isinstance(names, Path) else names.read_text().splitlines()
+            local = isinstance(names, Path)
+            classes = str(names) if local else lines_of(str(names), names.read_text().encode(), 'utf-8-sig')
         if isinstance(classes, str):
             classes = read_list(os.path.expanduser(classes))
         super().__init__(

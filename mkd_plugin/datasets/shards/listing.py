@@ -121,6 +121,8 @@ def open_list(
         files = [(str(file), file.stat().st_size, version_of(file)) for file in (*tars, *indexes)]
         return hashlib.sha256(repr(files).encode()).hexdigest()
 
+    for tar in tars:
+        tar.stat()  # an error here is none of the cache
     try:
         target = cache_folder() / f'{place}.list'
         with lock_file(target.with_suffix('.lock'), wait=True):

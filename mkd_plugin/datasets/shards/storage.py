@@ -143,7 +143,7 @@ class BlockCache:
     def __init__(self) -> None:
         try:
             self.most = int(float(os.environ.get(GIGABYTES, '20')) * 1e9)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise StorageError(f'{GIGABYTES}={os.environ[GIGABYTES]}: give a number, such as 20.') from error
         self.folder: Path | None = None
         if self.most >= BLOCK_BYTES:

@@ -217,6 +217,7 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write a shard atomically, then its index; return its entry of the manifest."""
     skipped: list[tuple[str, str]] = []
+    numbers = {name: str(number).encode() for number, name in enumerate(classes)}
     with atomic_write(tar, 'wb') as file, tarfile.open(fileobj=file, mode='w|', format=tarfile.USTAR_FORMAT) as archive:
         for number, (source, image) in enumerate(zip(sources, encoded, strict=True), first):
             if image.skipped:
@@ -224,7 +225,7 @@ def write_shard(
                 continue
             add_member(archive, f'{number:09d}{image.ending}', image.content)
             if classes:
-                add_member(archive, f'{number:09d}.cls', str(classes.index(source.label)).encode())
+                add_member(archive, f'{number:09d}.cls', numbers[source.label])
     write_index(tar, scan(tar))
     images = len(sources) - len(skipped)
     return dict(sha256=sha256_of(tar), bytes=tar.stat().st_size, images=images, skipped=skipped)

@@ -37,12 +37,6 @@ class ResidualAdaptor(Head):
     def _layer(width: int, out_width: int) -> nn.Sequential:
         return nn.Sequential(nn.LayerNorm(width), nn.GELU(), nn.Linear(width, out_width))
 
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.LayerNorm)):
-                module.reset_parameters()
-
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
         x = self.embed(features.select(taps[0], region))

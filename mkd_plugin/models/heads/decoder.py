@@ -12,7 +12,7 @@ from mkd_plugin.models.protocols import Head
 from mkd_plugin.models.vit import Arch, Block, sincos_positions
 from mkd_plugin.models.vit.block import MAE_INIT, DropPath, drop_path_rates
 from mkd_plugin.registry import MODELS, build
-from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, TokenMask, take
+from mkd_plugin.structures import RegionTokens, TokenFeatures, take
 
 
 def cls_and_patches(features: TokenFeatures, tap: str) -> Tensor:
@@ -76,23 +76,16 @@ class TransformerDecoder(Head):
         """Compute predictions, (B, R, out_width)."""
         tokens_BND, prefix = self.embed(cls_and_patches(features, taps[0])), min(features.num_prefix, 1)
         if features.mask is not None:
-            tokens_BND = self._fill_hidden(tokens_BND, features.mask, prefix)
+            assert features.mask.ids_hide_BM is not None
+            hidden_BMD = self.mask_token.to(tokens_BND.dtype).expand(*features.mask.ids_hide_BM.shape, -1)
+            patches_BLD = features.mask.fill(tokens_BND[:, prefix:], hidden_BMD)
+            tokens_BND = torch.cat([tokens_BND[:, :prefix], patches_BLD], dim=1)
         tokens_BND = self.stream(tokens_BND + self.pos_embed[:, 1 - prefix :])
         kept = self.drop_path(tokens_BND)
         for block, factors in zip(self.layers[:-1], kept[:-1], strict=True):
             tokens_BND, _ = block(tokens_BND, kept_2B11=factors)
         tokens_BRD, _ = self.layers[-1](tokens_BND, region.rows(prefix), kept_2B11=kept[-1])
         return self.predict(self.norm(tokens_BRD))
-
-    def _fill_hidden(self, tokens_BND: Tensor, mask: TokenMask, prefix: int) -> Tensor:
-        """Insert mask tokens: cls, if any, and visible tokens → the same and all L patches in row-major order."""
-        assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None
-        shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
-        cls, visible_BVD = tokens_BND[:, :prefix], tokens_BND[:, prefix:]
-        batch, visible, width = visible_BVD.shape
-        hidden = self.mask_token.to(visible_BVD.dtype).expand(batch, shuffled_BL.shape[1] - visible, width)
-        patches_BLD = Permute.apply(torch.cat([visible_BVD, hidden], dim=1), mask.ids_restore_BL, shuffled_BL)
-        return torch.cat([cls, patches_BLD], dim=1)
 
 
 @MODELS.register_module()

@@ -90,12 +90,6 @@ class ProjectorHead(Head):
             layers += [nn.GELU(), nn.Linear(out_width, out_width)]
         self.layers = nn.Sequential(*layers)
 
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
-
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
         return self.layers(features.select(taps[0], region))

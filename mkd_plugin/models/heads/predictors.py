@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mkd_plugin.models.heads.decoder import TransformerDecoder, cls_and_patches
 from mkd_plugin.models.protocols import Head
 from mkd_plugin.registry import MODELS
-from mkd_plugin.structures import Permute, RegionTokens, TokenFeatures, take
+from mkd_plugin.structures import RegionTokens, TokenFeatures, take
 
 
 class ConvLayer(nn.Module):
@@ -58,7 +58,7 @@ class ConvDecoder(Head):
         noise: float = 0.01,
     ) -> None:
         super().__init__(in_width=in_width, out_width=out_width, grid=grid)
-        if depth < 1 or kernel % 2 == 0 or width % groups or in_width % groups:
+        if min(depth, groups) < 1 or kernel % 2 == 0 or width % groups or in_width % groups:
             raise ValueError(
                 f'depth={depth}, kernel={kernel}, groups={groups}: use at least one layer, an odd kernel, and groups that '
                 f"divide width={width} and the student's width {in_width}."
@@ -70,21 +70,14 @@ class ConvDecoder(Head):
         self.predict = nn.Linear(width, out_width)
         self.noise = noise
 
-    def reset_parameters(self) -> None:
-        """Draw new weights, by PyTorch's defaults."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.reset_parameters()
-
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:
         """Compute predictions, (B, R, out_width)."""
         patches_BVD = features.tokens(taps[0])[:, features.num_prefix :]
         mask = features.mask
         if mask is not None:
-            assert mask.ids_keep_BV is not None and mask.ids_hide_BM is not None
+            assert mask.ids_hide_BM is not None
             noise_BMD = patches_BVD.new_empty(*mask.ids_hide_BM.shape, patches_BVD.shape[-1]).normal_(std=self.noise)
-            shuffled_BL = torch.cat([mask.ids_keep_BV, mask.ids_hide_BM], dim=1)
-            patches_BVD = Permute.apply(torch.cat([patches_BVD, noise_BMD], 1), mask.ids_restore_BL, shuffled_BL)
+            patches_BVD = mask.fill(patches_BVD, noise_BMD)
         maps_BDHW = self.layers(patches_BVD.transpose(1, 2).reshape(len(patches_BVD), -1, *self.grid))
         return self.predict(take(maps_BDHW.flatten(2).transpose(1, 2), region.ids_BR))
 
@@ -101,10 +94,12 @@ class TargetPredictor(TransformerDecoder):
     """
 
     predicts_cls = False
-    pos_embed: Tensor
+    reads_visible = True
 
     def __init__(self, *, blocks: int = 4, **options: Any) -> None:
         super().__init__(**options)
+        if blocks < 1:
+            raise ValueError(f'blocks={blocks}: it must be at least 1.')
         self.blocks = blocks
 
     def forward(self, features: TokenFeatures, taps: Sequence[str], region: RegionTokens) -> Tensor:

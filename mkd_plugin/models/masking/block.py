@@ -51,6 +51,14 @@ def draw_blocks(
     return hidden_BRC
 
 
+def check_blocks(min_block: int, min_aspect: float, most: int) -> None:
+    """Raise ValueError for blocks that cannot be drawn where at most ``most`` patches are hidden."""
+    if not 1 <= min_block <= most:
+        raise ValueError(f'min_block={min_block}: it must lie in [1, {most}], the number of hidden patches.')
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1].')
+
+
 @MODELS.register_module()
 class BlockMasking(Masking):
     """Hides rectangular blocks of *at most* ``num_hidden`` patches in total, so the number varies between images.
@@ -91,12 +99,7 @@ class BlockMasking(Masking):
                 f'{given} hides {most} of {self.num_patches} patches; the number must lie in [1, {self.num_patches - 1}]. '
                 'To hide nothing, use NoMasking.'
             )
-        if not 1 <= min_block <= most:
-            raise ValueError(
-                f'min_block={min_block}: it must lie in [1, {most}], the maximum number of hidden patches.'
-            )
-        if not 0 < min_aspect <= 1:
-            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1].')
+        check_blocks(min_block, min_aspect, most)
         if not student.network.sees_all:
             raise ValueError(
                 f'BlockMasking hides a different number of patches in each image, but {type(student.network).__name__} '

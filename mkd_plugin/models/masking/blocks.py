@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mkd_plugin.models.masking.block import DRAWS, draw_blocks
+from mkd_plugin.models.masking.block import DRAWS, check_blocks, draw_blocks
 from mkd_plugin.models.masking.random import count_visible
 from mkd_plugin.models.protocols import Masking, StudentContext, TeacherFeatures
 from mkd_plugin.registry import MODELS
@@ -62,11 +62,7 @@ class ExactBlockMasking(PreferringMasking):
         self, *, student: StudentContext, min_block: int = 16, min_aspect: float = 0.3, **options: Any
     ) -> None:
         super().__init__(student=student, **options)
-        most = self.num_patches - self.num_visible
-        if not 1 <= min_block <= most:
-            raise ValueError(f'min_block={min_block}: it must lie in [1, {most}], the number of hidden patches.')
-        if not 0 < min_aspect <= 1:
-            raise ValueError(f'min_aspect={min_aspect} must lie in (0, 1].')
+        check_blocks(min_block, min_aspect, self.num_patches - self.num_visible)
         self.min_block, self.min_aspect = min_block, min_aspect
 
     def prefer(self, images: int) -> Tensor:
@@ -145,15 +141,18 @@ class MultiBlockMasking(Masking):
         min_visible: int = 11,
     ) -> None:
         super().__init__(student=student)
-        for name, (low, high) in (('target_area', target_area), ('context_area', context_area)):
-            if not 0 < low <= high <= 1:
-                raise ValueError(f'{name}={low, high}: give two shares in (0, 1], the smaller one first.')
-        if not 1 <= min_visible < self.num_patches or targets < 1 or not 0 < target_aspect[0] <= target_aspect[1]:
-            raise ValueError(
-                f'targets={targets}, min_visible={min_visible}, target_aspect={target_aspect}: use at least one target, '
-                f'between 1 and {self.num_patches - 1} visible patches, and positive aspect ratios, the smaller one first.'
-            )
+        pairs = dict(target_area=target_area, context_area=context_area, target_aspect=target_aspect)
+        for name, pair in pairs.items():
+            most, kind = (1.0, 'shares in (0, 1]') if name.endswith('area') else (float('inf'), 'ratios above 0')
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+                raise ValueError(f'{name}={pair}: give two {kind}, the smaller one first.')
         self.grid, self.targets, self.num_visible = student.grid, targets, min_visible
+        rows, columns = self._sides(context_area[0], 1.0)
+        if not 1 <= min_visible <= rows * columns or targets < 1:
+            raise ValueError(
+                f'targets={targets}, min_visible={min_visible}: use at least one target, and between 1 and {rows * columns} '
+                'visible patches, which the smallest context has.'
+            )
         self.target_size, self.context_size = (target_area, target_aspect), (context_area, (1.0, 1.0))
 
     def regions(self) -> Mapping[str, RegionSpec]:
@@ -168,23 +167,25 @@ class MultiBlockMasking(Masking):
         # how many targets, counted from the first, can be cut from the context
         cut_BKL = context_BL.unsqueeze(1) & ~targets_BKL.cummax(dim=1).values
         enough_BK = cut_BKL.sum(dim=2) >= self.num_visible
-        shown_BL = torch.where(enough_BK[:, :1], cut_BKL[:, 0], context_BL)
-        for k in range(1, self.targets):
-            shown_BL = torch.where(enough_BK[:, k : k + 1], cut_BKL[:, k], shown_BL)
+        shown_BL = torch.cat([context_BL.unsqueeze(1), cut_BKL], dim=1)[torch.arange(batch), enough_BK.sum(dim=1)]
         least = int(shown_BL.sum(dim=1).min())
         ids_BV = (~shown_BL).to(torch.uint8).argsort(dim=1, stable=True)[:, :least]
         ids_BR = targets_BKL.nonzero()[:, 2].view(batch, -1)
         mask = TokenMask.from_kept(to_device(ids_BV, device), self.num_patches)
         return replace(mask, regions={'targets': to_device(ids_BR, device)})
 
+    def _sides(self, share: float, aspect: float) -> list[int]:
+        """Height and width of a block of this share of the patches; as in the reference code, less than the grid's."""
+        area = int(self.num_patches * share)
+        sides = zip(self.grid, ((area * aspect) ** 0.5, (area / aspect) ** 0.5), strict=True)
+        return [max(min(round(side), limit - 1), 1) for limit, side in sides]
+
     def _place(self, batch: int, count: int, areas: tuple[float, float], aspects: tuple[float, float]) -> Tensor:
         """Place blocks of one random size, (B, K, L), True in the block; as in the reference code, not in the last row."""
         share = torch.rand(()).item()
-        area = int(self.num_patches * (areas[0] + share * (areas[1] - areas[0])))
-        aspect = aspects[0] + share * (aspects[1] - aspects[0])
+        area, aspect = (low + share * (high - low) for low, high in (areas, aspects))
         inside = []
-        for limit, side in zip(self.grid, ((area * aspect) ** 0.5, (area / aspect) ** 0.5), strict=True):
-            length = max(min(round(side), limit - 1), 1)
+        for limit, length in zip(self.grid, self._sides(area, aspect), strict=True):
             first_BK1 = (torch.rand(batch, count, 1) * (limit - length)).long()
             places = torch.arange(limit)
             inside.append((places >= first_BK1) & (places < first_BK1 + length))

@@ -63,13 +63,6 @@ class AttentionMasking(Masking):
         return TokenMask.from_kept(ids_BV, self.num_patches)
 
 
-def drop_most_average(tokens_BLD: Tensor, ids_kept_BV: Tensor, num_keep: int) -> Tensor:
-    """Ids of the ``num_keep`` of the tokens ``ids_kept_BV`` whose cosine similarity to their mean is lowest."""
-    kept_BVD = take(tokens_BLD, ids_kept_BV)
-    similarity_BV = F.cosine_similarity(kept_BVD, kept_BVD.mean(dim=1, keepdim=True), dim=-1)
-    return ids_kept_BV.gather(1, similarity_BV.topk(num_keep, dim=1, largest=False).indices)
-
-
 @MODELS.register_module()
 class RedundancyMasking(Masking):
     """Hides redundant patches: drops, at several layers of a teacher, the tokens most similar to their mean.
@@ -114,7 +107,9 @@ class RedundancyMasking(Masking):
         features = teacher_features(self.teacher)
         ids_BV = torch.arange(self.num_patches, device=images_BCHW.device).expand(len(images_BCHW), -1)
         for tap, count in zip(self.taps, self.counts, strict=True):
-            ids_BV = drop_most_average(features.tokens(tap)[:, features.num_prefix :], ids_BV, count)
+            kept_BVD = take(features.tokens(tap)[:, features.num_prefix :], ids_BV)
+            similarity_BV = F.cosine_similarity(kept_BVD, kept_BVD.mean(dim=1, keepdim=True), dim=-1)
+            ids_BV = ids_BV.gather(1, similarity_BV.topk(count, dim=1, largest=False).indices)
         return TokenMask.from_kept(ids_BV, self.num_patches)
 
 

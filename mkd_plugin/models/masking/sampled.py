@@ -69,6 +69,7 @@ class SeveralMasks(Masking):
         self.masking: Masking = build(masking, student=student)
         self.num_visible, self.count = self.masking.num_visible, count
         self.per_image = count * self.masking.per_image
+        self.per_process, self.reads_cls = self.masking.per_process, self.masking.reads_cls
 
     def regions(self) -> Mapping[str, RegionSpec]:
         """Declare the masking's regions."""

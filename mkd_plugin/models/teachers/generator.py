@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from mkd_plugin.checkpoint.load import load_module
 from mkd_plugin.models.protocols import StudentContext, Teacher, freeze
@@ -91,14 +91,6 @@ def as_tokens(output: Any) -> Tensor:
     return tokens
 
 
-def load_generator(generator: nn.Module, init_cfg: dict[str, Any] | None) -> None:
-    """Load the checkpoint of ``init_cfg`` strictly; mmengine's own loading only logs missing keys."""
-    if init_cfg is not None and init_cfg['type'] == 'Pretrained':
-        load_module(generator, init_cfg['checkpoint'], prefix=init_cfg.get('prefix', ''))
-    elif isinstance(generator, BaseModule):
-        generator.init_weights()
-
-
 @MODELS.register_module()
 class GeneratorTeacher(Teacher):
     """Wraps a target generator, called as ``generator(images)``. The only tap is ``output``.
@@ -129,14 +121,22 @@ class GeneratorTeacher(Teacher):
     ) -> None:
         super().__init__(student=student)
         self.generator = build(generator)
-        load_generator(self.generator, generator.get('init_cfg'))
+        start = generator.get('init_cfg')
+        if start is not None and start['type'] == 'Pretrained':  # mmengine's own loading only logs missing keys
+            load_module(self.generator, start['checkpoint'], prefix=start.get('prefix', ''))
+        elif isinstance(self.generator, BaseModule):
+            self.generator.init_weights()
         freeze(self.generator, in_checkpoints=False)
         self.train()
         image_hw = None if img_size is None else (img_size, img_size)
         self.view = PixelView(student, image_hw=image_hw, pixel_mean=pixel_mean, pixel_std=pixel_std)
         name, (height, width) = type(self.generator).__name__, student.network.image_hw
-        with torch.no_grad():
-            trial = as_tokens(self.generator(self.view(torch.zeros(1, student.network.in_channels, height, width))))
+        try:
+            with torch.no_grad():
+                trial = as_tokens(self.generator(self.view(torch.zeros(1, student.network.in_channels, height, width))))
+        except RuntimeError as error:
+            size = self.view.image_hw
+            raise ValueError(f'{name} cannot compute images of {size} px: {error}. Set img_size.') from error
         self.num_prefix = trial.shape[1] - student.num_patches
         if self.num_prefix not in (0, 1):
             raise ValueError(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mkd_plugin.models.protocols import Progress, Student, StudentContext, freeze
-from mkd_plugin.models.teachers.student_copy import MomentumTeacher, depth_of
+from mkd_plugin.models.protocols import Progress, Student, StudentContext
+from mkd_plugin.models.teachers.student_copy import MomentumTeacher, copy_weights, depth_of
 from mkd_plugin.registry import MODELS
 from mkd_plugin.structures import RegionTokens, TapSpec, TapValue, TokenFeatures, TokenMask, Tokens
 
@@ -42,15 +42,12 @@ class AnchoredTeacher(MomentumTeacher):
         if every < 1 or times < 1:
             raise ValueError(f'every={every}, times={times}: both must be at least 1.')
         self.every, self.times = every, times
-        self.anchor = copy.deepcopy(student.network)
-        self.anchor.init_cfg = None  # its weights are the student's, not a file's
-        freeze(self.anchor, in_checkpoints=True)
-        self.train()
+        self.anchor = copy.deepcopy(self.network)
 
     def start_from(self, student: Student) -> None:
         """Copy the student's weights to both networks."""
         super().start_from(student)
-        self._copy_average()
+        copy_weights(self.anchor, self.network)
 
     def tap_spec(self, name: str) -> TapSpec:
         """Describe a tap of the average, or of the anchor."""
@@ -72,13 +69,7 @@ class AnchoredTeacher(MomentumTeacher):
         """Move the average, and copy it when it is time."""
         super().after_step(student, progress)
         if progress.step % self.every == 0 and 1 <= progress.step // self.every <= self.times:
-            self._copy_average()
-
-    @torch.no_grad()
-    def _copy_average(self) -> None:
-        weights = self.network.state_dict()
-        for name, own in self.anchor.state_dict().items():
-            own.copy_(weights[name])
+            copy_weights(self.anchor, self.network)
 
 
 @MODELS.register_module()

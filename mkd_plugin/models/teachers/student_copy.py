@@ -16,6 +16,14 @@ from mkd_plugin.registry import MODELS, build
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
 
+@torch.no_grad()
+def copy_weights(own: Any, other: Any) -> None:
+    """Give a copy of a network the weights of another."""
+    weights = other.state_dict()
+    for name, value in own.state_dict().items():
+        value.copy_(weights[name])
+
+
 class StudentCopy(Teacher):
     """Base class of teachers whose network is a copy of the student, saved in checkpoints."""
 
@@ -43,12 +51,9 @@ class StudentCopy(Teacher):
         """Run the copy on the intact images."""
         return self.network(images_BCHW, None, taps, region=region)
 
-    @torch.no_grad()
     def start_from(self, student: Student) -> None:
         """Copy the student's weights."""
-        weights = student.state_dict()
-        for name, own in self.network.state_dict().items():
-            own.copy_(weights[name])
+        copy_weights(self.network, student)
 
 
 @MODELS.register_module()
@@ -87,16 +92,17 @@ class BootstrappedTeacher(StudentCopy):
             raise ValueError(
                 f"start_depth={start_depth}: it must lie in [0, {depth_of(student.network)}], and needs start='student'."
             )
-        shares = (1,) * stages if isinstance(stages, int) else tuple(stages)
-        if not shares or min(shares) < 1:
-            raise ValueError(f'stages={stages}: give the number of stages, or their relative lengths, all positive.')
+        shares = (1,) * stages if isinstance(stages, int) else tuple(stages) if isinstance(stages, Sequence) else ()
+        if not shares or not all(isinstance(share, int) and share >= 1 for share in shares):
+            raise ValueError(
+                f'stages={stages}: give the number of stages, or their relative lengths: whole numbers of at least 1.'
+            )
         self.stages = Stages(shares, reset_student, reset_optimizer)
         self.changes = len(shares) > 1
         self.first: Teacher | None = None if isinstance(start, str) else build(start, student=student)
         if self.first is not None and not self.first.sees_all:
             raise ValueError("Teacher 0 of a bootstrapped teacher must see the whole image: use sees='all'.")
         self.start_depth = start_depth
-        self.promotions = 0
 
     def promote(self, student: Student) -> None:
         """Copy the student, which becomes the teacher."""
@@ -172,5 +178,7 @@ def depth_of(student: Student) -> int:
     """Return a ViT's number of blocks. Raises ValueError for other students."""
     depth: int | None = getattr(getattr(student, 'arch', None), 'depth', None)
     if depth is None:
-        raise ValueError(f'It counts the blocks of a ViT, but the student is a {type(student).__name__}.')
+        raise ValueError(
+            f'This teacher counts the blocks of a ViT, but the student is a {type(student).__name__}. Use a MomentumTeacher.'
+        )
     return depth

@@ -229,7 +229,7 @@ def create(name: str, options: dict[str, Any]) -> Any:
     except Exception as error:  # whatever a model of timm raises
         raise ValueError(f'timm.create_model({name!r}) rejects the options {options}: {error}') from error
     if not hasattr(network, 'forward_intermediates'):
-        raise ValueError(f"timm's {name} has no forward_intermediates. Use another model, or write your own Teacher.")
+        raise ValueError(f"timm's {name} has no forward_intermediates. Use another model.")
     return network
 
 

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mkd_plugin.checkpoint.load import load_backbone
+from mkd_plugin.checkpoint.releases import CLIP_PIXELS, IMAGENET_PIXELS
 from mkd_plugin.models.protocols import StudentContext, Teacher, freeze
 from mkd_plugin.models.vit import VisionTransformer
 from mkd_plugin.registry import MODELS, check_options
 from mkd_plugin.structures import RegionTokens, TapSpec, TokenFeatures, TokenMask
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+(IMAGENET_MEAN, IMAGENET_STD), (CLIP_MEAN, CLIP_STD) = IMAGENET_PIXELS, CLIP_PIXELS
 
 
 class PixelView(nn.Module):
@@ -53,6 +51,11 @@ class PixelView(nn.Module):
                 student.pixel_std if pixel_std is None else pixel_std,
             )
         )
+        channels = student.network.in_channels
+        if {own_mean.numel(), own_std.numel()} != {channels} or not (own_std > 0).all():
+            raise ValueError(
+                f'pixel_mean={pixel_mean}, pixel_std={pixel_std}: give {channels} numbers each, std above 0.'
+            )
         # student's normalised → stored pixel → teacher's normalised, folded into one scale and shift per channel
         scale, shift = student_std / own_std, (student_mean - own_mean) / own_std
         self.same_pixels = bool((scale == 1).all() and (shift == 0).all())

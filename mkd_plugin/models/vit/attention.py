@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.rotary import FORMS, keep
-from mkd_plugin.structures import QueryKey, take
+from mkd_plugin.structures import take
 
 
 class AttentionOutput(NamedTuple):
@@ -23,10 +23,6 @@ class AttentionOutput(NamedTuple):
     q_BHRK: Tensor  #: Queries of the selected tokens, turned by rotary positions
     k_BHNK: Tensor  #: Keys, likewise
     v_BHNK: Tensor | None  #: Values; None if no tap reads them
-
-    def query_key(self) -> QueryKey:
-        """Pair queries with keys, for token relations."""
-        return QueryKey(self.q_BHRK, self.k_BHNK)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_1HNN: Tensor | None = None, rows_BR: Tensor | None = None) -> Tensor:
@@ -146,11 +142,7 @@ class Attention(nn.Module):
         q, k = self.turn(q, turns_BNK, rows_BR), self.turn(k, turns_BNK)
         bias = self.rel_pos_bias() if self.rel_pos_bias is not None else bias_1HNN
         out_BHNK = self.attend(q, k, v, bias, rows_BR)
-        return AttentionOutput(self._update(out_BHNK), q, k, v)
-
-    def _update(self, out_BHNK: Tensor) -> Tensor:
-        """Compute the residual update from the heads' mixed values."""
-        return self.gamma1(self.proj(self.inner_norm(out_BHNK.transpose(1, 2).flatten(2))))
+        return AttentionOutput(self.gamma1(self.proj(self.inner_norm(out_BHNK.transpose(1, 2).flatten(2)))), q, k, v)
 
     def project(self, x_BND: Tensor, turns_BNK: Tensor | None, *, values: bool) -> AttentionOutput:
         """Compute only queries and keys, and values if requested, when no later layer is needed."""

@@ -35,8 +35,11 @@ class Arch:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.num_heads, self.mlp_ratio) <= 0 or self.width % self.num_heads:
-            raise ValueError(f'{self}: all sizes must be positive, and width must be a multiple of num_heads.')
+        whole = self.width, self.depth, self.num_heads
+        if min(*whole, self.mlp_ratio) <= 0 or set(map(type, whole)) != {int} or self.width % self.num_heads:
+            raise ValueError(
+                f'{self}: sizes must be positive, whole except mlp_ratio, and width a multiple of num_heads.'
+            )
 
 
 ARCHS = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +17,23 @@ def cut_patches(images_BCHW: Tensor, size: int) -> Tensor:
     batch, channels, height, width = images_BCHW.shape
     cut = images_BCHW.reshape(batch, channels, height // size, size, width // size, size)
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def hw_of(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of an image, pixels. Raises ValueError unless they are one or two whole numbers."""
+    sides = [img_size] * 2 if isinstance(img_size, int) else list(img_size) if isinstance(img_size, Sequence) else []
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f'img_size={img_size}: give the side of a square image, or (height, width), whole numbers.')
+    return sides[0], sides[1]
+
+
+def check_size(images_BCHW: Tensor, network: Any) -> None:
+    """Raise ValueError unless images have the size that a network was built for."""
+    if images_BCHW.shape[-2:] != network.image_hw:
+        raise ValueError(
+            f'The network was built for img_size={network.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
+            "Change the backbone's img_size or the pipeline's crop size."
+        )
 
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -53,9 +53,7 @@ def eva02_angles(places: Tensor, side: int, exponents: Tensor) -> Tensor:
 class RotaryForm(NamedTuple):
     """One way to turn queries and keys."""
 
-    turn: Callable[
-        ..., Tensor
-    ]  #: Turns queries or keys (B, H, N, K) by ``turns``; third argument: the tokens that they are
+    turn: Callable[..., Tensor]  #: Turns queries or keys (B, H, N, K) by ``turns``; third argument: their tokens
     angles: Callable[[Tensor, int, Tensor], Tensor]  #: (places (n, 1), side n, exponents (K/4,)) → (n, K/4)
 
 
@@ -89,9 +87,9 @@ class RotaryPositions(nn.Module):
         self.form, self.channels, self.num_prefix = form, channels, num_prefix
         self.register_buffer('turns', self.at(grid), persistent=False)
 
-    def at(self, grid: tuple[int, int], like: Tensor | None = None) -> Tensor:
-        """Compute cosines and sines for a grid, (1, P + L, K), on the device and in the dtype of ``like``."""
-        rows, columns = grid
+    def at(self, grid: tuple[int, int]) -> Tensor:
+        """Compute cosines and sines for a grid, (1, P + L, K), on the device and in the dtype of ``turns``, once they exist."""
+        (rows, columns), like = grid, getattr(self, 'turns', None)
         quarter, options = self.channels // 4, dict[str, Any](device=None if like is None else like.device)
         exponents = torch.arange(quarter, dtype=torch.float32, **options) / quarter
         down, across = (

@@ -164,5 +164,5 @@ def read_inside(tap: Tap, attention: AttentionOutput) -> TapValue:
     if tap.kind == 'value':
         assert attention.v_BHNK is not None
         return QueryKey(attention.v_BHNK, attention.v_BHNK, attention.v_BHNK.shape[-1] ** -0.5)
-    relation = attention.query_key()
+    relation = QueryKey(attention.q_BHRK, attention.k_BHNK)
     return relation if tap.kind == 'relation' else replace(relation, scale=relation.q_BHNK.shape[-1] ** -0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mkd_plugin.checkpoint.load import load_backbone
+from mkd_plugin.checkpoint.resize import resize_positions
 from mkd_plugin.models.vit.block import (
     ACTIVATIONS,
     MAE_INIT,
@@ -21,7 +22,7 @@ from mkd_plugin.models.vit.block import (
     drop_path_rates,
     resolve_arch,
 )
-from mkd_plugin.models.vit.embeddings import PatchEmbed, grid_of, sincos_positions
+from mkd_plugin.models.vit.embeddings import PatchEmbed, check_size, grid_of, hw_of, sincos_positions
 from mkd_plugin.models.vit.relative import RelativePositionBias
 from mkd_plugin.models.vit.rotary import FORMS, RotaryPositions
 from mkd_plugin.models.vit.taps import end_at_one_block, parse_tap, run_blocks
@@ -110,7 +111,7 @@ class VisionTransformer(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.image_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        self.image_hw = hw_of(img_size)
         self.grid = grid_of(self.image_hw, patch_size)
         self.arch = resolve_arch(arch)
         self.img_size, self.patch_size, self.in_channels = img_size, patch_size, in_channels
@@ -135,7 +136,8 @@ class VisionTransformer(BaseModule):
             num_registers=num_registers,
         )
         for option, allowed in CHOICES.items():
-            check_choice(option, self.options[option], allowed)
+            if self.options[option] not in allowed:
+                raise ValueError(f'{option}={self.options[option]!r}: use one of {list(allowed)}.')
         width = self.arch.width
         self.patch_embed = PatchEmbed(patch_size=patch_size, in_channels=in_channels, width=width)
         self._build_prefix(cls_token, distillation_token, num_registers)
@@ -217,12 +219,12 @@ class VisionTransformer(BaseModule):
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, if there is one. Raises ValueError if it does not cover the network."""
         entries = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-        pretrained = [entry for entry in entries if entry['type'] == 'Pretrained']
+        pretrained = [entry for entry in entries if entry.get('type') == 'Pretrained']
         if not pretrained:
             super().init_weights()
         for entry in pretrained:
-            new = entry.get('allow_missing', ())
-            load_backbone(self, entry['checkpoint'], prefix=entry.get('prefix'), allow_missing=new)
+            new, grid = entry.get('allow_missing', ()), entry.get('grid')
+            load_backbone(self, checkpoint_of(entry), prefix=entry.get('prefix'), allow_missing=new, grid=grid)
             self._is_init = True
 
     def tap_spec(self, name: str) -> TapSpec:
@@ -244,12 +246,16 @@ class VisionTransformer(BaseModule):
         Raises:
             ValueError: The images have another size, or the number of visible patches differs between images.
         """
-        if images_BCHW.shape[-2:] != self.image_hw:
-            raise ValueError(
-                f'The network was built for img_size={self.img_size}, got images of {tuple(images_BCHW.shape[-2:])}. '
-                "Change the backbone's img_size or the pipeline's crop size."
-            )
+        check_size(images_BCHW, self)
         return self.pre_norm(self._with_prefix(self._embed_patches(images_BCHW, mask)))
+
+    def embed_at(self, images_BCHW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Compute the input tokens of images of another grid (B, P + L, D), with positions resized, and their rotary turns."""
+        patches_BLD = self.patch_embed(images_BCHW)
+        if self.pos_embed is not None:
+            patches_BLD = patches_BLD + resize_positions(self.pos_embed[:, self.num_placed :], self.grid, grid, 0)
+        turns_1NK = None if self.rotary is None else self.rotary.at(grid)
+        return self.pre_norm(self._with_prefix(patches_BLD)), turns_1NK
 
     def _with_prefix(self, patches_BVD: Tensor) -> Tensor:
         """Put the prefix tokens before the patches, (B, P + V, D)."""
@@ -324,7 +330,8 @@ class VisionTransformer(BaseModule):
         return num_layers - 1, num_layers
 
 
-def check_choice(option: str, given: str | None, allowed: Sequence[str | None]) -> None:
-    """Raise ValueError unless an option has an allowed value."""
-    if given not in allowed:
-        raise ValueError(f'{option}={given!r}: use one of {list(allowed)}.')
+def checkpoint_of(init_cfg: Mapping[str, Any]) -> str:
+    """Return the file of ``dict(type='Pretrained', checkpoint=FILE)``. Raises ValueError if there is none."""
+    if not init_cfg.get('checkpoint'):
+        raise ValueError(f'init_cfg={dict(init_cfg)}: add checkpoint=FILE.')
+    return str(init_cfg['checkpoint'])

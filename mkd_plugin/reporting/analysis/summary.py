@@ -46,10 +46,6 @@ def heads(key: str) -> Callable[[Results], Number]:
     return read
 
 
-def highest_frequency(layers: Results) -> Number:
-    return Number(last_block(layers)['relative_F'][-1])
-
-
 def mean_spectrum(layers: Results) -> Number:
     """Mean relative log singular value."""
     return Number(float(np.mean(last_block(layers)['relative_R'])))
@@ -73,7 +69,11 @@ QUANTITIES: dict[str, tuple[str, str, Callable[[Any], Number]]] = {
     'attention distance': ('pixels, last block', 'attention', heads('distance_H')),
     'attention entropy': ('fraction of the maximum, last block', 'attention', heads('entropy_fraction_H')),
     'NMI of queries and keys': ('0 … 1, last block', 'attention', heads('nmi_H')),
-    'amplitude of the highest frequency': ('Δ log amplitude, last block', 'fourier', highest_frequency),
+    'amplitude of the highest frequency': (
+        'Δ log amplitude, last block',
+        'fourier',
+        lambda of: Number(last_block(of)['relative_F'][-1]),
+    ),
     'feature variance': ('over the grid, last block', 'variance', lambda of: Number(last_block(of))),
     'spectrum of tokens': ('mean Δ log singular value, last block', 'token-spectrum', token_spectrum),
     'spectrum of images': ('mean Δ log singular value, last block', 'image-spectrum', mean_spectrum),

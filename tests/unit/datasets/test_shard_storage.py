@@ -171,6 +171,20 @@ def test_shard_list__stays_in_memory_if_it_cannot_be_kept(folder, tmp_path, monk
     assert 'every process holds it in memory. Set MKD_CACHE_DIR to a folder with space.' in warning
 
 
+def test_shard_list__a_missing_shard_is_none_of_the_cache(folder, cache, said):
+    (folder / 'part-9.tar').symlink_to(folder / 'gone.tar')
+    with pytest.raises(FileNotFoundError, match='part-9.tar'):
+        ShardDataset(data_root=str(folder), pipeline=LOAD).full_init()
+    assert not any('cannot be kept' in text for text in said)
+
+
+@pytest.mark.parametrize('content', ['\ufeffa\n\nb\nc\n', 'a\nb\nc'])
+def test_shard_dataset__classes_of_a_storage_are_those_of_a_folder(folder, cache, content):
+    (folder / 'classes.txt').write_text(content, encoding='utf-8')
+    for root in (str(folder), f'file://{folder}'):
+        assert ShardDataset(data_root=root, with_label=True, pipeline=LOAD).CLASSES == ('a', 'b', 'c')
+
+
 def test_block_cache__is_bounded_and_drops_what_was_used_least_recently(folder, cache, monkeypatch):
     monkeypatch.setenv('MKD_CACHE_GB', str(4.2 * 1024 / 1e9))
     kept, file = BlockCache(), Remote(f'file://{folder}/part-0.tar')
@@ -225,9 +239,10 @@ def test_block_cache__none_at_zero_gigabytes(folder, cache, monkeypatch):
     data = ShardDataset(data_root=f'file://{folder}', pipeline=LOAD)
     monkeypatch.setenv('MKD_CACHE_GB', '0')
     assert TarMemberBackend().get(data.get_data_info(3)['img_path']).startswith(b'\x89PNG') and blocks(cache) == 0
-    monkeypatch.setenv('MKD_CACHE_GB', 'much')
-    with pytest.raises(ValueError, match='MKD_CACHE_GB=much: give a number, such as 20'):
-        BlockCache()
+    for value in ('much', 'inf'):
+        monkeypatch.setenv('MKD_CACHE_GB', value)
+        with pytest.raises(ValueError, match=f'MKD_CACHE_GB={value}: give a number, such as 20'):
+            BlockCache()
 
 
 def test_block_cache__damaged_blocks_are_read_again(folder, cache):

@@ -237,7 +237,7 @@ def test_forward__under_bf16_autocast(name):
 
 def test_drop_path__drops_whole_branches_of_an_image():
     network = dense(drop_path_rate=0.5).train()
-    tokens, grid = network.embed_plane(torch.randn(2, 3, 16, 24))
+    tokens, grid, _ = network.embed_plane(torch.randn(2, 3, 16, 24))
     kept_2B11 = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 2, 1, 1)
     updated = network.layers[-1](tokens, grid, kept_2B11=kept_2B11)
     assert grid == (2, 3) and torch.equal(updated[1], tokens[1]) and not torch.equal(updated[0], tokens[0])
@@ -316,7 +316,7 @@ def test_dense_vit__bad_options_raise(options, words):
 
 def test_embed_plane__float32_positions_are_resized_once_and_antialiased():
     network = dense()
-    tokens, grid = network.embed_plane(torch.zeros(1, 3, 16, 16))
+    tokens, grid, _ = network.embed_plane(torch.zeros(1, 3, 16, 16))
     table = network.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     wanted = F.interpolate(table, size=grid, mode='bicubic', antialias=True).flatten(2).transpose(1, 2)
     torch.testing.assert_close(tokens[:, 1:], wanted + network.patch_embed.projection.bias)
@@ -361,8 +361,8 @@ def test_windows__with_rotary_positions_are_blocks_of_smaller_images(recompute):
     windowed = dense(**options, window_size=3, global_blocks=(), activation_checkpointing=recompute).train()
     images = torch.randn(1, 3, 48, 48, requires_grad=True)
     [found] = windowed(images)
-    tokens, grid = windowed.embed_plane(images)
-    block, places = windowed.layers[0], windowed.rotary.at(grid)
+    tokens, grid, places = windowed.embed_plane(images)
+    block = windowed.layers[0]
     for top, left in ((0, 0), (0, 3), (3, 0), (3, 3)):
         rows = torch.tensor([(top + row) * 6 + left + column for row in range(3) for column in range(3)])
         wanted = block(tokens[:, rows], (3, 3), None, None, places[:, rows])

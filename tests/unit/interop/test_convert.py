@@ -248,3 +248,25 @@ def test_convert_checkpoint_tool__prints_the_table(tmp_path, monkeypatch, capsys
     assert run_tool(monkeypatch, tmp_path / 'none.pth', tmp_path / 'x.pth', '--to', 'timm') == 2
     assert 'There is no checkpoint' in capsys.readouterr().err
     assert run_tool(monkeypatch, source, tmp_path / 'x.pth', '--to', 'timm', '--img-size', 1, 2, 3) == 2
+
+
+def test_backbone__is_copied_as_it_is_and_finite(tmp_path):
+    state, about = {'backbone.network.stem.weight': torch.tensor([1.0, float('nan')])}, dict(version='0', network='Own')
+    torch.save(dict(state_dict=state, meta=dict(mkd_plugin=about)), tmp_path / 'run.pth')
+    given = tmp_path / 'run.pth', tmp_path / 'file.pth', 'backbone'
+    with pytest.raises(ValueError, match='1 weights hold NaN or infinity'):
+        convert_checkpoint(*given)
+    for options in (dict(img_size=32), dict(part='teacher'), dict(prefix='backbone.')):
+        with pytest.raises(ValueError, match="'backbone' copies the student as it is: leave part, prefix, img_size"):
+            convert_checkpoint(*given, **options)
+    assert not (tmp_path / 'file.pth').exists()
+    assert convert_checkpoint(*given, allow_nonfinite=True).nonfinite == ['stem.weight']
+
+
+def test_teacher__of_any_name_is_found(tmp_path):
+    network = tiny()
+    source = save_run(tmp_path / 'run.pth', network)
+    saved = torch.load(source)
+    saved['state_dict'] |= {f'teachers.clip-b.network.{name}': value for name, value in network.state_dict().items()}
+    torch.save(saved, source)
+    convert_checkpoint(source, tmp_path / 'file.pth', 'mkd', part='teacher')

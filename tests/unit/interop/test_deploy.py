@@ -152,6 +152,7 @@ def test_export__a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
         ('a.pt2', 'torch', dict(pool='max'), "use 'cls', 'mean' or 'none'"),
         ('a.pt2', 'torch', dict(tap='block:9'), 'out of range'),
         ('a.pt2', 'torch', dict(tap='projected'), 'has no projection'),
+        ('a.pt', 'torchscript', dict(tap='relation:0'), "relations cannot be pooled. Use 'block:i'"),
         ('a.pt2', 'torch', dict(image_hw=(20, 16)), 'The nearest size that can is 16 × 16'),
     ],
 )

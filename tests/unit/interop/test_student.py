@@ -9,6 +9,7 @@ from helpers.networks import ARCH, scatter_weights
 from PIL import Image
 
 import mkd_plugin
+from mkd_plugin.datasets.loading import BACKGROUND
 from mkd_plugin.engine.provenance import describe
 from mkd_plugin.interop.student import load_student
 from mkd_plugin.models.students import MaskTokenViT, VisibleViT
@@ -87,9 +88,10 @@ def test_load_student__file_of_a_model(tmp_path, build_distiller):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(pool='max'), "pool='max': use 'mean', 'cls' or 'none'"),
+        (dict(pool='max'), "pool='max': use 'cls', 'mean' or 'none'"),
         (dict(tap='block:3'), "Tap 'block:3' is out of range"),
         (dict(tap='norm'), "Unknown tap 'norm'"),
+        (dict(tap='relation:0'), "tap='relation:0': relations cannot be pooled"),
     ],
 )
 def test_features__wrong_options(tmp_path, vit_options, options, message):
@@ -182,6 +184,28 @@ def test_features__other_size_resizes_the_positions(tmp_path, vit_options):
     wider = student.features(images, pool='none')
     assert wider.shape[1] == 1 + 6 * 4
     assert student.features(images[..., :16, :], pool='none').shape[1] == 1 + 4 * 4  # and back again
+
+
+@pytest.mark.parametrize(
+    'image, colour',
+    [
+        (Image.new('RGBA', (16, 16), (255, 0, 0, 0)), BACKGROUND),
+        (Image.fromarray(np.full((16, 16), 40_000, np.uint16)), (156, 156, 156)),
+    ],
+    ids=['transparent', '16 bits'],
+)
+def test_features__pil_images_are_read_as_files_are(tmp_path, vit_options, image, colour):
+    student = trained(tmp_path, vit_options)
+    torch.testing.assert_close(student.features(image), student.features(Image.new('RGB', (16, 16), colour)))
+
+
+def test_features__other_size_follows_the_weights(tmp_path, vit_options):
+    student, images = trained(tmp_path, vit_options), torch.rand(1, 3, 24, 16)
+    before = student.features(images)
+    assert torch.equal(student.features(images), before)
+    with torch.no_grad():
+        student.backbone.layers[0].ffn.layers[1].bias += 1
+    assert not torch.allclose(student.features(images), before)
 
 
 def test_features__other_size_of_a_network_that_is_not_square(tmp_path, vit_options):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.labelled_files import write_images
 from helpers.rows import TINY
+from mmengine.config import Config
 from torch.nn import functional as F
 
 import mkd_plugin
@@ -133,3 +134,15 @@ def test_as__refuses_another_config(run):
     other = ['--config', 'multi_teacher/radio_digits']
     found = compute([*arguments[:2], *other], '--as', 'mae')
     assert 'is of another config: backbone has no' in found
+
+
+def test_as__needs_no_file_of_a_cached_teacher(run, tmp_path):
+    train, compute = run
+    _, _, arguments = train()
+    config = tmp_path / 'run.py'
+    cfg = Config.fromfile(config)
+    inner = {**cfg.model.teachers.mae, 'checkpoint': 'gone.pth'}
+    inner.pop('seed', None)
+    cfg.model.teachers.mae = dict(type='CachedTeacher', teacher=inner, folder=str(tmp_path / 'cache'), max_gigabytes=1)
+    cfg.dump(config)
+    assert 'as:mae_cls' in compute(arguments, '--as', 'mae').files

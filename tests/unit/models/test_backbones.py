@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
 
 from mkd_plugin.models.backbones import BackboneStudent
+from mkd_plugin.models.precision import set_precision
 from mkd_plugin.models.protocols import Progress
 from mkd_plugin.models.students import PlainViT
 from mkd_plugin.registry import MODELS
@@ -188,8 +190,11 @@ def test_backbone_student__leaves_hidden_units_out(kind, size, patch):
 
 
 REFUSED = [
-    (dict(network=dict(type='timm.resnet17')), 'name a model of timm'),
-    (dict(network=dict(type='timm.resnet18', pretrained=True)), 'Start from a local file with init_cfg'),
+    (dict(network=dict(type='timm.resnet17')), "has no model 'resnet17'"),
+    (dict(network=dict(type='timm.resnet18', pretrained=True)), 'start from a local file with init_cfg'),
+    (dict(network=dict(type='timm.resnet18', depht=3)), r"timm.create_model\('resnet18'\) rejects the options"),
+    (dict(network=dict(type='mmpretrain.ResNet', depth=18, depht=3)), 'mmpretrain.ResNet: .*unexpected keyword'),
+    (dict(network=TINY['own'], img_size=(64,)), r'img_size=\(64,\): give the side of a square image'),
     (dict(network=TINY['own'], taps=['block:3']), "there is no tap 'block:3'"),
     (dict(network=TINY['own'], taps=['stage:2']), "there is no tap 'stage:2'. It returns 2 maps"),
     (dict(network=TINY['timm-resnet'], taps=['stage:7']), "there is no tap 'stage:7'. It returns 5 maps"),
@@ -269,7 +274,7 @@ def test_teachers__that_count_blocks_refuse_a_student_without_blocks():
         dict(type='BootstrappedTeacher', start_depth=0),
         dict(type='LayerAverageTeacher', momentum=0.9, last=2),
     ):
-        with pytest.raises(ValueError, match='counts the blocks of a ViT, but the student is a BackboneStudent'):
+        with pytest.raises(ValueError, match='counts the blocks of a ViT, .* is a BackboneStudent. Use a Mom'):
             distiller(TINY['own'], teacher=options)
 
 
@@ -285,3 +290,25 @@ def test_init_weights__starts_from_a_file_strictly(tmp_path):
     torch.save({'state_dict': weights}, tmp_path / 'whole.pth')
     with pytest.raises(ValueError, match='does not cover'):
         student_of('timm-convnext', init_cfg=start).init_weights()
+
+
+def test_distiller__refuses_a_given_mask_that_the_student_cannot_apply():
+    model = distiller(TINY['own'])
+    images, (rows, columns) = torch.randn(2, 3, 64, 64), model.backbone.grid
+    for hidden in (0, 3):
+        samples = [DataSample().set_mask(torch.arange(rows * columns) < hidden) for _ in range(2)]
+        if hidden == 0:
+            assert 'loss_feature' in model.loss(images, samples)
+            continue
+        with pytest.raises(ValueError, match='masks with .* visible patches, but the student or a teacher needs'):
+            model.loss(images, samples)
+
+
+def test_precision__residual_stream_of_a_student_without_one():
+    with pytest.raises(ValueError, match="residual: 'bfloat16'}: no student or head has such a stream. Leave it out"):
+        set_precision(distiller(TINY['own']), residual='bfloat16')
+
+
+def test_init_weights__pretrained_without_a_file():
+    with pytest.raises(ValueError, match='add checkpoint=FILE'):
+        student_of('own', init_cfg=dict(type='Pretrained')).init_weights()

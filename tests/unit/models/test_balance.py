@@ -232,3 +232,10 @@ def test_cosine_smooth_l1__per_token_and_per_image():
     region = RegionTokens('hidden', False, torch.arange(4).expand(2, -1), weight)
     cut = F.cosine_similarity((prediction * weight[..., None]).flatten(1), (target * weight[..., None]).flatten(1))
     torch.testing.assert_close(loss(prediction, target, region), 0.9 * (1 - cut)[:, None] + 0.1 * near)
+
+
+@pytest.mark.parametrize('by', ['spread', 'mean'])
+def test_running__before_training_is_the_plain_mean(by):
+    terms = two_teachers()
+    found = RunningBalance(objectives=tuple(terms), by=by).eval()(terms)
+    assert all(torch.equal(found[name], one.mean()) for name, one in terms.items())

@@ -185,6 +185,14 @@ def test_forward__more_than_one_view(build_distiller, images):
         build_distiller().loss([images, images])
 
 
+def test_forward__two_views_need_both(build_distiller, images):
+    model = build_distiller(two_views=True)
+    with pytest.raises(ValueError, match='two_views=True, but the pipeline gives one view of each image'):
+        model(images, mode='loss')
+    assert model(images, mode='tensor').shape == (3, 17, 32)
+    assert 'loss_feature' in model([images, images], mode='loss')
+
+
 def test_init_weights__teachers_copy_what_the_student_loaded(build_distiller, images, tmp_path):
     other = build_distiller().backbone
     torch.save(dict(state_dict=other.state_dict()), tmp_path / 'student.pth')
@@ -225,8 +233,10 @@ def test_state_dict__round_trip_gives_the_same_loss(build_distiller, images):
 
 def test_objective_name__with_loss_in_it_is_refused(build_distiller):
     """mmengine would add values that are only logged to the loss."""
-    with pytest.raises(ValueError, match="Objective 'pixel_loss': mmengine sums every result with 'loss' in its name"):
+    with pytest.raises(ValueError, match=r"\['pixel_loss'\]: mmengine sums every result with 'loss' in its name"):
         build_distiller(objectives=dict(pixel_loss=FEATURE))
+    with pytest.raises(ValueError, match=r"\['colossal'\]: mmengine sums"):
+        build_distiller(teachers=dict(colossal=DBOT['teachers']['boot']), objective=dict(teacher='colossal'))
 
 
 def test_parse_losses__sums_the_objectives(build_distiller, images):

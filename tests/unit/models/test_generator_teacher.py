@@ -130,6 +130,7 @@ def test_generator_teacher__gets_its_own_pixels(network):
         ),
         (lambda x: x, {}, 'gives torch.int64: set num_classes for class indices only, got None'),
         (as_sequence, dict(num_classes=3), 'set num_classes for class indices only, got 3'),
+        (lambda x: x @ torch.ones(7), {}, r'Answer cannot compute images of \(16, 16\) px: .* Set img_size'),
     ],
 )
 def test_generator_teacher__answers_that_do_not_fit(network, answer, options, message):

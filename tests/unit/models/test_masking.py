@@ -160,3 +160,33 @@ def test_masking__wrong_options(cfg, message):
 def test_random_masking__num_visible_must_be_an_integer():
     with pytest.raises(ValueError, match='num_visible'):
         build(dict(type='RandomMasking', num_visible=4.5), student=student(4))
+
+
+def test_several_masks__need_what_their_masking_needs():
+    attention = dict(type='AttentionMasking', teacher='t', ratio=0.5)
+    for inner, flags in ((attention, (True, False)), (dict(type='MultiBlockMasking', min_visible=4), (False, True))):
+        masking = build(dict(type='SeveralMasks', masking=inner, count=2), student=student(6))
+        assert (masking.reads_cls, masking.per_process) == flags
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            dict(context_area=(0.02, 0.03), min_visible=6),
+            'between 1 and 4 visible patches, which the smallest context has',
+        ),
+        (dict(target_area=[0.1]), r'target_area=\[0.1\]: give two shares in \(0, 1\], the smaller one first'),
+        (dict(target_aspect=[0.1]), r'target_aspect=\[0.1\]: give two ratios above 0'),
+        (dict(targets=0), 'targets=0, min_visible=11: use at least one target'),
+    ],
+)
+def test_multi_block_masking__wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(dict(type='MultiBlockMasking', **options), student=student())
+
+
+def test_multi_block_masking__shows_as_many_patches_as_it_may():
+    masking = build(dict(type='MultiBlockMasking', context_area=(0.1, 0.2), min_visible=16), student=student())
+    for _ in range(20):
+        assert draw(masking).ids_keep_BV.shape[1] >= 16

@@ -6,11 +6,15 @@ import math
 
 import pytest
 import torch
+from helpers.doubles import registered
 from helpers.networks import hidden_masks
 from helpers.objectives import SYMMETRIC, TOKENIZER, VIT_TEACHER, given, smooth_l1, student_tokens
 from torch import nn
 
+from mkd_plugin.models.heads import LadderHead, LinearHead
 from mkd_plugin.models.objective import at_least_float32, spread
+from mkd_plugin.models.protocols import Head
+from mkd_plugin.models.vit.block import BEIT_INIT
 from mkd_plugin.structures import Region, TokenMask
 
 DECODER = dict(type='TransformerDecoder', depth=2, width=16, num_heads=2)
@@ -89,6 +93,13 @@ BAD = {
         dict(tap='relation:0', student='relation:0', head=dict(type='LinearHead'), region='visible'),
         "LinearHead accepts tokens, but 'relation:0' is relation",
     ),
+    'no tap': (dict(tap=[]), 'tap and student: name at least one tap of each'),
+    'no tap for a head of many': (
+        dict(student=[], head=dict(type='LadderHead'), region='visible'), 'name at least one tap of each'
+    ),
+    'weight that is no ramp': (dict(weight=dict(type='MSELoss')), 'give a number, or the config of a ramp'),
+    'no group': (dict(head=dict(type='ConvDecoder', groups=0), region='hidden'), 'groups=0: use at least one layer'),
+    'no block': (dict(head=dict(type='TargetPredictor', blocks=0), region='hidden'), 'blocks=0: it must be at least 1'),
     'more taps of the teacher': (dict(tap=('block:0', 'block:1')), 'use the same number of taps for both'),
     'negative weight': (dict(weight=-1.0), 'weight=-1.0: every value must be at or above 0'),
     'reduction': (dict(loss=dict(type='L1Loss', reduction='sum')), 'remove reduction'),
@@ -184,3 +195,58 @@ def test_reset_heads__draws_every_head_anew(build_distiller):
     for old, head in zip(before, objective.heads, strict=True):
         assert not torch.equal(old, nn.utils.parameters_to_vector(head.parameters()))
         assert not head.predict.bias.any()
+
+
+def test_objective__target_predictor_needs_a_student_of_visible_patches(build_distiller):
+    head = dict(type='TargetPredictor', depth=1, width=16, num_heads=2)
+    masking = dict(type='MultiBlockMasking', min_visible=2)
+    options = dict(masking=masking, objective=dict(head=head, region='targets'))
+    build_distiller(**options)
+    with pytest.raises(ValueError, match='TargetPredictor needs a student of visible patches only. Use a VisibleViT'):
+        build_distiller(**options, backbone=SYMMETRIC)
+
+
+class OwnLinear(LinearHead):
+    """A head with an option of its own."""
+
+    def __init__(self, *, extra=1, **options):
+        super().__init__(**options)
+
+
+class OwnLadder(LadderHead):
+    """Likewise, of a head that reads several taps."""
+
+    def __init__(self, *, extra=1, **options):
+        super().__init__(**options)
+
+
+class OwnHead(Head):
+    """A head that does not say how its weights are drawn anew."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first = nn.Sequential(nn.Linear(self.in_width, 8), nn.GELU())
+        self.last = nn.Linear(8, self.out_width)
+
+    def forward(self, features, taps, region):
+        return self.last(self.first(features.select(taps[0], region)))
+
+
+def test_objective__own_heads_get_what_their_parents_take(build_distiller):
+    options = dict(backbone=SYMMETRIC, objective=dict(head=dict(type='OwnLinear'), region='all'))
+    with registered(OwnLinear, OwnLadder):
+        head = build_distiller(**options).objectives['feature'].heads[0]
+        assert head.initialization is BEIT_INIT
+        options['objective'] = dict(head=dict(type='OwnLadder'), student=['block:0', 'output'], region='all')
+        assert len(build_distiller(**options).objectives['feature'].heads[0].layers) == 2
+
+
+def test_reset_heads__draws_own_heads_and_prototypes_anew(build_distiller):
+    options = dict(head=dict(type='OwnHead'), loss=dict(type='PrototypeCrossEntropy', prototypes=4), region='cls')
+    with registered(OwnHead):
+        objective = build_distiller(objective=options).objectives['feature']
+    before = {name: parameter.clone() for name, parameter in objective.named_parameters()}
+    objective.reset_heads()
+    assert len(before) == 5
+    assert not any(torch.equal(before[name], parameter) for name, parameter in objective.named_parameters())
+    assert objective.loss.prototypes.abs().max() <= 32**-0.5

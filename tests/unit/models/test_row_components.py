@@ -78,6 +78,14 @@ def test_prototypes__are_sharpened_cross_entropy_with_maximal_mean_entropy():
     assert loss.prototypes.grad.abs().sum() > 0 and prediction.grad.abs().sum() > 0
 
 
+def test_prototypes__a_low_temperature_stays_finite():
+    loss = PrototypeCrossEntropy(width=5, prototypes=3, temperature=1e-3)
+    prediction = tokens(2, 1, 5).float().requires_grad_()
+    found = loss(prediction, tokens(2, 1, 5, seed=1).float())
+    found.mean().backward()
+    assert found.isfinite().all() and prediction.grad.isfinite().all()
+
+
 def test_contrasted_cross_entropy__positive_is_the_other_mask_of_the_image():
     scores, classes = tokens(6, 4, 5), torch.arange(24).view(6, 4, 1) % 5
     means = [scores[row].mean(0) for row in range(6)]

@@ -89,6 +89,15 @@ def test_fixed__statistics_are_those_of_the_first_batches_and_then_stay():
     assert module.batches == 3
 
 
+def test_fixed__a_constant_channel_stays_finite():
+    target = correlated(2, 20, 8)
+    target[..., 3] = 1.0
+    module = FixedStandardize(width=8, method='channel', batches=1)
+    found = module(target)
+    assert found.isfinite().all() and not found[..., 3].any()
+    torch.testing.assert_close(module.invert(found), target)
+
+
 def test_fixed__padding_does_not_count():
     target, weight = correlated(2, 20, 8), (torch.rand(2, 20) > 0.4).float()
     target[weight == 0] = 1e6
@@ -138,6 +147,19 @@ def test_objective__refuses_statistics_of_relations_and_predictions(build_distil
     for change in (relation, dict(normalize_prediction=True)):
         with pytest.raises(ValueError, match='FixedStandardize has statistics of the teacher'):
             build_distiller(objective=dict(normalize=normalize, **change))
+
+
+def test_objective__fixed_statistics_do_not_outlive_a_stage(build_distiller):
+    fixed = dict(normalize=dict(type='FixedStandardize'))
+    build_distiller(objective=fixed)
+    with pytest.raises(ValueError, match="each stage of 'boot' has another. Use RunningStandardize"):
+        build_distiller(objective=fixed, teachers=dict(boot=dict(type='BootstrappedTeacher', stages=2)))
+
+
+def test_running__one_token_is_no_deviation():
+    module = RunningStandardize(width=6, share=0.5)
+    module(correlated(1, 1, 6))
+    assert module(correlated(2, 20, 6)).isfinite().all()
 
 
 def test_running__is_unics_average():

@@ -196,3 +196,9 @@ def test_momentum_teacher__copies_a_student_with_relative_positions(kind):
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     found = teacher(images, None, ('output',)).tokens('output')
     torch.testing.assert_close(found, network.eval()(images).tokens('output'))
+
+
+@pytest.mark.parametrize('stages', [[0.5, 0.5], [1.5, 1], 2.0])
+def test_bootstrapped_teacher__stages_are_whole_numbers(network, stages):
+    with pytest.raises(ValueError, match='their relative lengths: whole numbers of at least 1'):
+        teacher_of(dict(type='BootstrappedTeacher', stages=stages), network)

@@ -147,6 +147,8 @@ def test_vit_teacher__seeing_all_ignores_the_mask(network, images):
         (dict(sees='visible', patch_size=3), 'resizing would mix hidden pixels into visible patches'),
         (dict(sees='hidden'), "sees='hidden': use 'all' or 'visible'"),
         (dict(momentum=0.9), r"no option \['momentum'\]"),
+        (dict(pixel_std=[0, 1, 1]), r'pixel_std=\[0, 1, 1\]: give 3 numbers each, std above 0'),
+        (dict(pixel_mean=[1, 2]), r'pixel_mean=\[1, 2\], .* give 3 numbers each'),
     ],
 )
 def test_vit_teacher__wrong_options(network, options, message):

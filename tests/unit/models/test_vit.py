@@ -264,7 +264,11 @@ def test_mask_token__stands_in_for_hidden_patches(vit_options, images, kind):
         (dict(arch='giant'), "Unknown arch='giant': choose from"),
         (dict(arch=dict(width=32, depth=3)), 'the dict needs width, depth and num_heads'),
         (dict(arch=dict(width=32, depth=3, num_heads=4, heads=4)), 'the dict needs width, depth and num_heads'),
-        (dict(arch=dict(width=30, depth=3, num_heads=4)), 'width must be a multiple of num_heads'),
+        (dict(arch=dict(width=30, depth=3, num_heads=4)), 'width a multiple of num_heads'),
+        (dict(arch=dict(width=32, depth=2.5, num_heads=4)), 'sizes must be positive, whole except mlp_ratio'),
+        (dict(img_size=(64,)), r'img_size=\(64,\): give the side of a square image, or \(height, width\)'),
+        (dict(img_size=(16, 16, 16)), r'img_size=\(16, 16, 16\): give the side'),
+        (dict(img_size=16.0), 'img_size=16.0: give the side'),
         (dict(arch=dict(width=32, depth=0, num_heads=4)), 'sizes must be positive'),
     ],
 )
@@ -285,3 +289,13 @@ def test_resolve_arch__published_sizes(name):
     assert (arch.width, arch.depth, arch.num_heads, arch.mlp_ratio) == (*sizes[name], 4.0)
     assert resolve_arch(arch) is arch
     assert resolve_arch(dict(width=8, depth=1, num_heads=2)) == Arch(8, 1, 2)
+
+
+def test_init_weights__pretrained_without_a_file(vit_options):
+    with pytest.raises(ValueError, match='add checkpoint=FILE'):
+        VisionTransformer(**vit_options, init_cfg=dict(type='Pretrained')).init_weights()
+
+
+def test_classifier__refuses_a_projection(vit_options):
+    with pytest.raises(ValueError, match='the features are not projected. Leave it out'):
+        ClassifierViT(**vit_options, projection=5)
