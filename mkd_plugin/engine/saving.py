@@ -249,9 +249,8 @@ class TakeState(Hook):
     state: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Copy the state: on a CPU its tensors are those that are trained."""
+        """Copy the state: on a CPU its tensors are those that are trained, and strategies leave moments on the device."""
         if is_main_process():
-            # mmengine's strategies leave the moments on the device
             own = {key: apply_to(checkpoint[key], is_tensor, Tensor.cpu) for key in {'optimizer'} & checkpoint.keys()}
             self.state = copy.deepcopy({**checkpoint, **own})
         raise StateTaken

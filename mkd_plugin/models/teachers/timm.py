@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -222,8 +223,8 @@ class NoPatches(Exception):
 def create(name: str, options: dict[str, Any]) -> Any:
     """Create a timm model without classifier. Raises ValueError if that is not possible."""
     if not timm.is_model(name):
-        near = timm.list_models(f'*{name.split("_")[0]}*')[:5]
-        raise ValueError(f"timm {timm.__version__} has no model '{name}'. Did you mean one of {near}?")
+        near = get_close_matches(name, timm.list_models())
+        raise ValueError(f"timm {timm.__version__} has no model '{name}'. The nearest names: {near}.")
     try:
         network: Any = timm.create_model(name, num_classes=0, **options)
     except Exception as error:  # whatever a model of timm raises

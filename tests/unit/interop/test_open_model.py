@@ -112,7 +112,7 @@ def test_open_model__name_of_timm(timm_file):
 @pytest.mark.parametrize(
     ('model', 'message'),
     [
-        ('test_vitt', "has no model 'test_vitt'. Did you mean"),
+        ('test_vitt', "has no model 'test_vitt'. The nearest names: "),
         ('test_resnet', 'so it is not a plain ViT'),
         ('test_vit2', 'without a cls token'),
         ('vit_tiny_patch16_224', 'does not cover VisionTransformer'),
