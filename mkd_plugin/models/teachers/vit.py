@@ -52,7 +52,7 @@ class PixelView(nn.Module):
             )
         )
         channels = student.network.in_channels
-        if {own_mean.numel(), own_std.numel()} != {channels} or not (own_std > 0).all():
+        if {own_mean.numel(), own_std.numel()} != {channels} or (own_std <= 0).any():
             raise ValueError(
                 f'pixel_mean={pixel_mean}, pixel_std={pixel_std}: give {channels} numbers each, std above 0.'
             )

@@ -100,21 +100,23 @@ def stop(runner, outputs):
 
 
 @pytest.mark.parametrize(
-    'normalize, balance',
+    'normalize, stages, balance',
     [
-        (dict(type='FixedStandardize', batches=18), dict(type='RunningBalance')),
+        (dict(type='FixedStandardize', batches=18), 1, dict(type='RunningBalance')),
         (
             dict(type='RunningStandardize', share=dict(type='CosineRamp', start=1.0, end=0.001)),
+            2,
             dict(type='TeacherDropping'),
         ),
     ],
 )
-def test_resume__continues_statistics_and_balance(normalize, balance, tiny_run, train, tmp_path):
+def test_resume__continues_statistics_and_balance(normalize, stages, balance, tiny_run, train, tmp_path):
     """Stopped between two updates of the statistics; ends bit for bit like a run that never stopped."""
 
     def config(name):
         cfg = tiny_run(tmp_path / name)
         cfg.model.objectives.feature.normalize = normalize
+        cfg.model.teachers.boot.stages = stages
         cfg.model.balance = balance
         return cfg
 
