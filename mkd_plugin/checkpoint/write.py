@@ -49,8 +49,7 @@ def write_weights(
         if path.suffix == '.safetensors':
             texts = {'format': 'pt', 'mkd_plugin': json.dumps(provenance)}
             checksums = {METADATA: tensor_checksums(tensors, texts)}
-            file.write(
-                save(tensors, texts | checksums)
-            )  # save_file writes with the mode 0600, and fails with its own error
+            # not by save_file, which writes with the mode 0600 and fails with an error of its own
+            file.write(save(tensors, texts | checksums))
         else:
             torch.save({entry: tensors, 'meta': {'mkd_plugin': dict(provenance)}}, file)

@@ -136,7 +136,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._save(runner, RECENT, meta, outdated=[])
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        if isinstance(runner, AtomicRunner):  # after the best one
+        if isinstance(runner, AtomicRunner):  # mmengine was given one for the best checkpoint
             runner = runner.runner
         if not at_optimizer_step(runner, meta['iter']):
             self.postponed = step
@@ -249,7 +249,7 @@ class TakeState(Hook):
     state: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Copy the state: on a CPU its tensors are those that are trained, and strategies leave moments on the device."""
+        """Copy the state to the CPU: training changes the tensors in place, and strategies leave moments on the GPU."""
         if is_main_process():
             own = {key: apply_to(checkpoint[key], is_tensor, Tensor.cpu) for key in {'optimizer'} & checkpoint.keys()}
             self.state = copy.deepcopy({**checkpoint, **own})

@@ -60,7 +60,9 @@ def test_paramwise__derived_constructors_have_their_own_options(model):
     class Derived(DefaultOptimWrapperConstructor):
         pass
 
-    Derived(dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0)), dict(decay_type='stage'))(model)
+    build = Derived(dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1.0)), dict(decay_type='stage'))
+    trained = [weight for group in build(model).optimizer.param_groups for weight in group['params']]
+    assert len(trained) == len(list(model.parameters()))
 
 
 def test_paramwise__a_parameter_of_the_model_itself_begins_with_a_dot(vit_options):

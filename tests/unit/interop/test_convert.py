@@ -267,6 +267,10 @@ def test_teacher__of_any_name_is_found(tmp_path):
     network = tiny()
     source = save_run(tmp_path / 'run.pth', network)
     saved = torch.load(source)
-    saved['state_dict'] |= {f'teachers.clip-b.network.{name}': value for name, value in network.state_dict().items()}
+    teacher = {name: 2 * value for name, value in network.state_dict().items()}
+    saved['state_dict'] |= {f'teachers.clip-b.network.{name}': value for name, value in teacher.items()}
     torch.save(saved, source)
     convert_checkpoint(source, tmp_path / 'file.pth', 'mkd', part='teacher')
+    written = torch.load(tmp_path / 'file.pth')['state_dict']
+    wanted = {f'backbone.{name}': value for name, value in teacher.items()}
+    torch.testing.assert_close(dict(written), wanted, rtol=0, atol=0)
