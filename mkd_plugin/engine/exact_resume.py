@@ -26,7 +26,7 @@ from mkd_plugin.engine.checkpoints import check_resumable, newest_checkpoint
 from mkd_plugin.engine.dependencies import CONFIG, INPUTS, check_same_samples, compare_with_checkpoint, inputs_of
 from mkd_plugin.engine.provenance import config_record
 from mkd_plugin.engine.run_folder import RUN, RunFolder, claim
-from mkd_plugin.engine.run_utils import is_training, on_main, when_run_ends
+from mkd_plugin.engine.run_utils import is_training, on_main, runs_by_epoch, when_run_ends
 from mkd_plugin.registry import HOOKS
 from mkd_plugin.utils.draws import derive_seed, start_step
 
@@ -41,7 +41,8 @@ class ExactResumeHook(Hook):
     * The order of samples depends on (seed, epoch), augmentation on (seed, epoch, index), for any number of workers.
     * Masks and drop path depend on (seed, iteration, row of the global batch), so that any number of processes draws the
       same. All else that a model draws depends on (seed, iteration, rank).
-    * A resumed run continues at its position, also within an epoch, without loading the samples before it.
+    * A resumed run continues at its position, also within an epoch, without loading the samples before it. If a validation is
+      due there, it is repeated: the checkpoint is older than its score.
     * ``resume=True`` takes the newest complete checkpoint; without one the run starts from scratch with the same seed.
     * A change of config, samples, classes or teachers is refused (:mod:`.dependencies` states the rule).
     * A folder holds one run: a fresh start in a used one is refused, and so is a second process (:mod:`.run_folder`). The
@@ -66,6 +67,7 @@ class ExactResumeHook(Hook):
         self.inputs: dict[str, Any] = {}
         self.claimed = False
         self.folder: RunFolder | None = None  # while the run may write to it
+        self.unvalidated = False  # where a run was resumed
 
     def before_run(self, runner: Runner) -> None:
         """Claim the folder, and choose the checkpoint to resume from."""
@@ -114,7 +116,10 @@ class ExactResumeHook(Hook):
         """Replace the loop's loader by one that starts at the run's position."""
         if self.folder is not None:
             runner.message_hub.update_info(RUN, self.folder.run)
-        loop, self.seed = runner.train_loop, base_seed(runner)
+        loop, self.seed = runner.train_loop, int(runner.seed)
+        if (runner._randomness_cfg or {}).get('diff_rank_seed'):
+            self.seed -= get_rank()  # which mmengine adds
+        self.unvalidated = bool(runner._resume) and validates(runner)
         self.inputs = self.inputs or inputs_of(runner)
         check_same_samples(self.inputs)
         endless = hasattr(loop, 'dataloader_iterator')
@@ -135,6 +140,14 @@ class ExactResumeHook(Hook):
             skips_itself = hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = EndlessBatches(loop.dataloader, ignored=0 if skips_itself else loop.iter)
 
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Validate where the run was resumed, if that was due."""
+        if self.unvalidated:
+            self.unvalidated = False
+            runner.val_loop.run()
+
+    after_train = before_train_epoch  # a complete run has no other epoch
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws. The batch is already loaded, whether in this process or in a worker."""
         rank, ranks = get_dist_info()
@@ -146,9 +159,14 @@ class ExactResumeHook(Hook):
         start_step(None)
 
 
-def base_seed(runner: Runner) -> int:
-    """The run's seed, the same on every rank; under ``diff_rank_seed`` mmengine adds the rank to it."""
-    return int(runner.seed) - (get_rank() if (runner._randomness_cfg or {}).get('diff_rank_seed') else 0)
+def validates(runner: Runner) -> bool:
+    """Whether mmengine's loops validate at the run's position."""
+    loop, by_epoch = runner.train_loop, runs_by_epoch(runner)
+    if runner.val_loop is None or (by_epoch and loop.iter != loop.epoch * len(loop.dataloader)):
+        return False
+    loop._decide_current_val_interval()
+    done, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+    return bool(done >= max(1, loop.val_begin) and (done % loop.val_interval == 0 or done == last))
 
 
 class LoaderDied(ChildProcessError, RuntimeError):

@@ -38,7 +38,7 @@ class MetricsHook(Hook):
     NaN and infinity become null. Values come from mmengine's message hub, which reads them from the device for a line.
 
     A resumed run continues the file. Lines past the iteration it resumes from, which are repeated, damaged lines, and those
-    of other runs are moved to ``metrics.dropped.jsonl``.
+    of other runs are moved to ``metrics.dropped.jsonl``. A repeated validation adds no second line.
     """
 
     priority = 'VERY_HIGH'  # before the hooks that stop a run, so that the line with the NaN is written
@@ -56,6 +56,7 @@ class MetricsHook(Hook):
         """Move the lines of iterations that are about to be repeated out of the file."""
         self.every = log_interval(runner)
         self.pending, self.position = 0, position_of(runner, done=runner.iter)
+        self.validated: list[int] = []  # iterations
         if is_main_process():
             self.path = Path(runner.work_dir, METRICS)
             damaged = keep_until(self.path, runner.iter, run=runner.message_hub.get_info(RUN, None))
@@ -63,6 +64,8 @@ class MetricsHook(Hook):
                 runner.logger.warning(
                     f'{self.path} is damaged: {damaged} lines that cannot be read are now in {DROPPED}.'
                 )
+            if self.path.is_file():
+                self.validated = [row['iter'] for row in read_metrics(self.path) if row.get('mode') == 'val']
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a line if one is due."""
@@ -82,7 +85,7 @@ class MetricsHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the evaluator's metrics."""
-        if self.path is None or not metrics:
+        if self.path is None or not metrics or runner.iter in self.validated:
             return
         scalars = {name: float(value) for name, value in metrics.items() if is_scalar(value)}
         self._write_train(runner)  # keep the lines in order

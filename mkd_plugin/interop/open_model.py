@@ -129,8 +129,11 @@ def open_model(spec: ModelSpec, *, known: Mapping[str, Any], device: str, pixels
         raise ValueError(f'{path} takes images of {options["in_channels"]} channels; only RGB is supported here.')
     network = VisionTransformer(**options).eval()
     report = fill_network(network, source.checkpoint, path, prefix=found.prefix, allow_missing=FINAL_NORM)
-    if source.theirs is not None:
-        check_same_tokens(source.theirs, network, path)
+    if source.theirs is not None and not (error := largest_error(last_block, source.theirs, network)) <= TOLERANCE:
+        raise ValueError(
+            f"{path}: timm's {type(source.theirs).__name__} computes something else than the plain ViT here: tokens differ by "
+            f'{error:.1e} of their largest magnitude, {TOLERANCE:.0e} is allowed. It cannot be opened.'
+        )
     kind = found.format.name if options['cls_token'] else 'siglip'
     statistics, notes = choose_pixels(source, pixels, kind)
     part = found.prefix or 'the whole file'
@@ -247,13 +250,3 @@ def last_block(network: Any, images_BCHW: Tensor) -> dict[str, Tensor]:
     network.forward_features(images_BCHW)
     handle.remove()
     return {'block:-1': outputs[0]}
-
-
-def check_same_tokens(theirs: nn.Module, ours: VisionTransformer, source: str | Path) -> None:
-    """Raise ValueError if the last blocks' tokens differ: timm's network then has parts that ours lacks."""
-    error = largest_error(last_block, theirs, ours)
-    if not error <= TOLERANCE:
-        raise ValueError(
-            f"{source}: timm's {type(theirs).__name__} computes something else than the plain ViT here: tokens differ by "
-            f'{error:.1e} of their largest magnitude, {TOLERANCE:.0e} is allowed. It cannot be opened.'
-        )

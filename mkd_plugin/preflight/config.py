@@ -156,7 +156,10 @@ def fit_to_device(cfg: Config) -> None:
             wrapper.pop(key, None)
         wrapper['type'] = 'OptimWrapper'
         print_log('There is no GPU: training in float32 instead of mixed precision.', level=logging.WARNING)
-    if replace_sync_bn(cfg.get('model')):
+    synced = [part for _, part in parts_of(cfg.get('model')) if isinstance(part, dict) and part.get('type') == 'SyncBN']
+    for part in synced:
+        part['type'] = 'BN'  # its equal in one process
+    if synced:
         print_log('There is no GPU: BN replaces SyncBN; each process has its own statistics.', level=logging.WARNING)
     fit_strategy_to_cpu(cfg)
     if cfg.launcher != 'none' and cfg.get('model_wrapper_cfg') is None:
@@ -167,14 +170,6 @@ def ddp_options(cfg: Config) -> dict[str, Any]:
     """Return the options of DDP that mmengine would take from a config."""
     unused = cfg.get('find_unused_parameters', False)
     return dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
-
-
-def replace_sync_bn(node: Any) -> bool:
-    """Replace every SyncBN of a model's config by BN, its equal in one process; return whether there was any."""
-    parts = [part for _, part in parts_of(node) if isinstance(part, dict) and part.get('type') == 'SyncBN']
-    for part in parts:
-        part['type'] = 'BN'
-    return bool(parts)
 
 
 def fit_strategy_to_cpu(cfg: Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mmcv
@@ -54,8 +54,10 @@ def draw_sample(visualizer: Any, image_HW3: Picture, sample: Any) -> tuple[Pictu
     segmented = 'pred_sem_seg' in sample
     if segmented:
         visualizer.alpha = OPACITY
+        named = [index for index, label in enumerate(visualizer.dataset_meta['classes']) if label.lower() == BACKGROUND]
         for name in ('gt_sem_seg', 'pred_sem_seg'):
-            ignore_background(sample.get(name).data, visualizer.dataset_meta['classes'])
+            labels_1HW = sample.get(name).data
+            labels_1HW[torch.isin(labels_1HW, torch.tensor(named, dtype=torch.long))] = IGNORED
     drawn = []
     for truth in (True, False):
         visualizer.add_datasample('', image.copy(), sample, draw_gt=truth, draw_pred=not truth, show=False)
@@ -67,13 +69,6 @@ def draw_sample(visualizer: Any, image_HW3: Picture, sample: Any) -> tuple[Pictu
             picture = np.where(((labels_HW == IGNORED) & darkened_HW)[..., None], image, picture)
         drawn.append(picture)
     return image, drawn[0], drawn[1]
-
-
-def ignore_background(labels_1HW: Tensor, classes: Sequence[str]) -> None:
-    """Replace the background class by the ignored label, in place."""
-    for index, name in enumerate(classes):
-        if name.lower() == BACKGROUND:
-            labels_1HW[labels_1HW == index] = IGNORED
 
 
 def enlarge_sample(sample: Any, factor: int) -> Any:

@@ -56,16 +56,12 @@ def find_networks(names: Collection[str]) -> list[DetectedNetwork]:
             raise CheckpointError(f'It holds more than {MAX_NETWORKS} networks: {len(candidates)} with {entry.mark}.')
         for name in candidates:
             prefix = name.removesuffix(entry.mark)
-            if (not prefix or prefix.endswith('.')) and all_match(names, prefix, entry.also):
+            inner = [other.removeprefix(prefix) for other in names if other.startswith(prefix)]
+            complete = all(any(re.fullmatch(pattern, other) for other in inner) for pattern in entry.also)
+            if complete and (not prefix or prefix.endswith('.')):
                 remaining.discard(name)  # a tensor belongs to one network
                 networks.append(DetectedNetwork(entry, prefix))
     return networks
-
-
-def all_match(names: Collection[str], prefix: str, patterns: Collection[str]) -> bool:
-    """Check that each pattern matches a name under the prefix."""
-    inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    return all(any(re.fullmatch(pattern, name) for name in inner) for pattern in patterns)
 
 
 def looks_like(names: Collection[str]) -> str | None:

@@ -90,7 +90,8 @@ def write_shards(
         f'shard-{start // options.shard_size:06d}.tar': sources[start : start + options.shard_size]
         for start in range(0, len(sources), options.shard_size)
     }
-    finished = [name for name in shards if is_finished(target / name, manifest)]
+    sizes = {name: entry['bytes'] for name, entry in manifest['shards'].items() if (target / name).is_file()}
+    finished = [name for name in shards if name in sizes and (target / name).stat().st_size == sizes[name]]
     begin(sum(len(shards[name]) for name in finished), len(sources))
     work = partial(encode, folder=folder, options=options)
     with ExitStack() as stack:
@@ -166,12 +167,6 @@ def read_manifest(target: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, RecursionError):
         pass
     raise ValueError(f'{target / MANIFEST} is damaged. Restore it, or delete {target} and make the shards anew.')
-
-
-def is_finished(tar: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a shard exists with the size in the manifest; ``--verify`` also reads it."""
-    entry = manifest['shards'].get(tar.name)
-    return entry is not None and tar.is_file() and tar.stat().st_size == entry['bytes']
 
 
 def in_chunks(

@@ -144,11 +144,11 @@ def test_keep_until__replaces_the_file_or_leaves_it_alone(tmp_path):
     assert (tmp_path / DROPPED).read_text() == '\n'.join(lines[2:]) + '\nnull\n[1]\n{"iter": "2"}\n{"it\n'
 
 
-def test_metrics_hook__validation_of_a_fine_tuning(tmp_path, written_digits, one_thread, train):
+def fine_tuning(folder, written_digits):
     from mkd_plugin.datasets import draw_labelled
 
     cfg = mkd_plugin.get_config('dbot/finetune/digits/dbot-ft_digits')
-    cfg.work_dir, cfg.log_level = str(tmp_path), 'ERROR'
+    cfg.work_dir, cfg.log_level = str(folder), 'ERROR'
     cfg.model.backbone.update(arch=dict(width=16, depth=1, num_heads=2), patch_size=8)
     cfg.model.head.in_channels = 16
     listed = draw_labelled(written_digits, 2, 0).relative_to(written_digits)
@@ -156,7 +156,11 @@ def test_metrics_hook__validation_of_a_fine_tuning(tmp_path, written_digits, one
     cfg.val_dataloader.dataset.data_root = str(written_digits)
     cfg.train_cfg.update(max_iters=6, val_interval=3)
     cfg.param_scheduler = cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
-    runner = train(cfg)
+    return cfg
+
+
+def test_metrics_hook__validation_of_a_fine_tuning(tmp_path, written_digits, one_thread, train):
+    runner = train(fine_tuning(tmp_path, written_digits))
     rows = read_metrics(tmp_path / METRICS)
     assert [(row['mode'], row['iter']) for row in rows] == [
         ('train', 3), ('val', 3), ('train', 6), ('val', 6),
@@ -166,6 +170,45 @@ def test_metrics_hook__validation_of_a_fine_tuning(tmp_path, written_digits, one
     assert list(tmp_path.glob('*/vis_data/events.out.tfevents.*'))
     runner.val()  # by itself it is no part of the run
     assert len(read_metrics(tmp_path / METRICS)) == 4
+
+
+class StopInValidation(Hook):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == self.iteration:
+            raise Stop
+
+
+@pytest.mark.parametrize('killed', [3, 6])
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_resume__repeats_the_validation_in_which_a_run_was_killed(
+    tmp_path, written_digits, one_thread, train, by_epoch, killed
+):
+    def config(name):
+        cfg = fine_tuning(tmp_path / name, written_digits)
+        cfg.default_hooks.checkpoint.update(by_epoch=by_epoch, interval=1, save_best='accuracy/top1')
+        cfg.default_hooks.logger.interval = 1
+        if by_epoch:  # of three iterations
+            cfg.train_dataloader.update(batch_size=8, sampler=dict(type='DefaultSampler', shuffle=True))
+            cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
+        cfg.resume = True
+        return cfg
+
+    def scores(name):
+        rows = [row for row in read_metrics(tmp_path / name / METRICS) if row['mode'] == 'val']
+        return [(row['iter'], row['accuracy/top1']) for row in rows]
+
+    train(config('whole'))
+    with pytest.raises(Stop):
+        train(config('killed'), StopInValidation(killed))
+    assert len(scores('killed')) == killed // 3 - 1
+    for _ in range(2):  # once more when it is complete
+        train(config('killed'))
+        assert scores('killed') == scores('whole') and [done for done, _ in scores('whole')] == [3, 6]
+    assert [sorted(path.name for path in (tmp_path / name).glob('best_*')) for name in ('whole', 'killed')][0]
+    assert len({tuple(path.name for path in (tmp_path / n).glob('best_*')) for n in ('whole', 'killed')}) == 1
 
 
 def test_metrics_hook__tensorboard_has_what_the_log_had_when_a_run_is_stopped(tmp_path, tiny_run, train):
