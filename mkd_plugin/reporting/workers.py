@@ -61,6 +61,12 @@ class InlineExecutor(Executor):
         return future
 
 
+def start_worker(threads: int) -> None:
+    """Set the number of threads, and leave Ctrl-C, which reaches all processes, to the main one: it sends SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+
 @contextmanager
 def executor_of(backend: Backend, workers: int, processes: Processes, console: Console) -> Iterator[Executor]:
     """An executor that is shut down at the end, or stopped if the run is interrupted or raises."""
@@ -72,7 +78,7 @@ def executor_of(backend: Backend, workers: int, processes: Processes, console: C
     else:
         threads, spawn = threads_per_job(workers), multiprocessing.get_context('spawn')
         os.environ['OMP_NUM_THREADS'] = str(threads)  # read by a library when a worker imports it
-        pool = ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(threads,))
+        pool = ProcessPoolExecutor(workers, spawn, initializer=start_worker, initargs=(threads,))
     try:
         yield pool
     except BaseException:
