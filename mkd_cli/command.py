@@ -199,6 +199,15 @@ def run_command(module: ModuleType, arguments: Sequence[str], prog: str | None =
         return USAGE_ERROR
 
 
+def run_resumable(main: Callable[[], int]) -> int:
+    """Call the main function of a program that continues when it is started again; return its exit code, also after Ctrl-C."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print('Interrupted. Rerun the command to resume.', file=sys.stderr)
+        return INTERRUPTED
+
+
 def shortened(message: str) -> str:
     """Cut a message that would fill the terminal, such as one of a host with a line for every tensor."""
     lines = [line if len(line) <= LONGEST else f'{line[:LONGEST]} …' for line in message.splitlines()]

@@ -21,7 +21,7 @@ COMMANDS = {
     'look': 'show nearest neighbours and patch features of a folder of images, as one page',
     'features': 'write the features of a folder of images, as .npz, Parquet or safetensors',
     'convert': 'convert a checkpoint between formats',
-    'export': 'another name for convert, which also writes ONNX and TorchScript',
+    'export': 'like convert, and also write ONNX, torch.export and TorchScript',
     'inspect': 'describe a checkpoint file without running anything in it',
     'print-config': 'print a config with everything it inherits',
     'make-shards': 'pack a folder of images into tar shards',

@@ -35,6 +35,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mkd_plugin
+from mkd_cli.command import at_least, run_resumable
 from mkd_plugin.datasets import draw_labelled, write_digits
 from mkd_plugin.interop.student import LoadedStudent, load_student
 from mkd_plugin.models.masking.guided import attention_of_cls
@@ -63,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     add('--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='output folder (default: %(default)s)')
     add('--data-root', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--labels', type=int, nargs='+', default=[2, 10], help='labelled images per class (default: 2 10)')
-    add('--draws', type=int, help='draws of labels, the same for every start (default: 4, with --full 5)')
+    add('--draws', type=at_least(1), help='draws of labels, the same for every start (default: 4, with --full 5)')
     add('--seed', type=int, default=0, help='random seed of the pre-training (default: %(default)s)')
     add('--cfg-options', nargs='+', action=DictAction, default={}, help='changed options of the pre-training config')
     add('--ft-options', nargs='+', action=DictAction, default={}, help='changed options of the fine-tuning config')
@@ -295,4 +296,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

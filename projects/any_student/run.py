@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import mkd_plugin  # noqa: E402
+from mkd_cli.command import run_resumable  # noqa: E402
 from mkd_plugin.datasets import draw_labelled, write_digits  # noqa: E402
 from mkd_plugin.reporting.experiment import Job, JobContext, run_jobs  # noqa: E402
 from mkd_plugin.reporting.store import Store, key_of  # noqa: E402
@@ -43,9 +44,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('--digits', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--work-dir', type=Path, default=Path('work_dirs/any_student'), help='results (default: %(default)s)')
-    add('--page', type=Path, default=PAGE, help='page; its folder has report.json')
+    add(
+        '--page',
+        type=Path,
+        default=PAGE,
+        help='Markdown file (default: %(default)s)',
+    )
     add('--report-only', action='store_true', help='write the table again from report.json')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.report_only and not report_of(args.page).is_file():
+        parser.error(f'there is no {report_of(args.page)}: run without --report-only first, or give another --page')
+    return args
+
+
+def report_of(page: Path) -> Path:
+    """Return the file with the numbers of a page."""
+    return page.with_suffix('') / 'report.json'
 
 
 def pretraining(name: str, stages: int, seed: int, epochs: int) -> Config:
@@ -143,11 +157,14 @@ def mean_of(scores: list[Score], start: str, labels: int, seed: int) -> float:
 def main() -> int:
     """Run or read the scores, and write the table; return the exit code."""
     args = parse_args()
-    file = args.page.with_suffix('') / 'report.json'
+    file = report_of(args.page)
     if not args.report_only:
         store = Store(args.work_dir)
         jobs = jobs_of(write_digits(args.digits).resolve(), store)
-        records = run_jobs(list(jobs.values()), store, console=Console()).records
+        outcome = run_jobs(list(jobs.values()), store, console=Console())
+        if outcome.failures:
+            return 1
+        records = outcome.records
         scores = [
             dict(zip(('seed', 'start', 'labels', 'draw'), name, strict=True), top1=round(records[job.key].value, 2))
             for name, job in jobs.items()
@@ -164,4 +181,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

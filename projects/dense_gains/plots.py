@@ -51,7 +51,8 @@ def plot_curves(report: Mapping[str, Any], out: Path) -> None:
     for column, (task, measure) in enumerate(panels):
         for start, curves in report['curves'][task].items():
             scores = np.mean([curve[measure] for curve in curves], axis=0)
-            losses = np.mean([found for found in report['losses'][task][start] if found], axis=0)  # none if it diverged
+            known = [found for found in report['losses'][task][start] if found]  # none of a run that diverged
+            losses = np.mean(known, axis=0) if known else np.empty(0)
             for axis, values in zip(axes[:, column], (scores, losses), strict=True):
                 axis.plot(np.arange(1, len(values) + 1) / len(values), values, '.-', label=start)
         axes[0, column].set_title(f'{task}: {NAMES[measure]} on val', fontsize='small')

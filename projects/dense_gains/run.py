@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from mkd_cli.command import INTERRUPTED  # noqa: E402
+from mkd_cli.command import at_least, run_resumable  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.dense_gains.experiment import Experiment, Run  # noqa: E402
 from projects.dense_gains.page import write_page  # noqa: E402
@@ -41,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--jobs', type=int, default=2, help='worker processes, of one thread each (default: %(default)s)')
+    add('--jobs', type=at_least(1), default=2, help='worker processes (default: %(default)s)')
     add(
         '--work-dir', type=Path, default=Path('work_dirs/dense_gains'), help='scenes and results (default: %(default)s)'
     )
@@ -56,8 +55,6 @@ def parse_args() -> argparse.Namespace:
     add('--report-only', action='store_true', help='judge the scores in report.json again and write the page')
     add('--page', type=Path, help='Markdown file to write; report.json and figures go into a folder of its name')
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: it must be at least 1')
     if args.page is None:
         args.page = (args.work_dir if args.smoke else ROOT / 'docs') / 'dense_gains.md'
     if args.report_only and not report_of(args.page).is_file():
@@ -110,7 +107,6 @@ def picture_folder(page: Path) -> Path:
 
 def main() -> int:
     """Run or read, judge, write; return the exit code."""
-    os.environ['OMP_NUM_THREADS'] = '1'
     args, console = parse_args(), Console()
     file = report_of(args.page)
     try:
@@ -118,9 +114,6 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('Interrupted. Rerun the command to resume.', file=sys.stderr)
-        return INTERRUPTED
     report['verdict'] = judge(report['scores'])
     picture_folder(args.page)
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
@@ -130,4 +123,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

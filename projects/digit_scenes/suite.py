@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from mkd_plugin.reporting.benchmark.suites import Suite, Task  # noqa: E402
+from mkd_plugin.utils.files import json_dict  # noqa: E402
 from projects.digit_scenes.writing import SETTINGS, write_digit_scenes  # noqa: E402
 
 SCENES = Path('data/digit_scenes')
@@ -45,7 +45,7 @@ def build_suite(recipe: str, arch: str) -> Suite:
 def prepare_scenes() -> None:
     """Write the scenes, or complete an interrupted folder with the arguments that it was started with."""
     file = SCENES / SETTINGS
-    settings = json.loads(file.read_text()) if file.is_file() else {'complete': False}
-    if not settings.pop('complete'):
+    settings = json_dict(file.read_bytes()) if file.is_file() else {}  # one that was cut off: no scene is written yet
+    if not settings.pop('complete', False):
         settings.pop('layout', None)
         write_digit_scenes(SCENES, **settings)

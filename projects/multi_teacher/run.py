@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import mkd_plugin  # noqa: E402
+from mkd_cli.command import run_resumable  # noqa: E402
 from mkd_plugin.checkpoint import load_backbone  # noqa: E402
 from mkd_plugin.datasets import write_digits  # noqa: E402
 from mkd_plugin.registry import MODELS  # noqa: E402
@@ -142,11 +143,20 @@ def main() -> int:
     parser.add_argument(
         '--digits', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)'
     )
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/multi_teacher'), help='default: %(default)s')
-    parser.add_argument('--page', type=Path, default=ROOT / 'docs/multi_teacher.md', help='its folder has report.json')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/multi_teacher'), help='results (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--page',
+        type=Path,
+        default=ROOT / 'docs/multi_teacher.md',
+        help='Markdown file (default: %(default)s)',
+    )
     parser.add_argument('--report-only', action='store_true', help='write the table again from report.json')
     args = parser.parse_args()
     file = args.page.with_suffix('') / 'report.json'
+    if args.report_only and not file.is_file():
+        parser.error(f'there is no {file}: run without --report-only first, or give another --page')
     if not args.report_only:
         store = Store(args.work_dir)
         jobs = jobs_of(str(write_digits(args.digits).resolve()), store)
@@ -164,4 +174,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +35,11 @@ class Bench:
         """Pickle the name: recipes have functions that no worker process could unpickle."""
         return bench_named, (self.name,)
 
+    @property
+    def family(self) -> int:
+        """Number of the deciding comparisons, for which verdicts are corrected."""
+        return sum(row.decides for claim in self.claims for row in claim.comparisons)
+
     def recipe_of(self, network: str) -> str:
         """Return the name of the pre-training that writes a network. Raises ValueError if there is no such network."""
         for name, recipe in self.recipes.items():
@@ -56,6 +61,10 @@ class Bench:
             *(f'claim {claim.number}' for claim in self.claims if claim.number not in reported),
             *(f'seed {seed}' for seed in seeds),
         ]
+
+    def is_planned(self, report: Mapping[str, Any]) -> bool:
+        """Whether a report is of the whole experiment with the settings of the plan."""
+        return not self.left_out(report) and report['settings'] == asdict(self.full)
 
 
 def bench_named(name: str) -> Bench:

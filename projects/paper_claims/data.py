@@ -85,7 +85,15 @@ class Fashion:
     crop = (0.7, 1.0)  # share of the area; after smaller ones the intact test images score worse
 
     def prepare(self, root: Path) -> Path:
-        """Return the folder; mmpretrain downloads missing files."""
+        """Return the folder. mmpretrain downloads missing files: here, before several workers would. Raises ValueError."""
+        init_default_scope('mmpretrain')
+        try:
+            DATASETS.build(self.dataset('test', str(root), []))
+        except (OSError, RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f'Fashion-MNIST is not in {root} and cannot be downloaded ({error}). Put its four files there, unpacked: '
+                'train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte.'
+            ) from error
         return root
 
     def adapt(self, cfg: Config) -> None:

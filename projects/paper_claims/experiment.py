@@ -27,7 +27,7 @@ from projects.paper_claims.verdicts import judge
 # mmpretrain imports an op that is not compiled here and that nothing needs
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
-DRAWS_PER_SEED = 1000  # more than --draws, so that no two seeds share a draw
+DRAWS_PER_SEED = 1000  # so that no two seeds share a draw
 COST_OF_MEASURING = 20  # in training steps
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mkd_plugin.reporting.store import Record, Store
+from mkd_plugin.utils.files import plain
 
 WITH_FILES = 'pretrain'  # begins the keys of jobs whose files other jobs read
 
@@ -53,17 +54,17 @@ class KeptStore(Store):
 
     def spent(self, key: str) -> float:
         """Return the seconds that a finished job took, here or elsewhere."""
-        record = super().read(key) or self.lines[key]
-        return record.seconds
+        record = super().read(key) or self.lines.get(key)
+        return record.seconds if record else 0.0  # of a run that was stopped before it wrote the line
 
     def write(self, key: str, name: str, value: Any, *, seconds: float = 0.0) -> Record:
-        """Save the result of a job, and append its line in a single write, because other processes append too."""
-        record = super().write(key, name, value, seconds=seconds)
+        """Append the result of a job, in a single write, because other processes append too; then save it."""
+        record = Record(name, round(seconds, 3), plain(value))
         line = json.dumps(dict(key=key, **asdict(record)), ensure_ascii=False)
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         with self.kept.open('ab', buffering=0) as file:
             file.write(f'{line}\n'.encode())
-        return record
+        return super().write(key, name, value, seconds=seconds)
 
     def needed(
         self, runs: Sequence[Run], key: Callable[[Run], str], dependencies: Callable[[Run], Iterable[Run]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -36,9 +37,11 @@ def write_page(bench: Bench, report: dict[str, Any], page: Path, *, command: str
         freedom=settings.seeds - 1,
         resolved=bench.resolved,
         reach=quantile(settings.seeds) / settings.seeds**0.5,
-        family=sum(row['decides'] for claim in report['claims'] for row in claim['comparisons']),
+        family=bench.family,
     )  # fmt: skip
     head, method = text.split(RESULTS)
+    if not bench.is_planned(report):  # what to believe was written about the whole experiment
+        method = re.sub('## What to believe\n.*?(?=## )', '', method, flags=re.DOTALL)
     if left_out := bench.left_out(report):
         head += f'\n**Planned but not run**: {", ".join(left_out)}.\n'
     parts = [head, summary(bench, report['claims'])]

@@ -3,7 +3,7 @@
     python projects/paper_claims/run.py [--claim N …] [--jobs 2] [--work-dir DIR]    # on digits: docs/small_scale.md
     python projects/paper_claims/run.py --bench fashion [--data-root DIR]            # on Fashion-MNIST: docs/fashion.md
     python projects/paper_claims/run.py --report-only                                # verdicts and page from existing scores
-    python projects/paper_claims/run.py --bench fashion --pilot                      # which differences how many seeds decide
+    python projects/paper_claims/run.py --bench fashion --pilot                      # how many seeds decide a difference
 
 Rerun the command to resume it: finished jobs are skipped. To continue on another machine, give both the same --kept file. The
 page, its report.json and its figures are written to docs/ for all claims, and to the work folder for some of them or with
@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mkd_cli.command import INTERRUPTED  # noqa: E402
+from mkd_cli.command import at_least, run_resumable  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.paper_claims import digits, fashion  # noqa: E402
 from projects.paper_claims.bench import Bench  # noqa: E402
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     add(
         '--draws',
         type=at_least(1),
-        help='draws of labels for each seed (default: 10 on digits, 1 or 2 on Fashion-MNIST)',
+        help='draws of labels for each seed (default: 10 on digits, 1 on Fashion-MNIST)',
     )
     add('--smoke', action='store_true', help='use tiny settings to test the program; the scores are meaningless')
     add(
@@ -69,6 +69,8 @@ def parse_args() -> argparse.Namespace:
     args.claim = args.claim or numbers
     if unknown := sorted(set(args.claim) - set(numbers)):
         parser.error(f'--claim {unknown}: the claims are {numbers}')
+    if args.pilot and (args.bench != 'fashion' or args.report_only):
+        parser.error('--pilot needs --bench fashion, and runs: leave --report-only out')
     if args.page is None:
         complete = set(args.claim) == set(numbers) and not args.smoke
         args.page = (ROOT / 'docs' if complete else args.work_dir) / f'{bench.page}.md'
@@ -82,25 +84,17 @@ def report_of(page: Path) -> Path:
     return page.with_suffix('') / 'report.json'
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a parser of numbers that are not too small: an interval over seeds needs two."""
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f'{number}: it must be at least {least}')
-        return number
-
-    return parse
-
-
 def command_of(bench: Bench, report: Mapping[str, Any]) -> str:
     """Return the command that runs an experiment as far as a report has it."""
     words = ['python projects/paper_claims/run.py']
     words += [] if bench.name == 'digits' else [f'--bench {bench.name}']
     if bench.left_out(report):
         claims = sorted(claim['number'] for claim in report['claims'])
-        words += ['--claim', *map(str, claims), f'--seeds {report["settings"]["seeds"]}']
+        words += ['--claim', *map(str, claims)]
+    settings, planned = report['settings'], asdict(bench.full)
+    words += [f'--seeds {settings["seeds"]}'] if settings['seeds'] != planned['seeds'] else []
+    draws, usual = ({one['draws'] for one in of['finetunings'].values()} for of in (settings, planned))
+    words += [f'--draws {max(draws)}'] if draws != usual else []
     return ' '.join(words)
 
 
@@ -134,9 +128,6 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('Interrupted. Rerun the command to resume.', file=sys.stderr)
-        return INTERRUPTED
     file.parent.mkdir(parents=True, exist_ok=True)
     if args.pilot:
         pilot = dict(**report, power=power_table(report))
@@ -157,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

@@ -26,6 +26,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mkd_cli.command import run_resumable  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from projects.paper_claims.bench import Bench  # noqa: E402
 from projects.paper_claims.claims import Claim, Comparison  # noqa: E402
@@ -147,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

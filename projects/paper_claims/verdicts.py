@@ -86,11 +86,14 @@ def p_value(values: Sequence[float], margin: float | None = None) -> float:
     return max(beyond(-margin), beyond(margin))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Adjust p-values by Holm's method: rejecting those below 0.05 gives a false verdict in one family of twenty at most."""
+def holm(values: Sequence[float], family: int) -> list[float]:
+    """Adjust p-values by Holm's method: rejecting those below 0.05 gives a false verdict in one family of twenty at most.
+
+    ``family`` is the number of comparisons that were planned; those that were not run count as undecided.
+    """
     adjusted, largest = [0.0] * len(values), 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        largest = max(largest, min(1.0, (family - rank) * values[index]))
         adjusted[index] = largest
     return adjusted
 
@@ -121,7 +124,7 @@ def correct(bench: Bench, claims: Sequence[Claim], rows: Mapping[tuple[int, str]
     family = [(claim.number, row.text) for claim in claims for row in claim.comparisons if row.decides]
     margins = {(claim.number, row.text): row.margin for claim in claims for row in claim.comparisons}
     for measure in bench.measures:
-        adjusted = holm([rows[key][measure]['p'] for key in family])
+        adjusted = holm([rows[key][measure]['p'] for key in family], bench.family)
         for key, p in zip(family, adjusted, strict=True):
             found = rows[key][measure]
             margin, seeds = margins[key], found['seeds']
@@ -130,7 +133,7 @@ def correct(bench: Bench, claims: Sequence[Claim], rows: Mapping[tuple[int, str]
             found['verdict'] = UNDECIDED if p >= LEVEL else HOLDS if inside else FAILS
             if found['verdict'] == UNDECIDED:
                 distance = abs(found['mean'] if margin is None else margin - abs(found['mean']))
-                found['needed'] = seeds_needed(distance / max(stdev(seeds), 1e-12), LEVEL / len(family))
+                found['needed'] = seeds_needed(distance / max(stdev(seeds), 1e-12), LEVEL / bench.family)
 
 
 def judged(bench: Bench, claim: Claim, rows: Mapping[tuple[int, str], dict[str, Any]]) -> dict[str, Any]:

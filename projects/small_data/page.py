@@ -99,9 +99,10 @@ def draw_scores(found: Found, path: Path) -> None:
     """Draw the deciding score over the number of images."""
     figure = Figure(figsize=(9, 4), layout='constrained')
     for axes, (data, name) in zip(figure.subplots(1, 2), NAMES.items(), strict=True):
-        level = found.get(Cell(data, 0, 'random', 0))
-        if level is not None:
-            axes.axhline(statistics.fmean(level[DECIDING]), color='grey', linestyle=':', label='random network')
+        levels = [found[cell] for seed in (0, 1) if (cell := Cell(data, 0, 'random', 0, seed=seed)) in found]
+        if levels:
+            level = statistics.fmean(value for one in levels for value in one[DECIDING])
+            axes.axhline(level, color='grey', linestyle=':', label='random network')
         for color, method in enumerate(('mae', 'dbot', 'dmae')):
             for steps, style in ((SHORT, '--'), (LONG, '-')):
                 row = [(share, found.get(Cell(data, share, method, steps))) for share in PERCENT]

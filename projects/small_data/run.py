@@ -3,9 +3,9 @@
     python projects/small_data/run.py [--fashion DIR] [--work-dir DIR]    # all cells that are not finished
     python projects/small_data/run.py --report-only                       # write the tables again from their report.json
 
-DIR holds the four files of Fashion-MNIST, unpacked; mmpretrain's FashionMNIST downloads them if they are missing. Cells run one
-at a time, on as many threads as OMP_NUM_THREADS says. Rerun the command to resume it. ``--finished`` runs nothing and reports
-the cells that are finished.
+The folder of --fashion holds the four files of Fashion-MNIST, unpacked; mmpretrain downloads them if they are missing. Cells
+run one at a time, on as many threads as OMP_NUM_THREADS says. Rerun the command to resume it. ``--finished`` runs nothing and
+reports the cells that are finished.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import mkd_plugin  # noqa: E402
+from mkd_cli.command import run_resumable  # noqa: E402
 from mkd_plugin.datasets import write_digits  # noqa: E402
 from mkd_plugin.reporting.experiment import run_jobs  # noqa: E402
 from mkd_plugin.reporting.store import Store  # noqa: E402
@@ -37,22 +38,35 @@ def parse_args() -> argparse.Namespace:
     add('--fashion', type=Path, default=Path('data/fashion-mnist'), help='Fashion-MNIST (default: %(default)s)')
     add('--digits', type=Path, default=Path('data/digits'), help='written if missing (default: %(default)s)')
     add('--work-dir', type=Path, default=Path('work_dirs/small_data'), help='results (default: %(default)s)')
-    add('--page', type=Path, default=ROOT / 'docs/small_data.md', help='page; its folder has report.json')
+    add(
+        '--page',
+        type=Path,
+        default=ROOT / 'docs/small_data.md',
+        help='Markdown file (default: %(default)s)',
+    )
     add('--finished', action='store_true', help='run nothing; report the cells that are finished')
     add('--report-only', action='store_true', help='write the tables again from report.json')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.report_only and not report_of(args.page).is_file():
+        parser.error(f'there is no {report_of(args.page)}: run without --report-only first, or give another --page')
+    return args
+
+
+def report_of(page: Path) -> Path:
+    """Return the file with the numbers of a page."""
+    return page.with_suffix('') / 'report.json'
 
 
 def main() -> int:
     """Run or read the cells, and write the tables; return the exit code."""
     args = parse_args()
-    file = args.page.with_suffix('') / 'report.json'
+    file = report_of(args.page)
     if not args.report_only:
         roots = dict(digits=str(write_digits(args.digits).resolve()), fashion=str(args.fashion.resolve()))
         store = Store(args.work_dir)
         jobs = jobs_of(cells(), roots, store)
-        if not args.finished:
-            run_jobs(list(jobs.values()), store, console=Console())
+        if not args.finished and run_jobs(list(jobs.values()), store, console=Console()).failures:
+            return 1
         done = {cell: record for cell, job in jobs.items() if (record := store.read(job.key))}
         entries = [dict(cell=asdict(cell), scores=shortened(record.value)) for cell, record in done.items()]
         left_out = [str(cell) for cell in jobs if cell not in done]
@@ -69,4 +83,4 @@ def shortened(scores: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_resumable(main))

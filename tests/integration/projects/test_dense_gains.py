@@ -281,7 +281,8 @@ def test_page__follows_from_its_report(tmp_path):
 
 
 def test_parse_args__refuses(monkeypatch, capsys):
-    for words, message in ((['--jobs', '0'], '--jobs 0'), (['--report-only', '--page', 'no/p.md'], 'no/p/report.json')):
+    refused = ((['--jobs', '0'], "'0' is not allowed"), (['--report-only', '--page', 'no/p.md'], 'no/p/report.json'))
+    for words, message in refused:
         monkeypatch.setattr(sys, 'argv', ['run.py', *words])
         with pytest.raises(SystemExit):
             command.parse_args()

@@ -264,15 +264,40 @@ def test_write_page__the_page_in_docs_is_its_reports(published, tmp_path):
             assert min(picture.size) > 100 and len(picture.convert('RGB').getcolors(2**24)) > 20
 
 
+def test_write_page__of_a_part_draws_no_conclusions(tmp_path):
+    """The texts were written about the whole experiment."""
+    stored = json.loads((ROOT / 'docs/fashion/report.json').read_text())
+    part = dict(stored, claims=[claim for claim in stored['claims'] if claim['number'] == 4])
+    part['settings'] = dict(stored['settings'], seeds=4)
+    written = tmp_path / 'fashion.md'
+    page.write_page(fashion.BENCH, part, written, command=(line := command.command_of(fashion.BENCH, part)))
+    text = written.read_text()
+    assert '## What to believe' not in text and '## How it is judged' in text and 'claim 1, claim 2' in text
+    assert line == 'python projects/paper_claims/run.py --bench fashion --claim 4 --seeds 4'
+
+
+def test_prepare__says_which_files_are_missing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError('no network')
+
+    monkeypatch.setattr('mmpretrain.datasets.mnist.MNIST._download', fail)
+    with pytest.raises(
+        ValueError, match=r'cannot be downloaded \(no network\). Put its four files there, unpacked: train-'
+    ):
+        fashion.BENCH.images.prepare(tmp_path)
+
+
 # The command line, from end to end.
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--seeds', '1'], 'must be at least 2'),
+        (['--seeds', '1'], 'of at least 2'),
         (['--claim', '7'], r'--claim [7]: the claims are [1, 2, 3, 4, 5, 6]'),
         (['--report-only', '--page', 'nowhere/page.md'], 'there is no nowhere/page/report.json'),
+        (['--pilot'], '--pilot needs --bench fashion'),
+        (['--bench', 'fashion', '--pilot', '--report-only'], 'leave --report-only out'),
     ],
 )
 def test_parse_args__refuses(words, message, monkeypatch, capsys):

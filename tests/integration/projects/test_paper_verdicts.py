@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from projects.paper_claims import fashion, pilot, verdicts
+from projects.paper_claims.settings import settings_of
 
 DOCS = Path(__file__).parents[3] / 'docs'
 
@@ -61,8 +62,19 @@ def test_combine__all_must_hold(found, wanted):
 
 def test_holm__adjusts_as_published():
     # Holm (1979): the k-th smallest of m p-values times m − k + 1, never below an earlier one
-    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert verdicts.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005], 4) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert verdicts.holm([0.5, 0.9], 2) == [1.0, 1.0]
+    with_two_undecided = verdicts.holm([0.01, 0.04, 0.03, 0.005, 1.0, 1.0], 6)
+    assert verdicts.holm([0.01, 0.04, 0.03, 0.005], 6) == pytest.approx(with_two_undecided[:4])
+
+
+def test_judge__some_claims_alone_are_corrected_for_all_that_were_planned():
+    stored = json.loads((DOCS / 'fashion/report.json').read_text())
+    (alone,) = verdicts.judge(fashion.BENCH, fashion.BENCH.chosen([8]), stored['scores'])
+    for measure in fashion.BENCH.measures:
+        found = [row['measures'][measure] for row in alone['comparisons'] if row['decides']]
+        smallest = min(found, key=lambda one: one['p'])
+        assert smallest['adjusted'] == pytest.approx(min(1.0, 15 * smallest['p']), abs=1e-5)
 
 
 @pytest.mark.parametrize('margin', [None, 1.0])
@@ -109,10 +121,11 @@ def test_power_table__is_of_the_pooled_scatter_of_all_pairs():
     names = {name for claim in pilot.PILOT.claims for name in claim.networks}
     scores = {
         measure: {name: [[random.normal(80, 0.5)] for _ in range(2000)] for name in sorted(names)}
-        for measure in fashion.BENCH.measures
+        for measure in pilot.PILOT.measures
     }
     report = dict(claims=verdicts.judge(pilot.PILOT, pilot.PILOT.claims, scores))
     family = sum(row.decides for claim in fashion.CLAIMS for row in claim.comparisons)
+    assert family == fashion.BENCH.family == 15
     for found in pilot.power_table(report).values():
         assert found['deviation'] == pytest.approx(0.5 * 2**0.5, rel=0.05)  # of a difference of two networks
         for effect, seeds in found['seeds'].items():
@@ -123,6 +136,12 @@ def test_pilot__has_seeds_that_no_verdict_uses():
     used = range(fashion.FULL.first_seed, fashion.FULL.first_seed + fashion.FULL.seeds)
     own = range(pilot.PILOT.full.first_seed, pilot.PILOT.full.first_seed + pilot.PILOT.full.seeds)
     assert not set(used) & set(own)
+
+
+def test_pilot__its_settings_are_those_of_its_report():
+    stored = json.loads((DOCS / 'fashion/pilot.json').read_text())
+    sizes = settings_of(stored['settings'])
+    assert sizes == pilot.PILOT.full and set(stored['scores']) >= set(pilot.PILOT.measures)
     assert all(pilot.PILOT.recipe_of(name) for claim in pilot.PILOT.claims for name in claim.networks)
 
 
