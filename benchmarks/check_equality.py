@@ -33,6 +33,7 @@ from mkd_plugin.models.vit import VisionTransformer
 CLIP = dict(pre_norm=True, norm_eps=1e-5, activation='quick_gelu')
 BEIT = dict(position='none', layer_scale=0.1)
 HEAD = '| network | class there | at 224 px | at the other size | export bit-identical |\n|---|---|---|---|---|'
+SIZES = ('ti', 's', 'b', 'l', 'h')
 LIBRARIES = ('torch', 'timm', 'transformers', 'mmpretrain', 'open_clip')
 
 
@@ -58,7 +59,7 @@ class Case:
 def cases() -> list[Case]:
     """All networks, small ones first."""
     found = []
-    for size in ('ti', 's', 'b', 'l', 'h'):
+    for size in SIZES:
         patch, other = (14, (196, 252)) if size == 'h' else (16, (192, 256))
         plain = dict(arch=size, patch_size=patch)
         found.append(Case(f'ViT-{size}/{patch}', size, plain, ('timm', 'hf', 'mmpretrain', 'mae'), other))
@@ -149,7 +150,7 @@ def line_of(row: Mapping[str, Any], bound: float = TOLERANCE) -> str:
 def main() -> int:
     """Print the table, and write the figures if wanted; return 1 if a network differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', nargs='+', default=['ti', 's', 'b', 'l', 'h'])
+    parser.add_argument('--sizes', nargs='+', choices=SIZES, default=SIZES)
     parser.add_argument('--json', type=Path, metavar='FILE', help='a file for the figures')
     args = parser.parse_args()
     rows, left_out = [], []

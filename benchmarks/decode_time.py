@@ -87,7 +87,7 @@ def decoders() -> dict[str, Decoder]:
 
         found['PyTurboJPEG'] = whole(turbo.decode)
         found['PyTurboJPEG, crop'] = cropped
-    if importlib.util.find_spec('nvidia.nvimgcodec'):
+    if importlib.util.find_spec('nvidia') and importlib.util.find_spec('nvidia.nvimgcodec'):
         from nvidia import nvimgcodec
 
         backends = [nvimgcodec.Backend(nvimgcodec.CPU_ONLY)]

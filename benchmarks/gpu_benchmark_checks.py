@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from gpu_benchmark_contestants import backend_for, draw_crops
-from gpu_benchmark_device import BACKENDS, NETWORKS
+from gpu_benchmark_device import BACKENDS, NETWORKS, if_possible
 from gpu_benchmark_steps import CONFIG, Row, Setup
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -160,6 +160,10 @@ def correctness(setup: Setup) -> Iterator[Row]:
     def attention(backend: SDPBackend, network: str) -> Row:
         return dict(gradient=attention_error(backend, setup.device, torch.bfloat16, network))
 
+    def crops() -> Row:
+        levels = crop_levels(setup.device)
+        return dict(levels=levels, within=levels <= 2)
+
     rows: dict[str, Callable[[], Row]] = {}
     configs: Mapping[str, tuple[Callable[[], Config], int]] = {
         name: (partial(read_config, config), 8) for name, config in METHODS.items()
@@ -168,8 +172,8 @@ def correctness(setup: Setup) -> Iterator[Row]:
         for dtype in BOUNDS:
             rows[f'{name}, {str(dtype)[6:]}'] = partial(method, read, dtype, batch_size=batch_size)
     rows['dBOT, float32, compiled blocks'] = partial(method, configs['dBOT'][0], torch.float32, compiled=True)
-    rows['crops'] = lambda: dict(levels=crop_levels(setup.device))
+    rows['crops'] = crops
     if setup.device.type == 'cuda':
         for name, backend in BACKENDS.items():
-            rows[f'attention, {name}'] = partial(attention, backend, 'decoder')
+            rows[f'attention, {name}'] = partial(if_possible, partial(attention, backend, 'decoder'))
     yield from setup.run(rows)

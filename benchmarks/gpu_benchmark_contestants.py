@@ -77,7 +77,7 @@ class Ours(Contestant):
         cfg: Config.
         batch_size: Images of a step.
         device: Where it runs.
-        crops: Whether the batch is crops in the host's memory, as in training, instead of whole images on the device.
+        crops: Whether the batch is crops in the host's memory, as in training, instead of whole RGB images on the device.
         compiled: 'blocks', 'loss' or None, what to compile.
         waits: Whether clipping reads the norm of the gradient in every step, as mmengine does; a run reads it for the log.
     """
@@ -87,6 +87,8 @@ class Ours(Contestant):
         waits: bool = False,
     ) -> None:  # fmt: skip
         cfg.launcher = 'none'
+        if not crops:  # mmpretrain's exchange of channels waits for the device
+            cfg.data_preprocessor.to_rgb = False
         fit_to_device(cfg)
         self.device, self.crops = device, crops
         self.model = build_model(cfg).to(device)
@@ -126,6 +128,7 @@ class Official(Contestant):
         self, folder: Path, student: nn.Module, head: Mapping[str, Any], batch_size: int, device: torch.device,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
+        torch.backends.cudnn.benchmark = device.type == 'cuda'  # as its main_pretrain.py; free() undoes it
         self.device, self.dtype, self.side = device, dtype, student.img_size
         sizes = dict(img_size=student.img_size, patch_size=student.patch_size, embed_dim=student.arch.width)
         sizes |= dict(

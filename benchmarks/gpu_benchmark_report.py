@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Rows of the section `step` that do not build on the one before, and what they are compared with.
+BASES = {'compiled loss instead, without these options': 'crops resized on the device, as in training'}
 HIDDEN = ('section', 'row', 'event', 'top', 'error', 'skipped')
 
 
@@ -17,7 +19,8 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
         seconds = next((f', {line["took"]:.0f} s' for line in own if line.get('event') == 'end'), '')
         parts.append(f'### {section}{seconds}\n')
         if rows:
-            parts.append(table_of(with_gain(rows) if section == 'step' else rows))
+            gains = gains_of(own) if section == 'step' else {}
+            parts.append(table_of([{**row, **gains.get(row['row'], {})} for row in rows]))
         parts += [kernels(line) for line in rows if 'top' in line]
         for line in own:
             for kind in ('error', 'skipped'):
@@ -26,14 +29,14 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join(parts)
 
 
-def with_gain(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add what each row gains over the one before it and over the first."""
-    gained: list[dict[str, Any]] = []
-    for row in rows:
-        before, first = (gained[place] if gained else row for place in (-1, 0))
-        gain = {name: row['images_per_s'] / other['images_per_s'] for name, other in (('gain', before), ('all', first))}
-        gained.append({**row, **gain})
-    return gained
+def gains_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What each row gains over the one before it (or its base) and over the first, if these have a result."""
+    rates = {line['row']: line.get('images_per_s') for line in lines if 'row' in line}
+    names, gains = list(rates), {}
+    for before, name in zip([*names[:1], *names], names, strict=False):
+        others = dict(gain=rates.get(BASES.get(name, before)), all=rates[names[0]])
+        gains[name] = {kind: rates[name] / other for kind, other in others.items() if other and rates[name]}
+    return gains
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:

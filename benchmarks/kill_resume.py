@@ -276,7 +276,10 @@ def main() -> int:
     scenarios = [scenario for scenario in SCENARIOS if args.only in str(scenario)]
     if not scenarios:
         parser.error(f'--only {args.only}: the scenarios are {", ".join(map(str, SCENARIOS))}')
-    test = KillTest(args.folder, seed=args.seed, scenarios=scenarios)
+    try:
+        test = KillTest(args.folder, seed=args.seed, scenarios=scenarios)
+    except ValueError as error:
+        parser.error(str(error))
     test.run(args.kills, minutes=args.minutes)
     print(test.table())
     print(f'{test.kills} kills survived, bit-identical every time. {args.folder / RESULTS}')

@@ -73,8 +73,8 @@ def stepped(network: torch.nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def resume(path: Path, network: torch.nn.Module, *, checked: bool) -> None:
-    """Load a training checkpoint as `--resume` does."""
+def resume(path: Path, network: torch.nn.Module, *, checked: bool) -> int:
+    """Load a training checkpoint as `--resume` does; return the number of its weights."""
     from mkd_plugin.checkpoint import checksum, read_checkpoint
 
     if checked:
@@ -82,6 +82,7 @@ def resume(path: Path, network: torch.nn.Module, *, checked: bool) -> None:
     checkpoint = read_checkpoint(path)
     network.load_state_dict(checkpoint['state_dict'])
     torch.optim.AdamW(network.parameters()).load_state_dict(checkpoint['optimizer'])
+    return len(checkpoint['state_dict'])
 
 
 def peak() -> int:
@@ -91,7 +92,7 @@ def peak() -> int:
 
 
 def run_once(args: argparse.Namespace) -> dict[str, float]:
-    """Load in this process."""
+    """Load in this process; ``tensors`` is the number of the network's tensors that were loaded."""
     from mkd_plugin.checkpoint import load_backbone, read
     from mkd_plugin.models.vit import VisionTransformer
 
@@ -104,15 +105,16 @@ def run_once(args: argparse.Namespace) -> dict[str, float]:
         network = network.to_empty(device='cpu')
     if args.cold:
         forget(args.file)
+    tensors = 0
     before, start, processor = peak(), time.perf_counter(), time.process_time()
     if args.once == 'torch':
         torch.load(args.file, weights_only=True, map_location='cpu')
     elif args.training:
-        resume(Path(args.file), network, checked=args.once == 'ours')
+        tensors = resume(Path(args.file), network, checked=args.once == 'ours')
     else:
-        load_backbone(network, args.file)
+        tensors = len(load_backbone(network, args.file).loaded)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    return {'seconds': seconds, 'processor': processor, 'before': before, 'peak': peak()}
+    return {'seconds': seconds, 'processor': processor, 'before': before, 'peak': peak(), 'tensors': tensors}
 
 
 def forget(path: str) -> None:

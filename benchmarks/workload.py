@@ -26,7 +26,7 @@ from mkd_plugin.models.protocols import Progress
 
 
 def read_config(name: str) -> Config:
-    """A config by any of its names; see the module's docstring.
+    """A config by any of its names; see step_time.py.
 
     Raises:
         ValueError: There is no such config.

@@ -6,7 +6,8 @@
 #     python3 -m pip install --no-index --no-deps --target /tmp/site work_dirs/gpu_wheels/*.whl
 #     export PYTHONPATH=$PWD:$PWD/tests:/tmp/site
 #
-# It must have numpy, torch, torchvision, timm, scikit-learn, matplotlib, tensorboard, opencv, rich, Jinja2 and PyYAML already.
+# It must have numpy, torch, torchvision, timm, scikit-learn, matplotlib, tensorboard, opencv, rich, Jinja2 and PyYAML already; for
+# mmpretrain and transformers also einops, Markdown, packaging, regex, requests, safetensors and tqdm; and pytest for tests/gpu.
 # Set $PYTHON to choose the Python whose pip is used (default: .venv/bin/python).
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; fi

@@ -14,7 +14,7 @@ from workload import read_config
 
 from mkd_plugin.models.vit.attention import attend, attend_by_flex
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: torch sees none')
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')]
 CUDA = torch.device('cuda')
 
 

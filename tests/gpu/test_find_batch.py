@@ -8,7 +8,7 @@ import torch
 from mkd_plugin.preflight.batch import find_batch
 from mkd_plugin.preflight.config import load_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: torch sees none')
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')]
 
 
 def test_find_batch__a_step_of_it_fits_and_one_of_a_larger_batch_does_not():

@@ -38,7 +38,7 @@ def page() -> str:
     """The page, from the committed figures."""
     report = json.loads(REPORT.read_text())
     rows = report['rows']
-    worst = max(error for row in rows for error in row['errors'].values())
+    worst = max((error for row in rows for error in row['errors'].values() if error is not None), default=0.0)
     versions = ', '.join(f'{name} {number}' for name, number in report['versions'].items())
     threads = f'{report["threads"]} thread{"s" if report["threads"] > 1 else ""}'
     ran = (

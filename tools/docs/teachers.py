@@ -311,6 +311,8 @@ def tried_table() -> str:
         '|---|---|---|---|---|---|---|---|---|',
     ]
     for entry in tried['models']:
+        if 'taps' not in entry:  # refused as a whole
+            continue
         taps = entry['taps']
         cells = [
             f'`{entry["model"]}`',

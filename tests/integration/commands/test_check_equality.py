@@ -58,6 +58,13 @@ def test_main__nan_is_not_equal(monkeypatch, capsys, tmp_path):
         assert report['not_run'] == ['large'] and report['tolerance'] == 1e-4 and report['versions']['timm']
 
 
+def test_main__a_mistyped_size(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['check_equality.py', '--sizes', 'tiny'])
+    with pytest.raises(SystemExit):
+        TOOL.main()
+    assert 'invalid choice' in capsys.readouterr().err
+
+
 def test_cases__cover_what_the_papers_use():
     names = ' '.join(case.name for case in TOOL.cases())
     for wanted in (
@@ -86,6 +93,8 @@ def test_load_time__measures_both(capsys, monkeypatch):
 
 
 def test_load_time__loads_what_it_wrote(tmp_path):
+    from mkd_plugin.models.vit import VisionTransformer
+
     tool = importlib.import_module('load_time')
     for name in ('timm', 'beit', 'hf_vit', 'training'):
         options = dict(format=name, once='ours', cold=True, training=name == 'training', file=str(tmp_path / name))
@@ -93,3 +102,4 @@ def test_load_time__loads_what_it_wrote(tmp_path):
         tool.write_file(args, tmp_path / name)
         found = tool.run_once(args)
         assert found['seconds'] > 0 and found['peak'] >= found['before'] > 0
+        assert found['tensors'] == len(VisionTransformer(**tool.options_of(args)).state_dict()) > 100
