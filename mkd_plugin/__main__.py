@@ -13,11 +13,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Run the script ``arguments[0]`` with the other arguments.
-
-    Raises:
-        SystemExit: No script was given, or it does not exist.
-    """
+    """Run the script ``arguments[0]`` with the other arguments. Raises SystemExit if there is no such script."""
     if not arguments or arguments[0] in ('-h', '--help'):
         sys.exit(f'{__doc__}\nNo script was given.' if not arguments else __doc__)
     script = Path(arguments[0])

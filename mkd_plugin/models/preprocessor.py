@@ -40,23 +40,26 @@ class CropPreprocessor(SelfSupDataPreprocessor):
     def forward(self, data: Mapping[str, Any], training: bool = False) -> Any:
         """Return ``inputs``, normalised images (B, 3, H, W), and ``data_samples``.
 
-        The data samples of crops stay where they are: copying 512 of them takes 8 ms, and most methods read none.
-
-        Raises:
-            ValueError: The crops were not collated.
+        The data samples of crops stay where they are: copying 512 of them takes 8 ms, and most methods read none. Raises
+        ValueError for crops that were not collated.
         """
-        inputs = data['inputs']
+        inputs, samples = data['inputs'], data.get('data_samples')
         if isinstance(inputs, Crops):
             beside = self.device.type == 'cuda' and inputs.pixels.is_cpu
             images = self._make_images_beside(inputs) if beside else self._make_images(inputs)
-            return {'inputs': images, 'data_samples': data.get('data_samples')}
+            return {'inputs': images, 'data_samples': samples}
         first = inputs[0] if isinstance(inputs, list) and inputs else None
         if isinstance(first, Crop) or (isinstance(first, Tensor) and first.dim() == 3):
             raise ValueError(
                 f'The inputs are a list of {len(inputs)} single images, not a batch. Crops of CropForDevice and PackCrops '
                 "need train_dataloader.collate_fn=dict(type='mkd_plugin.collate_crops')."
             )
-        return super().forward(dict(data), training)
+        if not self._channel_conversion:
+            return super().forward(dict(data), training)
+        inputs, samples = self.cast_data([inputs, samples])
+        several = isinstance(inputs, list)  # views; the parent's list of channels would make a GPU wait
+        normalised = [self._normalize(view) for view in inputs] if several else self._normalize(inputs)
+        return {'inputs': normalised, 'data_samples': samples}
 
     def _make_images(self, crops: Crops) -> Tensor:
         """Copy, resize and normalise crops."""
