@@ -18,7 +18,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from mkd_plugin.datasets.sampler import ExactBatches, Position, SeededDataset, seed_generators
@@ -160,9 +160,10 @@ class ExactResumeHook(Hook):
 
 
 def validates(runner: Runner) -> bool:
-    """Whether mmengine's loops validate at the run's position."""
+    """Whether one of mmengine's loops validates at the run's position."""
     loop, by_epoch = runner.train_loop, runs_by_epoch(runner)
-    if runner.val_loop is None or (by_epoch and loop.iter != loop.epoch * len(loop.dataloader)):
+    known = isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop))
+    if runner.val_loop is None or not known or (by_epoch and loop.iter != loop.epoch * len(loop.dataloader)):
         return False
     loop._decide_current_val_interval()
     done, last = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
