@@ -198,13 +198,22 @@ def test_open_models__provenance_that_claims_another_network(tmp_path, changes):
     open_network(path)
 
 
-@pytest.mark.parametrize('claim', [dict(depth=10**6), dict(width=2**20), dict(mlp_ratio=1e6), dict(num_heads=0)])
-def test_open_models__a_huge_network_is_refused_before_it_is_built(tmp_path, claim):
+@pytest.mark.parametrize(
+    'claim, reason',
+    [
+        (dict(depth=10**6), 'are of another network than its tensors: depth 1000000, which is 1'),
+        (dict(width=2**20), 'state what no network has'),
+        (dict(mlp_ratio=1e6), 'are of another network than its tensors: mlp_ratio 1000000.0, which is 4.0'),
+        (dict(num_heads=0), 'state what no network has'),
+    ],
+)
+def test_open_models__a_huge_network_is_refused_before_it_is_built(tmp_path, claim, reason):
     weights, provenance = student()
     backbone = {**provenance['backbone'], 'arch': {**VIT['arch'], **claim}}
     path = tmp_path / 'claims.pth'
     torch.save(dict(state_dict=weights, meta=dict(mkd_plugin={**provenance, 'backbone': backbone})), path)
-    open_network(path)
+    with pytest.raises(CheckpointError, match=f'claims.pth: Its metadata {reason}'), bounded(size_of(path)):
+        open_models([str(path)], known={}, device='cpu')
 
 
 @pytest.mark.parametrize('claim', [dict(layer_scale=[]), dict(layer_scale=True), dict(arch=dict(num_heads=2))])
@@ -250,4 +259,7 @@ def test_open_models__a_layer_scale_that_is_a_whole_number(tmp_path):
     provenance['backbone']['layer_scale'] = 1
     path = tmp_path / 'claims.pth'
     torch.save(dict(state_dict=weights, meta=dict(mkd_plugin=provenance)), path)
-    open_network(path)
+    with pytest.raises(
+        CheckpointError, match='claims.pth .* 2 of 20 tensors are missing. absent: layers.0.attn.gamma1'
+    ):
+        open_models([str(path)], known={}, device='cpu')

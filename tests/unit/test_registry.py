@@ -116,19 +116,20 @@ def test_tools_train__runs_two_stages(tool, digits, tmp_path):
     command = [sys.executable, tools[tool] / 'train.py', ROOT / 'configs/dbot/dbot_digits.py', '--work-dir', tmp_path]
     options = [*SMALL_RUN, f'train_dataloader.dataset.data_root={digits}']
     done = subprocess.run([*command, '--cfg-options', *options], cwd=tmp_path, capture_output=True, text=True)
-    assert (tmp_path / 'stage_2.pth').is_file(), done.stderr[-2000:]
+    assert done.returncode == 0 and (tmp_path / 'stage_2.pth').is_file(), done.stderr[-2000:]
 
 
 def test_tools_train__resumes_a_finished_run_and_runs_an_ablation_row(digits, tmp_path):
-    def train(*arguments: str) -> str:
+    def train(*arguments: str, code: int = 0) -> str:
         command = [sys.executable, ROOT / 'tools/train.py', *arguments, '--work-dir', tmp_path]
         done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr[-2000:]
         return done.stdout + done.stderr
 
     options = ['--cfg-options', *SMALL_RUN, f'train_dataloader.dataset.data_root={digits}']
     train('configs/dbot/dbot_digits.py', *options)
     assert 'resumed epoch: 2' in train('configs/dbot/dbot_digits.py', '--resume', *options)
-    assert "no ablation 'nothing' of 'dbot'" in train('dbot:nothing')
+    assert "no ablation 'nothing' of 'dbot'" in train('dbot:nothing', code=2)
 
 
 def test_plain_python__trains_without_a_runner():

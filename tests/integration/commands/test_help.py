@@ -12,7 +12,7 @@ import pytest
 from mkd_cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[3]
-SHELL = [path for path in (ROOT / 'tools').glob('*.sh') if os.access(path, os.X_OK)]
+SHELL = [path for path in (ROOT / 'tools').glob('*.sh') if path.name != 'launch.sh']  # which others source
 SCRIPTS = [path for path in (ROOT / 'tools').rglob('*.py') if '__main__' in path.read_text()]
 TOOLS = sorted([*SCRIPTS, *SHELL])
 
@@ -27,6 +27,10 @@ def test_mkd__help_writes_nothing(tmp_path, name):
     done = run(tmp_path, sys.executable, '-m', 'mkd_cli.main', *([name] if name else []))
     assert done.returncode == 0 and 'usage: ' in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_tools__are_found():
+    assert len(SHELL) >= 8 and len(SCRIPTS) >= 25
 
 
 @pytest.mark.parametrize('script', TOOLS, ids=lambda path: path.relative_to(ROOT).as_posix())

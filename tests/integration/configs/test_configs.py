@@ -45,6 +45,10 @@ FINETUNE.remove('any_student/finetune/resnet-ft_digits')  # a host's own network
 UNREAD = r'backbone\.(layers\.3\.(attn\.proj|ln2|ffn)|ln1)\.'
 
 
+def test_names__are_found():
+    assert len(PRETRAIN) >= 110 and len(FINETUNE) >= 30 and len(ROWS) >= 170
+
+
 def shrink_teacher(teacher: dict) -> None:
     """A tiny network of seeded random weights in place of a file."""
     if 'checkpoint' in teacher or 'seed' in teacher:

@@ -29,6 +29,10 @@ PRETRAINING = [*BLOCKWISE, *FD]
 FINETUNING = matching('*/finetune/in1k/*', 'downstream/mmpretrain/*_in1k')
 
 
+def test_names__are_found():
+    assert (len(BLOCKWISE), len(FD)) == (12, 3) and len(FINETUNING) >= 30
+
+
 @pytest.mark.parametrize('name', [*PRETRAINING, *FINETUNING])
 def test_schedule__warms_up_and_then_decays_until_the_end(name):
     cfg = get_config(name)

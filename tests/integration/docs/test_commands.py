@@ -202,10 +202,21 @@ def parse(name: str, words: list[str]) -> None:
 @pytest.mark.parametrize('test', sorted(set(RUN_BY.values())))
 def test_run_by__names_files_that_run_the_script(test):
     text = (ROOT / test).read_text()
-    for script, runner in RUN_BY.items():
-        names = {Path(script).stem, PARSERS.get(Path(script).stem, Path(script).stem)}
-        if runner == test:
-            assert any(name in text for name in names), f'{test} does not mention {script}'
+    for script in [script for script, runner in RUN_BY.items() if runner == test]:
+        assert re.search(used(Path(script)), text, re.MULTILINE), f'{test} does not run {script}'
+
+
+def used(script: Path) -> str:
+    """What a test has that runs a script: its file's name, its command, or an import of its module."""
+    module, folder = PARSERS.get(script.stem, script.stem), '.'.join(script.parent.parts)
+    file = rf'\b{script.stem}\.(sh|py)\b' if script.suffix == '.sh' else rf'\b{script.stem}\.py\b'  # it starts a .py
+    command = rf"main\(\['{module.replace('_', '-')}'"
+    return rf'{file}|{command}|^ *(from (mkd_cli|{re.escape(folder)}) )?import (\w+, )*{module}\b|\bmkd_cli\.{module}\b'
+
+
+def test_used__is_no_substring():
+    for text, runs in (('the trainer', False), ('pretrain.py', False), ("main(['train'", True), ('x/train.py', True)):
+        assert bool(re.search(used(Path('tools/train.py')), text)) == runs
 
 
 def test_lines_of__fills_variables_and_joins_lines():

@@ -206,8 +206,8 @@ def test_load_backbone__file_of_another_number_of_heads(source, save, vit_option
     meta = dict(
         mkd_plugin=dict(backbone=dict(arch=dict(ARCH, mlp_ratio=4.0), img_size=16, patch_size=4, in_channels=3))
     )
-    with pytest.raises(ValueError, match='heads'):
-        network = VisibleViT(**{**vit_options, 'arch': dict(ARCH, num_heads=2)})
+    network = VisibleViT(**{**vit_options, 'arch': dict(ARCH, num_heads=2)})
+    with pytest.raises(ValueError, match='a network with 4 attention heads, and this one has 2'):
         load_backbone(network, save(dict(state_dict=source.state_dict(), meta=meta)))
 
 

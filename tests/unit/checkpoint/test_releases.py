@@ -115,7 +115,9 @@ def test_releases__table():
             assert network_on_meta(**entry.network).grid == entry.grid
     papers = {paper for entry in RELEASES.values() for paper in entry.papers}
     assert len(papers) == 5
-    assert {path.stem for path in MANIFESTS.glob('*.txt')} >= set(WITH_MANIFEST)
+    hugging_face = [f'hf{version}_{kind}_base' for version in (4, 5) for kind in HUGGING_FACE]
+    assert {path.stem for path in MANIFESTS.glob('*.txt')} == {*WITH_MANIFEST, *hugging_face}
+    assert len(WITH_MANIFEST) >= 20
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,14 @@ from mkd_plugin.preflight.config import read_config
 
 HEAVY = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'mkd_plugin', 'matplotlib', 'numpy', 'rich', 'timm')
 PROBE = """
-import json, resource, sys
+import json, sys
 from mkd_cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit:
     pass
-used = resource.getrusage(resource.RUSAGE_SELF)
 print()
-print(json.dumps([sorted(sys.modules), used.ru_utime + used.ru_stime]))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
@@ -40,9 +39,9 @@ def parser_of(name):
 @pytest.mark.parametrize('arguments', [['--help'], *([name, '--help'] for name in COMMANDS)], ids=' '.join)
 def test_help__imports_nothing_heavy(arguments):
     done = subprocess.run([sys.executable, '-c', PROBE, *arguments], capture_output=True, text=True, check=True)
-    modules, seconds = json.loads(done.stdout.splitlines()[-1])
+    modules = json.loads(done.stdout.splitlines()[-1])
     assert [name for name in HEAVY if name in modules] == []
-    assert seconds < (0.5 if arguments == ['--help'] else 1.5)
+    assert len(modules) < 300  # about 160; torch alone has 900
     assert done.stdout.startswith('usage: mkd ')
 
 
@@ -169,8 +168,9 @@ def test_choices__are_those_of_the_package():
     assert (tuple(MEASUREMENTS), FLAVOURS) == (analyze.MEASUREMENTS, analyze.FLAVOURS)
     assert (analyze.DIRECTIONS, analyze.SPECIFICATION) == (DIRECTIONS, SPEC_SYNTAX)
     args = parser_of('analyze').parse_args(['x.pth', '--data', 'x'])
-    assert all(getattr(args, name, value) in (value, list(value) if isinstance(value, tuple) else value)
-               for name, value in vars(Settings()).items())  # fmt: skip
+    assert set(vars(Settings())) - set(vars(args)) == {'shown'}
+    assert all(getattr(args, name) in (value, list(value) if isinstance(value, tuple) else value)
+               for name, value in vars(Settings()).items() if name != 'shown')  # fmt: skip
     assert (tuple(PROTOCOLS), KS, SHOTS) == (evaluate.PROTOCOLS, evaluate.KS, evaluate.SHOTS)
     assert convert.PARTS == PARTS and set(convert.TARGETS) == {'mkd', 'backbone', *TARGETS}
     assert set(train.LAUNCHERS) == {'none', *VARIABLES}

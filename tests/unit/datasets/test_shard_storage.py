@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 import tarfile
-import time
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,7 +138,7 @@ def test_shard_list__is_written_once_and_mapped(folder, cache, monkeypatch):
 
 
 def test_shard_list__of_a_billion_images(tmp_path):
-    """16 bytes and a name each on the disk; opening it and reading anywhere takes no time and no memory."""
+    """16 bytes and a name each on the disk; opening it and reading anywhere takes little memory."""
     shards, each = 100_000, 10_000
     with (tmp_path / 'images').open('wb') as file:
         file.truncate(shards * each * RECORD.itemsize)  # a hole: zeros that take no space
@@ -147,18 +147,19 @@ def test_shard_list__of_a_billion_images(tmp_path):
     names = np.frombuffer(b'x.jpg', np.uint8)
     first = list(range(0, shards * each + 1, each))
     tars = [Path(f'{number:06d}.tar') for number in range(shards)]
-    start = time.process_time()
+    tracemalloc.start()
     listed = ShardList(
         tars, dict(first_image=first, first_name=[0] * len(first), digest=''), records, names, with_label=True
     )
     assert len(listed) == 10**9
     assert listed[-1] == dict(img_path='tar://099999.tar@3584+500/x.jpg', gt_label=3)
     assert [listed[number]['img_path'][:16] for number in range(0, 10**9, 10**7)][7] == 'tar://007000.tar'
-    assert time.process_time() - start < 5
     assert listed.starts[[0, 1, -1]].tolist() == [0, 10_000, 10**9]
     sampler = ShardSampler(Sized(listed), seed=1)
     assert len(set(islice(iter(sampler), 10_000))) == 10_000
-    assert time.process_time() - start < 10
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 2**20  # a byte for each image would be 15 times as much
 
 
 def test_shard_list__stays_in_memory_if_it_cannot_be_kept(folder, tmp_path, monkeypatch, said):

@@ -12,6 +12,7 @@ import torch
 from helpers.networks import ARCH, DBOT
 from mmengine.logging import MessageHub, MMLogger
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
@@ -95,12 +96,13 @@ def test_attention_hook__times_what_this_device_has_without_drawing_the_runs_num
 
 def test_attention_hook__composes_with_compiled_blocks(build_distiller):
     torch._dynamo.reset()
+    counters.clear()
     runner = runner_of(build_distiller())
     eager = step(copy.deepcopy(runner.model))
     AttentionHook().before_train(runner)
     CompileHook(backend='aot_eager').before_train(runner)
     torch.testing.assert_close(step(runner.model), eager, rtol=1e-4, atol=1e-6)
-    assert not torch._dynamo.utils.counters['graph_break']
+    assert counters['aot_autograd']['ok'] >= 1 and not counters['graph_break']
 
 
 @pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
@@ -116,6 +118,22 @@ def test_attend_by_flex__is_attention_with_a_bias(monkeypatch, some):
         out = compute(q, k, v, bias, rows)
         results.append([out, *torch.autograd.grad(out.square().sum(), given)])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
+def test_attention_hook__flex_computes_the_same_in_every_layer_of_the_student(build_distiller, monkeypatch):
+    """On a CPU, as if it were a GPU, and not compiled."""
+    use_flex, compiled, flex = hooks.use_flex, torch.compile, flex_attention.flex_attention
+    monkeypatch.setattr(flex_attention, '_validate_device', lambda *qkv: None)
+    monkeypatch.setattr(torch, 'compile', lambda what, **options: what if what is flex else compiled(what, **options))
+    monkeypatch.setattr(hooks, 'use_flex', lambda student, device: use_flex(student, torch.device('cuda')))
+    runner = runner_of(build_distiller(**BIASED))
+    wanted = step(copy.deepcopy(runner.model))
+    AttentionHook(flex=True).before_train(runner)
+    layers = {name: module for name, module in runner.model.named_modules() if isinstance(module, Attention)}
+    changed = {name for name, layer in layers.items() if getattr(layer.attend, 'func', None) is attend_by_flex}
+    assert changed == {name for name in layers if name.startswith('backbone.')} != set()
+    torch.testing.assert_close(step(runner.model), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_hook__refuses(build_distiller):

@@ -90,13 +90,13 @@ def test_compile_hook__blocks_share_few_compilations_and_a_promotion_needs_none(
     model = build(method)
     names = set(model.state_dict())
     (compiled,) = compilations(model)
-    assert compiled <= 5 and set(model.state_dict()) == names
+    assert 1 <= compiled <= 5 and set(model.state_dict()) == names
 
 
 @pytest.mark.parametrize('option', OPTIONS)
 def test_compile_hook__options_of_memory_and_precision_need_no_more(option):
     (compiled,) = compilations(build('dbot', **{option: OPTIONS[option]}), amp=option == 'precision')
-    assert compiled <= 5
+    assert 1 <= compiled <= 5
 
 
 @pytest.mark.parametrize('option', OPTIONS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers.checkpoint_networks import tiny
@@ -182,19 +184,20 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize('change', SHAPES.values(), ids=SHAPES)
-def test_open_models__shapes_of_no_network(tmp_path, change):
+NO_BLOCKS = ('a billion blocks', 'digits without end')  # tensors of other names, as a file may have them
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_open_models__shapes_of_no_network(tmp_path, shape):
     network = tiny()
-    torch.save({**network.state_dict(), **change}, tmp_path / 'file.pth')
+    torch.save({**network.state_dict(), **SHAPES[shape]}, tmp_path / 'file.pth')
     for action in (
         lambda: open_models([str(tmp_path / 'file.pth')], known=dict(num_heads=4), device='cpu'),
         lambda: convert_checkpoint(tmp_path / 'file.pth', tmp_path / 'x.pth', 'timm', options=dict(num_heads=4)),
         lambda: load_backbone(network, tmp_path / 'file.pth'),
     ):
-        try:
+        with nullcontext() if shape in NO_BLOCKS else pytest.raises(ValueError, match=r'file\.pth'):
             action()
-        except ValueError as error:
-            assert 'file.pth' in str(error)
     assert describe_checkpoint(tmp_path / 'file.pth')['tensors'] >= 20
 
 

@@ -92,9 +92,9 @@ def test_backbone_student__tokens_are_the_map_resampled_after_its_mean(kind):
     raw = student._maps(images, ['output'])['output']
     if kind == 'own':
         torch.testing.assert_close(raw, student.network(images)['deep'])
-    elif kind.startswith('mmpretrain'):
+    elif not kind.startswith('timm'):
         torch.testing.assert_close(raw, student.network(images)[-1])
-    elif kind != 'yolo':
+    else:
         torch.testing.assert_close(raw, student.network.forward_intermediates(images)[1][-1])
     assert raw.shape[-2:] != (4, 4)
     found = student(images).tokens('output')
@@ -166,6 +166,22 @@ def test_backbone_student__does_not_see_hidden_pixels(kind, place):
         found.square().sum().backward()
         assert student.mask_token.grad.abs().sum() > 0
         assert not list(student.network.get_submodule(place)._forward_hooks)
+
+
+@pytest.mark.parametrize('kind, place', [('own', 'stem'), ('timm-resnet', 'pixels')])
+def test_backbone_student__visible_only_returns_the_visible_ones_of_all_tokens(kind, place):
+    visible = student_of(kind, mask_at=place, visible_only=True).eval()
+    every = student_of(kind, mask_at=place).eval()
+    every.load_state_dict(visible.state_dict())
+    images, hidden_BL = torch.randn(2, 3, 64, 64), torch.ones(2, 16, dtype=torch.bool)
+    hidden_BL[0, [1, 2, 7, 12, 15]] = hidden_BL[1, [0, 3, 4, 9, 10]] = False
+    mask = TokenMask.from_hidden(hidden_BL, 5)
+    mask = TokenMask(hidden_BL, mask.ids_keep_BV.flip(1), mask.ids_hide_BM, mask.ids_restore_BL)  # in their order
+    found, full = visible(images, mask), every(images, mask).tokens('output')
+    wanted = [tokens[[0, *(ids + 1).tolist()]] for tokens, ids in zip(full, mask.ids_keep_BV, strict=True)]
+    torch.testing.assert_close(found.tokens('output'), torch.stack(wanted))
+    assert found.mask is mask and every(images, mask).mask is None
+    torch.testing.assert_close(visible(images).tokens('output'), every(images).tokens('output'))
 
 
 @pytest.mark.parametrize('kind, size, patch', [('hiera', 224, 32), ('hivit', 64, 16)])

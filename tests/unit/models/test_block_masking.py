@@ -86,7 +86,9 @@ def test_draw_blocks__one_rectangle_of_the_area_and_aspect():
 
 def test_block_masking__launches_do_not_depend_on_the_batch():
     masking = BlockMasking(student=context_of(), num_hidden=78)
-    assert count_launches(lambda: masks_of(masking, 64)) <= 100
+    masks_of(masking, 8)  # the first call may build what later ones reuse
+    few, many = (count_launches(lambda batch=batch: masks_of(masking, batch)) for batch in (8, 64))
+    assert few == many <= 100
 
 
 def test_region__hidden_tokens_of_a_ragged_mask_are_weighted_not_the_whole_grid():

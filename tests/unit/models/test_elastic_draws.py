@@ -18,7 +18,10 @@ from mkd_plugin.utils.draws import STEP, start_step
 MASKINGS = dict(
     random=dict(type='RandomMasking', ratio=0.6),
     squares=dict(type='RandomMasking', ratio=0.75, unit=2),
+    sampled=dict(type='SampledMasking', ratio=0.75, predicted=0.25),
     blocks=dict(type='BlockMasking', ratio=0.5, min_block=2),
+    exact_blocks=dict(type='ExactBlockMasking', ratio=0.5, min_block=2),
+    inverse_blocks=dict(type='InverseBlockMasking', ratio=0.75),
     attention=dict(type='AttentionMasking', teacher='mim', ratio=0.75),
     redundancy=dict(type='RedundancyMasking', teacher='mim', at=(0,)),
 )
@@ -49,7 +52,8 @@ def test_masking__draws_its_rows_of_the_global_batch(masking, ranks):
     def draw(rank, ranks, seed=7):
         start_step(seed, rank=rank, ranks=ranks)
         own = images[rank::ranks]
-        return masking(own, features_of(own)).hidden_BL
+        mask = masking(own, features_of(own))
+        return torch.cat([mask.hidden_BL.long(), *mask.regions.values()], dim=1)
 
     whole = draw(0, 1)
     assert len(whole.unique(dim=0)) == 8

@@ -206,9 +206,19 @@ def test_g7__cross_attention_predicts_what_the_student_did_not_see(images, regio
     masking = dict(type='RandomMasking', ratio=0.75)
     objective = dict(PLAIN, head=dict(type='CrossAttention'), region=region)
     model = build(dict(feature=objective), student='VisibleViT', masking=masking)
+    torch.manual_seed(5)
     loss = model.loss(images)['loss_feature']
     loss.backward()
-    assert loss.isfinite() and model.objectives['feature'].heads[0].attend.in_proj_weight.grad.abs().sum() > 0
+    head = model.objectives['feature'].heads[0]
+    assert head.attend.in_proj_weight.grad.abs().sum() > 0
+
+    torch.manual_seed(5)
+    mask = model.masking(images, None)
+    rows = mask.ids_hide_BM + 1 if region == 'hidden' else torch.arange(17).expand(3, -1)
+    seen = model.backbone(images, mask).tokens('output')
+    predicted = head.predict(head.attend(head.pos_embed[0][rows], seen, seen)[0])
+    target = take(model.teachers['frozen'](images, None, ('output',)).tokens('output'), rows)
+    assert loss.item() == pytest.approx(F.mse_loss(predicted, target).item(), rel=1e-9)
 
 
 # G8: a teacher with another grid.
@@ -234,7 +244,11 @@ class CoarseTeacher(ViTTeacher):
 def test_g8__teacher_of_another_grid(images):
     coarse = dict(FROZEN, type='CoarseTeacher', img_size=8)
     model = build(dict(feature=PLAIN), teachers=dict(frozen=coarse))
-    assert model.loss(images)['loss_feature'].isfinite()
+    teacher = model.teachers['frozen']
+    tokens = teacher.network(teacher.view(images)).tokens('output')[:, 1:]
+    target = F.interpolate(tokens.mT.unflatten(2, (2, 2)), (4, 4), mode='bilinear').flatten(2).mT
+    predicted = model.objectives['feature'].heads[0].linear(model.backbone(images).tokens('output')[:, 1:])
+    assert model.loss(images)['loss_feature'].item() == pytest.approx(F.mse_loss(predicted, target).item(), rel=1e-9)
 
 
 # G9: several masks per image, one pass of the teacher.

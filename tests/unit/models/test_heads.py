@@ -244,7 +244,7 @@ def test_neck_head__neck_of_another_width_or_grid():
 
 @pytest.mark.parametrize('options', [dict(num_patches=9), dict(embed_dim=16)])
 def test_neck_head__neck_that_does_not_take_the_tokens(options):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="MAEPretrainDecoder rejects the student's tokens"):
         head_of(dict(type='NeckHead', neck={**NECK, **options}), out_width=48)
 
 

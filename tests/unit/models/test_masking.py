@@ -11,7 +11,7 @@ import torch
 
 from mkd_plugin.models.protocols import StudentContext
 from mkd_plugin.registry import build
-from mkd_plugin.structures import TokenFeatures, Tokens
+from mkd_plugin.structures import QueryKey, TokenFeatures, Tokens
 
 
 def student(side=14):
@@ -167,6 +167,19 @@ def test_several_masks__need_what_their_masking_needs():
     for inner, flags in ((attention, (True, False)), (dict(type='MultiBlockMasking', min_visible=4), (False, True))):
         masking = build(dict(type='SeveralMasks', masking=inner, count=2), student=student(6))
         assert (masking.reads_cls, masking.per_process) == flags
+
+
+def test_several_masks__each_follows_its_own_images_attention():
+    """A teacher looks at four patches in each image; they are the visible ones in all of the image's masks."""
+    looked_at = torch.stack([torch.randperm(36)[:4].sort().values for _ in range(5)])
+    keys = torch.zeros(5, 1, 37, 1)
+    keys[:, 0, 1:, 0] = torch.full((5, 36), -50.0).scatter(1, looked_at, 0.0)
+    features = TokenFeatures({'logit:-1': QueryKey(torch.ones(5, 1, 37, 1), keys)}, num_prefix=1)
+    inner = dict(type='AttentionMasking', teacher='t', num_visible=4)
+    masking = build(dict(type='SeveralMasks', masking=inner, count=3), student=student(6))
+    mask = masking(torch.zeros(5, 3, 1, 1), {'t': features}.get)
+    assert mask.per_image == 3
+    assert torch.equal(mask.ids_keep_BV.sort(1).values, looked_at.repeat_interleave(3, dim=0))
 
 
 @pytest.mark.parametrize(

@@ -215,4 +215,4 @@ def test_compile__a_promotion_compiles_the_teacher_once_more(build_distiller):
         if promote:
             model.teachers['boot'].promote(model.backbone)
         model.loss(torch.randn(3, 3, 16, 16, dtype=torch.float64))
-    assert backend.frame_count <= 2
+    assert 1 <= backend.frame_count <= 2

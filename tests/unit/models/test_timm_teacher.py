@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from mkd_plugin.models.masking import RandomMasking
 from mkd_plugin.models.objective import Objective
@@ -170,11 +171,14 @@ def test_timm_teacher__special_families_equal_timm(model, student_224):
     final = teacher.network.forward_features(teacher.view(images))
     features = teacher(images, None, ('output', 'block:-1', 'pooled'))
     assert features.num_prefix == has_cls
-    for tap in ('output', 'block:-1'):
+    last = teacher.network.forward_intermediates(teacher.view(images), indices=1, intermediates_only=True)[-1]
+    height, width = last.shape[-2:]
+    output = final[:, -height * width :].mT.unflatten(2, (height, width)) if final.dim() == 3 else final
+    for tap, wanted in (('output', output), ('block:-1', last)):
         spec = teacher.tap_spec(tap)
         assert spec.cls == has_cls and features.tokens(tap).shape == (1, 196 + has_cls, spec.channels)
-    if final.shape[1] >= 196:  # otherwise resampled
-        assert torch.equal(features.tokens('output')[:, int(has_cls) :], final[:, -196:])
+        resampled = F.interpolate(wanted, (14, 14), mode='nearest').flatten(2).mT
+        assert torch.equal(features.tokens(tap)[:, int(has_cls) :], resampled)
     if has_cls:
         assert torch.equal(features.select('output', cls)[:, 0], final[:, 0])
     pooled = teacher.network.forward_head(final, pre_logits=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from workload import LiveMemory
 
 from mkd_plugin import get_config
 from mkd_plugin.models.protocols import Progress
+from mkd_plugin.preflight import memory
 from mkd_plugin.preflight.batch import CONTEXT
 from mkd_plugin.preflight.checks import without_checkpoints
 from mkd_plugin.preflight.memory import memory_free, memory_needed
@@ -89,5 +92,19 @@ def test_memory_needed__counts_what_a_real_step_keeps(name):
     assert saved == pytest.approx(live.now, rel=0.1) and losses
 
 
-def test_memory_free__is_less_than_the_machine_has():
-    assert 2**26 < memory_free() <= 2**20 * 4096 * 1024
+def test_memory_free__is_less_than_the_machine_has(monkeypatch):
+    monkeypatch.setattr(memory, 'get_device', lambda: 'cpu')
+    assert 2**26 < memory_free() <= os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def test_memory_free__of_a_container(tmp_path, monkeypatch):
+    def patched(folder, *parts):
+        return tmp_path.joinpath(*parts) if folder == '/sys/fs/cgroup' else Path(folder, *parts)
+
+    monkeypatch.setattr(memory, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(memory, 'Path', patched)
+    (tmp_path / 'memory.current').write_text('1000000\n')
+    (tmp_path / 'memory.max').write_text('3000000\n')
+    assert memory_free() == 2_000_000
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert memory_free() > 2**26

@@ -29,6 +29,10 @@ def rehearsed(monkeypatch):
     return found
 
 
+def test_names__are_found():
+    assert len(DIGITS) >= 16 and len(NAMES) >= 110
+
+
 @pytest.mark.parametrize('name', DIGITS)
 def test_rehearse__every_pretraining_on_digits(name, rehearsed):
     cfg = get_config(name)
